@@ -1,0 +1,257 @@
+"""The million-way classifier: one worker's rows, the distributed streamed softmax, and SGD on the rows."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from instcls_tf import collectives, softmax
+from instcls_tf.config import PretrainConfig
+from instcls_tf.optimizer import momentum_update
+
+
+# Keeps the samples apart from other uses of the same seed.
+_SAMPLE_TAG = 11
+_SHUFFLE_ROUNDS = 16
+
+
+class ClassifierOutput(NamedTuple):
+    """What a batch tells; the same on all workers."""
+
+    loss: tf.Tensor  # scalar float32: the mean over all rows of the global batch
+    instance_top1: tf.Tensor  # scalar float32: the share of rows whose own class has the largest logit of all N
+
+
+class _Gathered(NamedTuple):
+    """The global batch as every worker sees it, and its labels on this worker's classes."""
+
+    embeddings: tf.Tensor  # [B, D] L2-normalised
+    streamed: tf.Tensor | None  # [n] which of the local rows take part, or None for all of them
+    num_streamed: tf.Tensor  # scalar int32
+    targets: softmax.Targets
+
+
+class ShardedClassifier(tf.keras.layers.Layer):
+    """Cosine softmax over N instance classes whose weights are split by rows over the workers.
+
+    Worker r of T owns the contiguous classes `collectives.own_bounds(N)`; N need not be divisible by T. A call with a
+    learning rate is one training step for these rows: they are moved by momentum SGD inside the call, tile by tile, so
+    that neither logits nor weight gradients of more than one tile ever exist. The returned loss can be differentiated
+    for the embeddings as usual; that gradient is the exact derivative of the global mean loss for this worker's rows
+    (computed from the weights before they moved), so the gradients of replicated variables are to be summed over the
+    workers. Without Horovod being launched the layer is an ordinary one-worker layer.
+
+    Args:
+      num_instances: N.
+      embedding_size: D.
+      temperature: tau of Eq. 1.
+      smoothing: alpha of Eq. 2.
+      smoothing_loss: `marginal` is Eq. 3 as printed, `cross_entropy` the soft-label cross-entropy.
+      momentum: the momentum factor of the rows' SGD.
+      weight_decay: the L2 coefficient of the rows' SGD.
+      learning_rate_factor: multiplies the learning rate of each call.
+      sampled_classes: size of the class sample that each step uses instead of all N (Table 3); 0 for all.
+      seed: of the Gaussian rows and of the class samples.
+    """
+
+    def __init__(
+        self,
+        num_instances: int,
+        embedding_size: int = PretrainConfig.embedding_size,
+        *,
+        temperature: float = PretrainConfig.temperature,
+        smoothing: float = PretrainConfig.smoothing,
+        smoothing_loss: str = PretrainConfig.smoothing_loss,
+        momentum: float = PretrainConfig.momentum,
+        weight_decay: float = PretrainConfig.weight_decay,
+        learning_rate_factor: float = PretrainConfig.classifier_learning_rate_factor,
+        sampled_classes: int = PretrainConfig.sampled_classes,
+        seed: int = PretrainConfig.seed,
+        name: str = "sharded_classifier",
+    ):
+        # The softmax sums stay in float32 whatever the encoder computes in.
+        super().__init__(name=name, dtype=tf.float32)
+        if smoothing_loss not in softmax.SMOOTHING_LOSSES:
+            raise ValueError(f"smoothing_loss={smoothing_loss!r}: must be one of {softmax.SMOOTHING_LOSSES}")
+        self.num_instances, self.embedding_size = num_instances, embedding_size
+        self.temperature, self.smoothing, self.smoothing_loss = temperature, smoothing, smoothing_loss
+        self.momentum_factor, self.weight_decay = momentum, weight_decay
+        self.learning_rate_factor = learning_rate_factor
+        self.sampled_classes, self.seed = sampled_classes, seed
+        self.begin, self.end = collectives.own_bounds(num_instances)
+        shape = (self.end - self.begin, embedding_size)
+        # Not trainable in Keras' sense: no optimiser outside may move them a second time.
+        self.local_rows = self.add_weight(name="rows", shape=shape, initializer="zeros", trainable=False)
+        self.local_momentum = self.add_weight(name="momentum", shape=shape, initializer="zeros", trainable=False)
+        self.built = True
+
+    @property
+    def num_local(self) -> int:
+        """n, the number of classes that this worker owns."""
+        return self.end - self.begin
+
+    def initialize_gaussian(self) -> None:
+        """`classifier_init=random`: Gaussian rows of unit expected length, the same classes whatever T is."""
+        block = 65536
+        scale = self.embedding_size**-0.5
+        for start in range(self.begin // block * block, self.end, block):
+            stop = min(start + block, self.num_instances)
+            rows = tf.random.stateless_normal([stop - start, self.embedding_size], [self.seed, start]) * scale
+            low, high = max(start, self.begin), min(stop, self.end)
+            self.write(tf.range(low, high) - self.begin, rows[low - start : high - start])
+
+    def read(self, local_index: tf.Tensor) -> tf.Tensor:
+        """The rows `[m, D]` of some local classes; never touches the others (`read_value()` would copy them all)."""
+        return self.local_rows.sparse_read(local_index)
+
+    def write(self, local_index: tf.Tensor, rows: tf.Tensor) -> None:
+        """Replaces the rows of some local classes by `[m, D]` float32."""
+        self.local_rows.scatter_update(tf.IndexedSlices(rows, local_index))
+
+    def call(
+        self,
+        embeddings: tf.Tensor,
+        instance_ids: tf.Tensor,
+        hard_negatives: tf.Tensor | None = None,
+        learning_rate: tf.Tensor | float | None = None,
+        step: tf.Tensor | int = 0,
+    ) -> ClassifierOutput:
+        """The loss of the global batch of which this worker holds a part; steps 2 to 8 of the paper.
+
+        Args:
+          embeddings: `[b, D]` of any float dtype and length; b may differ between workers and be 0.
+          instance_ids: `[b]` integers in [0, N); several rows (views) may share one.
+          hard_negatives: `[b, K]` ids of each row's hard negatives, needed when smoothing is above 0.
+          learning_rate: of this step's update of the class weights; None leaves them alone.
+          step: chooses the class sample; the same on all workers.
+
+        Returns:
+          `ClassifierOutput`; `loss` is differentiable for `embeddings`.
+
+        Raises:
+          InvalidArgumentError: the loss is not finite; on all workers alike, before anything was updated.
+        """
+        if self.smoothing and hard_negatives is None:
+            raise ValueError(f"smoothing={self.smoothing}: hard_negatives are needed")
+        normalized = tf.math.l2_normalize(tf.cast(embeddings, tf.float32), axis=1)  # [b, D]
+        instance_ids = tf.cast(instance_ids, tf.int32)
+        hard_negatives = tf.cast(hard_negatives, tf.int32) if self.smoothing else None
+
+        @tf.custom_gradient
+        def streamed(local_embeddings):
+            loss, instance_top1, gradient = self._step(
+                local_embeddings, instance_ids, hard_negatives, learning_rate, tf.cast(step, tf.int32)
+            )
+            return (loss, instance_top1), lambda dloss, _: dloss * gradient
+
+        return ClassifierOutput(*streamed(normalized))
+
+    # A graph of its own even when called eagerly: Horovod ignores the names of tensors in eager mode.
+    @tf.function
+    def _step(self, local_embeddings, instance_ids, hard_negatives, learning_rate, step):
+        batch = self._gather(local_embeddings, instance_ids, hard_negatives, step)
+        read = self._reader(batch.streamed)
+        stream = (read, batch.num_streamed, batch.embeddings, batch.targets)
+        shift = self._shift(*stream)
+        local = softmax.forward_pass(*stream, shift, self.temperature, self.smoothing_loss)
+
+        sums = tf.stack([local.exp_sum, local.target_sum, local.own_logit])  # [3, B]
+        exp_sum, target_sum, own_logit = tf.unstack(collectives.sum_over_workers(sums, f"{self.name}_sums"))
+        max_negative = collectives.max_over_workers(local.max_negative, f"{self.name}_max_negative")
+        loss = tf.reduce_mean(softmax.loss_per_row(exp_sum, target_sum, shift, self.smoothing_loss))
+        loss = tf.debugging.check_numerics(loss, "the loss of the global batch")
+        instance_top1 = tf.reduce_mean(tf.cast(own_logit > max_negative, tf.float32))
+
+        gradient = softmax.embedding_gradient(local, exp_sum, target_sum, self.temperature, self.smoothing_loss)
+        gradient = collectives.sum_and_keep_own_rows(
+            gradient, tf.shape(local_embeddings)[0], f"{self.name}_embedding_gradient"
+        )  # [b, D]
+        if learning_rate is not None:
+            with tf.control_dependencies([loss]):
+                softmax.backward_pass(
+                    read,
+                    self._updater(batch.streamed, learning_rate),
+                    *stream[1:],
+                    shift,
+                    exp_sum,
+                    target_sum,
+                    self.temperature,
+                    self.smoothing_loss,
+                )
+        return loss, instance_top1, gradient
+
+    def _gather(self, local_embeddings, instance_ids, hard_negatives, step) -> _Gathered:
+        """Step 2: everybody's embeddings and labels, and which local classes take part."""
+        embeddings = collectives.all_gather(local_embeddings, f"{self.name}_embeddings")  # [B, D]
+        instance_ids = collectives.all_gather(instance_ids, f"{self.name}_ids")  # [B]
+        if hard_negatives is not None:
+            hard_negatives = collectives.all_gather(hard_negatives, f"{self.name}_hard")  # [B, K]
+        classes, labels = softmax.label_distribution(instance_ids, hard_negatives, self.smoothing)  # [B, K+1]
+        is_local = (classes >= self.begin) & (classes < self.end)
+        columns = tf.where(is_local, classes - self.begin, -1)
+        streamed, num_streamed = None, tf.constant(self.num_local)
+        if self.sampled_classes:
+            sample = sample_classes(instance_ids, self.num_instances, self.sampled_classes, (self.seed, step))
+            streamed = sample[(sample >= self.begin) & (sample < self.end)] - self.begin  # [n] ascending
+            num_streamed = tf.size(streamed)
+            columns = tf.where(is_local, tf.reshape(tf.searchsorted(streamed, _flat(columns)), tf.shape(columns)), -1)
+        return _Gathered(embeddings, streamed, num_streamed, softmax.select_targets(columns, labels))
+
+    def _shift(self, read, num_streamed, embeddings, targets) -> softmax.Shift:
+        if self.temperature >= softmax.SMALLEST_CONSTANT_SHIFT_TEMPERATURE:
+            return softmax.constant_shift(tf.shape(embeddings)[0], self.temperature)
+        maxima = softmax.row_maxima(read, num_streamed, embeddings, targets, self.temperature)
+        maxima = collectives.max_over_workers(tf.stack(maxima), f"{self.name}_shift")  # [2, B]
+        return softmax.Shift(*tf.unstack(maxima))
+
+    def _reader(self, streamed):
+        return lambda begin, end: self.read(_local_index(streamed, begin, end))
+
+    def _updater(self, streamed, learning_rate):
+        def update(begin, end, rows, gradients):
+            index = _local_index(streamed, begin, end)
+            rows, momentum = momentum_update(
+                rows,
+                gradients,
+                self.local_momentum.sparse_read(index),
+                learning_rate=self.learning_rate_factor * learning_rate,
+                momentum_factor=self.momentum_factor,
+                weight_decay=self.weight_decay,
+            )
+            self.local_momentum.scatter_update(tf.IndexedSlices(momentum, index))
+            return self.local_rows.scatter_update(tf.IndexedSlices(rows, index))
+
+        return update
+
+
+def sample_classes(instance_ids: tf.Tensor, num_instances: int, size: int, seed) -> tf.Tensor:
+    """Table 3's sample: the batch's own classes, filled up with a uniform sample of the others.
+
+    Args:
+      instance_ids: `[B]` ids of the whole global batch; at most `size` distinct ones.
+      num_instances: N.
+      size: how many classes, at most N.
+      seed: two integers (or integer tensors); the same on all workers.
+
+    Returns:
+      `[size]` int32 distinct class ids in ascending order, the same on all workers.
+    """
+    own = tf.sort(tf.unique(instance_ids)[0])
+    # A random-access permutation: `size` distinct ids without shuffling all N. The default of 4 rounds leaves the
+    # permutations of neighbouring seeds correlated.
+    key = tf.stack([*(tf.cast(part, tf.int32) for part in seed), _SAMPLE_TAG])
+    others = tf.raw_ops.RandomIndexShuffle(
+        index=tf.range(size), seed=key, max_index=num_instances - 1, rounds=_SHUFFLE_ROUNDS
+    )
+    is_own = tf.searchsorted(own, others, side="right") > tf.searchsorted(own, others, side="left")
+    others = others[~is_own][: size - tf.size(own)]
+    return tf.sort(tf.concat([own, others], axis=0))
+
+
+def _local_index(streamed, begin, end):
+    return tf.range(begin, end) if streamed is None else streamed[begin:end]
+
+
+def _flat(tensor):
+    return tf.reshape(tensor, [-1])

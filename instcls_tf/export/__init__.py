@@ -1,0 +1,1 @@
+"""Trained encoders in the formats of other tools."""

@@ -1,0 +1,92 @@
+"""The paper's optimiser: SGD with momentum, L2 weight decay, linear warm-up and cosine annealing."""
+
+from __future__ import annotations
+
+import math
+
+import tensorflow as tf
+
+
+def momentum_update(variable, gradient, momentum, *, learning_rate, momentum_factor, weight_decay):
+    """One step of SGD as in `torch.optim.SGD`, on tensors or arrays of one shape.
+
+    The decay joins the gradient before the momentum, and the learning rate multiplies the momentum when it is applied,
+    not when it is accumulated (Keras' SGD does the latter, which differs whenever the rate changes).
+
+    Returns:
+      `(new variable, new momentum)`.
+    """
+    momentum = momentum_factor * momentum + (gradient + weight_decay * variable)
+    return variable - learning_rate * momentum, momentum
+
+
+class MomentumSGD(tf.keras.optimizers.Optimizer):
+    """`momentum_update` for the replicated variables, as a Keras optimiser.
+
+    Args:
+      learning_rate: a float or a Keras schedule.
+      momentum: the momentum factor (the paper: 0.9).
+      weight_decay: the L2 coefficient (the paper: 1e-4), applied to every variable, biases and BN included.
+    """
+
+    def __init__(self, learning_rate, momentum: float, weight_decay: float, name: str = "momentum_sgd"):
+        # Keras' own `weight_decay` argument is a decoupled decay, hence not passed on.
+        super().__init__(name=name, jit_compile=False)
+        self._learning_rate = self._build_learning_rate(learning_rate)
+        self.momentum_factor = momentum
+        self.l2_weight_decay = weight_decay
+
+    def build(self, var_list):
+        """Makes one momentum slot per variable."""
+        super().build(var_list)
+        if not getattr(self, "_built", False):
+            self.momentums = [self.add_variable_from_reference(v, "momentum") for v in var_list]
+            self._built = True
+
+    def update_step(self, gradient, variable):
+        """Moves one variable; `gradient` has its shape and dtype."""
+        slot = self.momentums[self._index_dict[self._var_key(variable)]]
+        new_variable, new_slot = momentum_update(
+            variable,
+            gradient,
+            slot,
+            learning_rate=tf.cast(self.learning_rate, variable.dtype),
+            momentum_factor=self.momentum_factor,
+            weight_decay=self.l2_weight_decay,
+        )
+        slot.assign(new_slot)
+        variable.assign(new_variable)
+
+    def get_config(self):
+        """Keras' description of the optimiser."""
+        return {
+            **super().get_config(),
+            "learning_rate": self._serialize_hyperparameter(self._learning_rate),
+            "momentum": self.momentum_factor,
+            "weight_decay": self.l2_weight_decay,
+        }
+
+
+class WarmupCosine(tf.keras.optimizers.schedules.LearningRateSchedule):
+    """Linear warm-up from 0 to `peak`, then half a cosine to 0.
+
+    Args:
+      peak: the highest learning rate.
+      warmup_steps: steps of the linear part; step `warmup_steps` is the first at `peak`.
+      total_steps: the length of the run; the rate reaches 0 there.
+    """
+
+    def __init__(self, peak: float, warmup_steps: int, total_steps: int):
+        self.peak, self.warmup_steps, self.total_steps = peak, warmup_steps, total_steps
+
+    def __call__(self, step) -> tf.Tensor:
+        """The learning rate of `step` (float32 scalar); step 0 already moves a little."""
+        step = tf.cast(step, tf.float32)
+        warmup = (step + 1.0) / (self.warmup_steps + 1.0)
+        progress = (step - self.warmup_steps) / max(1.0, float(self.total_steps - self.warmup_steps))
+        cosine = 0.5 * (1.0 + tf.cos(math.pi * tf.clip_by_value(progress, 0.0, 1.0)))
+        return self.peak * tf.where(step < self.warmup_steps, warmup, cosine)
+
+    def get_config(self):
+        """Keras' description of the schedule."""
+        return {"peak": self.peak, "warmup_steps": self.warmup_steps, "total_steps": self.total_steps}

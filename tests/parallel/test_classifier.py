@@ -1,0 +1,85 @@
+"""The sharded, streamed classifier on T workers against the dense float64 reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests import reference
+from tests.parallel import cases
+from tests.parallel.launch import launch
+from tests.reference import relative_error
+
+TOLERANCE = 1e-5
+# At tau = 0.01 logits reach 100, and float32 keeps 1e-5 of them.
+COLD_TOLERANCE = 2e-4
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3], ids=lambda num_workers: f"T{num_workers}")
+def results(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(f"classifier{request.param}")
+    launch(request.param, "classifier", folder)
+    return {name: dict(np.load(folder / f"{name}.npz")) for name in cases.CASES}
+
+
+@pytest.mark.parametrize("name", cases.CASES)
+def test_equals_dense_reference(results, name):
+    case, actual = cases.CASES[name], results[name]
+    tolerance = COLD_TOLERANCE if case.temperature < 0.02 else TOLERANCE
+    dense = reference.DenseClassifier(
+        cases.weights(),
+        temperature=case.temperature,
+        smoothing=case.smoothing,
+        smoothing_loss=case.smoothing_loss,
+    )
+    lists = None
+    for step in range(cases.STEPS):
+        if case.smoothing and step % cases.LISTS_EVERY == 0:
+            lists = reference.hard_negatives(dense.weights, cases.HARD)
+            np.testing.assert_array_equal(actual[f"lists_{step}"], lists)
+        embeddings, ids = cases.batch(step)
+        hard = lists[ids] if case.smoothing else None
+        loss, gradient, top1 = dense.step(embeddings, ids, hard, cases.LEARNING_RATE, actual.get(f"sample_{step}"))
+        assert relative_error(actual[f"loss_{step}"], loss) < tolerance
+        assert relative_error(actual[f"gradient_{step}"], gradient) < tolerance
+        assert actual[f"top1_{step}"] == pytest.approx(top1, abs=1e-6)
+        if f"weights_{step}" in actual:
+            assert relative_error(actual[f"weights_{step}"], dense.weights) < tolerance
+            assert relative_error(actual[f"momentum_{step}"], dense.buffer) < tolerance
+
+
+def test_some_instances_are_recognised_and_some_are_not(results):
+    top1 = [results["marginal"][f"top1_{step}"] for step in range(cases.STEPS)]
+    assert 0 < np.mean(top1) < 1  # else the comparison above would say nothing
+
+
+def test_samples_hold_the_own_classes_and_the_right_number(results):
+    actual, size = results["sampled"], cases.CASES["sampled"].sampled_classes
+    seen = set()
+    for step in range(cases.STEPS):
+        sample = actual[f"sample_{step}"]
+        assert len(set(sample)) == len(sample) == size
+        assert set(cases.batch(step)[1]) <= set(sample)
+        seen |= set(sample)
+    assert seen == set(range(cases.NUM_INSTANCES))
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+def test_whole_training_step_equals_dense_reference(num_workers, tmp_path):
+    from tests.parallel import tasks
+
+    launch(num_workers, "train_step", tmp_path)
+    actual = dict(np.load(tmp_path / "train_step.npz"))
+    dense = reference.DenseClassifier(cases.weights(), temperature=0.15, smoothing=0.2, smoothing_loss="marginal")
+    kernel = tasks.linear_encoder().trainable_variables[0].numpy().astype(np.float64)
+    buffer = np.zeros_like(kernel)
+    for step in range(cases.STEPS):
+        if step % cases.LISTS_EVERY == 0:
+            lists = reference.hard_negatives(dense.weights, cases.HARD)
+        views, ids = tasks.views_of(step)
+        inputs, ids = views.reshape([2 * len(ids), -1]).astype(np.float64), np.repeat(ids, 2)
+        loss, gradient, _ = dense.step(inputs @ kernel, ids, lists[ids], cases.LEARNING_RATE)
+        kernel, buffer = reference.sgd(kernel, inputs.T @ gradient, buffer, cases.LEARNING_RATE)
+        assert relative_error(actual[f"loss_{step}"], loss) < TOLERANCE
+    assert relative_error(actual["kernel"], kernel) < TOLERANCE
+    assert relative_error(actual["weights"], dense.weights) < TOLERANCE

@@ -1,0 +1,170 @@
+"""Views: shapes, seeds, independence of draws, and what the layers do to pixels."""
+
+import colorsys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from instcls_tf.data import augment
+from instcls_tf.data.augment import make_views
+from instcls_tf.data.sources import open_source
+from instcls_tf.errors import UserError
+
+STEP = tf.constant(3, tf.int64)
+
+
+def _photo(height=40, width=60):
+    rows, columns = np.mgrid[:height, :width]
+    planes = [rows * 255 / height, columns * 255 / width, 127 + 60 * np.sin(rows / 3) * np.cos(columns / 4)]
+    return tf.constant(np.stack(planes, axis=-1).astype(np.uint8))
+
+
+def _views(preset, image, count=8, size=32, seed=0, step=STEP, num_views=2):
+    """`count` copies of one image as one batch: `[count, V, S, S, 3]`."""
+    views = make_views(preset, size, seed)
+    draws = views.draws(step, count, num_views)
+    cut = tf.stack([views.crop(image, draws[i]) for i in range(count)])
+    flat = views.augment(tf.reshape(cut, [-1, size, size, 3]), tf.reshape(draws, [count * num_views, -1]))
+    return tf.reshape(flat, cut.shape).numpy()
+
+
+@pytest.mark.parametrize("preset", ["simclr", "digits"])
+def test_views_have_shape_and_are_all_different(preset):
+    views = _views(preset, _photo())
+    assert views.shape == (8, 2, 32, 32, 3) and views.dtype == np.uint8
+    flat = views.reshape(16, -1)
+    assert len(np.unique(flat, axis=0)) == 16, "each view of each copy must have draws of its own"
+
+
+@pytest.mark.parametrize("preset", ["simclr", "digits"])
+def test_views_depend_on_seed_and_step_alone(preset):
+    first = _views(preset, _photo())
+    assert np.array_equal(first, _views(preset, _photo()))
+    assert not np.array_equal(first, _views(preset, _photo(), seed=1))
+    assert not np.array_equal(first, _views(preset, _photo(), step=STEP + 1))
+
+
+def test_none_is_the_largest_centred_square():
+    image = np.zeros([20, 60, 3], np.uint8)
+    image[:, 20:40] = 200
+    views = _views("none", tf.constant(image), count=1, size=10, num_views=2)
+    assert (views == 200).all() and views.shape == (1, 2, 10, 10, 3)
+
+
+def test_unknown_preset_is_explained():
+    with pytest.raises(UserError) as error:
+        make_views("mocha", 32, 0)
+    assert str(error.value) == "--augmentation=mocha: unknown, wanted one of simclr, digits, none"
+
+
+def test_digits_views_stay_readable():
+    digits = open_source("digits").images[:64]
+    plain = np.stack([_views("none", tf.constant(image), 1, num_views=1)[0, 0] for image in digits])
+    warped = np.stack([_views("digits", tf.constant(image), 1, step=STEP + i)[0] for i, image in enumerate(digits)])
+    assert abs(warped.mean() / plain.mean() - 1.0) < 0.15
+    assert (warped.reshape(128, -1).max(axis=1) > 120).all(), "no digit leaves the canvas"
+    # A warp keeps a digit closer to its own kind than to the others.
+    centred = [x.reshape(x.shape[0], -1).astype(float) for x in (plain, warped[:, 0])]
+    centred = [x - x.mean(axis=1, keepdims=True) for x in centred]
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in centred]
+    nearest = np.argmax(unit[1] @ unit[0].T, axis=1)
+    labels = open_source("digits").labels[:64]
+    assert np.mean(labels[nearest] == labels) > 0.7
+
+
+def test_box_area_and_place_cover_their_ranges():
+    image = tf.zeros([100, 200, 3], tf.uint8)
+    draws = tf.random.stateless_uniform([2000, 4], [0, 1])
+    boxes = tf.map_fn(lambda d: tf.stack(augment._random_box(image, d)), draws, fn_output_signature=tf.int32).numpy()
+    top, left, height, width = boxes.T
+    assert (top >= 0).all() and (left >= 0).all() and (top + height <= 100).all() and (left + width <= 200).all()
+    area = height * width / 20000
+    assert area.min() >= 0.19 and area.max() > 0.6 and left.max() > 100
+    fits = height < 100  # A side that was cut no longer has the drawn aspect.
+    aspect = width[fits] / height[fits]
+    assert 0.73 < aspect.min() < 0.8 and 1.25 < aspect.max() < 1.36
+
+
+def test_mirror_flips_half_of_the_images():
+    images = tf.cast(tf.repeat(_photo()[None], 200, 0), tf.float32)
+    flipped = augment.RandomMirror().augment_images(images, tf.random.stateless_uniform([200, 1], [0, 1]))
+    is_flipped = tf.reduce_all(flipped == images[:, :, ::-1], [1, 2, 3]).numpy()
+    assert np.array_equal(is_flipped | tf.reduce_all(flipped == images, [1, 2, 3]).numpy(), np.ones(200, bool))
+    assert 70 < is_flipped.sum() < 130
+
+
+def _color(image, **columns):
+    """`RandomColor` with neutral draws but the named ones."""
+    draws = {"jitter": 0.0, "b": 0.5, "c": 0.5, "s": 0.5, "h": 0.5, "order": 0.0, "grey": 0.9} | columns
+    table = tf.constant([list(draws.values())], tf.float32)
+    return augment.RandomColor().augment_images(tf.cast(image[None], tf.float32), table)[0].numpy()
+
+
+def test_color_neutral_draws_change_nothing():
+    assert np.abs(_color(_photo()) - _photo().numpy()).max() < 0.5
+    skipped = _color(_photo(), jitter=0.81, b=0.0, c=1.0, s=1.0, h=1.0)
+    assert np.abs(skipped - _photo().numpy()).max() < 0.5
+
+
+def test_color_changes_match_their_definitions():
+    image = tf.cast(_photo(), tf.float32) * 0.3 + 60.0  # Far from black and white, so that nothing is clipped.
+    pixels = image.numpy()
+    luma = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
+    np.testing.assert_allclose(_color(image, b=0.75), 1.2 * pixels, rtol=1e-4)
+    np.testing.assert_allclose(_color(image, c=0.25), 0.8 * pixels + 0.2 * luma.mean(), rtol=1e-3)
+    np.testing.assert_allclose(_color(image, s=0.75), 1.2 * pixels - 0.2 * luma[..., None], rtol=1e-3)
+    np.testing.assert_allclose(_color(image, grey=0.1), np.repeat(luma[..., None], 3, -1), rtol=1e-3)
+
+
+def test_color_order_matters_and_contrast_uses_the_current_mean():
+    image = tf.cast(_photo(), tf.float32) * 0.2 + 80.0
+    pixels = image.numpy()
+    luma = (pixels @ np.array([0.299, 0.587, 0.114], np.float32)).mean()
+    for order in range(24):  # Brightness and contrast commute only if the mean follows the brightness.
+        got = _color(image, b=0.25, c=1.0, order=(order + 0.5) / 24)
+        np.testing.assert_allclose(got, 0.8 * (1.4 * pixels - 0.4 * luma), rtol=2e-3)
+    results = [_color(image, c=1.0, s=0.0, h=1.0, b=0.9, order=(order + 0.5) / 24) for order in range(24)]
+    assert max(np.abs(results[0] - result).max() for result in results) < 60
+
+
+def test_hue_turns_like_hsv_and_keeps_luma():
+    red = tf.constant([[[180.0, 80.0, 80.0]]])
+    turned = _color(red, h=1.0)[0, 0]
+    hue = colorsys.rgb_to_hsv(*(turned / 255.0))[0]
+    assert 0.05 < hue < 0.15, "a tenth of a turn from red goes towards yellow"
+    luma = np.array([0.299, 0.587, 0.114])
+    assert abs(turned @ luma - red.numpy()[0, 0] @ luma) < 1.0
+
+
+def test_blur_matches_a_dense_gaussian_and_leaves_half_alone():
+    layer = augment.RandomBlur(64)
+    images = tf.cast(tf.repeat(_photo(32, 32)[None], 200, 0), tf.float32)
+    table = tf.random.stateless_uniform([200, 2], [0, 1])
+    blurred = layer.augment_images(images, table).numpy()
+    untouched = (blurred == images.numpy()).all(axis=(1, 2, 3))
+    assert np.array_equal(untouched, table.numpy()[:, 0] >= 0.5)
+    row = int(np.flatnonzero(~untouched)[0])
+    sigma = 0.1 + 1.9 * table.numpy()[row, 1]
+    taps = np.exp(-(np.arange(-3, 4) ** 2) / (2 * sigma**2))
+    window = images.numpy()[row, 10:17, 12:19]
+    np.testing.assert_allclose(
+        blurred[row, 13, 15], np.einsum("i,j,ijc->c", taps, taps, window) / taps.sum() ** 2, rtol=1e-3
+    )
+
+
+def test_warp_identity_and_pure_shift():
+    layer = augment.RandomWarp()
+    image = np.zeros([1, 20, 20, 3], np.float32)
+    image[0, 8:12, 8:12] = 255.0
+    unit = (1.0 - layer.scale[0]) / (layer.scale[1] - layer.scale[0])
+    same = layer.augment_images(tf.constant(image), tf.constant([[0.5, unit, unit, 0.5, 0.5, 0.5]]))
+    np.testing.assert_allclose(same, image, atol=1e-2)
+    right = layer.augment_images(tf.constant(image), tf.constant([[0.5, unit, unit, 0.5, 1.0, 0.5]]))
+    np.testing.assert_allclose(right, np.roll(image, 2, axis=2), atol=1e-2)
+
+
+def test_layers_work_by_themselves_as_keras_cv_layers():
+    images = tf.cast(tf.repeat(_photo(32, 32)[None], 4, 0), tf.float32)
+    for layer in (*make_views("simclr", 32, 0).layers, *make_views("digits", 32, 0).layers):
+        assert layer(images).shape == images.shape

@@ -1,0 +1,238 @@
+"""Batches: every id once per epoch, the same global order for every number of workers, exact resumption, padding."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from instcls_tf.data import pipeline
+from instcls_tf.data.augment import make_views
+from instcls_tf.data.pipeline import inference_batches, steps_per_epoch, training_batches
+from instcls_tf.data.sources import DigitsSource, open_source
+
+SIZE = 8
+GREY = 7  # Image i is uniformly grey 7 * i, so that pixels prove which image stands behind an id.
+
+
+def _source(count):
+    images = np.broadcast_to((GREY * np.arange(count)).astype(np.uint8)[:, None, None, None], [count, 8, 8, 3]).copy()
+    return DigitsSource("grey", ("even", "odd"), images, (np.arange(count) % 2).astype(np.int32))
+
+
+def _train(source, batch, workers, last, first=0, seed=5, preset="none", num_views=1):
+    """Per worker, the list of its batches."""
+    views = make_views(preset, SIZE, seed)
+    settings = {"views": views, "batch_size": batch, "num_views": num_views, "seed": seed, "num_workers": workers}
+    return [
+        list(training_batches(source, first_step=first, last_step=last, rank=rank, **settings).as_numpy_iterator())
+        for rank in range(workers)
+    ]
+
+
+def _global(workers, part=1):
+    """Per step, the workers' rows (of ids, or of pixels) joined by rank, padding dropped."""
+    return [np.concatenate([x[part][x[1] >= 0] for x in step]) for step in zip(*workers, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def tfds_source(tmp_path_factory):
+    import tensorflow_datasets as tfds
+
+    folder = tmp_path_factory.mktemp("tfds")
+    examples = [{"image": np.full([9, 9, 3], GREY * i, np.uint8), "label": i % 2} for i in range(23)]
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+            "label": tfds.features.ClassLabel(names=["even", "odd"]),
+        }
+    )
+    config = tfds.download.DownloadConfig(num_shards=4)
+    tfds.dataset_builders.store_as_tfds_dataset(
+        "tiny_greys", "1.0.0", features, {"train": enumerate(examples)}, data_dir=folder, download_config=config
+    )
+    return open_source("tiny_greys", data_dir=str(folder))
+
+
+def test_steps_per_epoch():
+    assert [steps_per_epoch(n, 4) for n in (1, 4, 5, 8, 9)] == [1, 1, 2, 2, 3]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 17, 255, 257, 1437])
+def test_permute_is_a_permutation(size):
+    order = pipeline._permute(tf.range(size, dtype=tf.int64), 3, tf.constant(2, tf.int64), size).numpy()
+    assert sorted(order) == list(range(size))
+
+
+def test_permute_mixes_neighbours_and_epochs():
+    size = 20_000
+    places = tf.range(size, dtype=tf.int64)
+    orders = [pipeline._permute(places, 0, tf.constant(epoch, tf.int64), size).numpy() for epoch in range(8)]
+    for first, second in zip(orders, orders[1:], strict=False):
+        assert abs(np.corrcoef(first, second)[0, 1]) < 0.04
+    # Ten sorted classes in batches of 200: a class count has the variance of a random draw.
+    counts = np.stack([np.bincount(batch * 10 // size, minlength=10) for batch in np.split(orders[0], 100)])
+    assert 0.75 < counts.var() / (200 * 0.1 * 0.9) < 1.25
+
+
+def test_permute_reaches_ten_million_ids_without_storing_them():
+    places = tf.constant([0, 1, 9_999_999], tf.int64)
+    ids = pipeline._permute(places, 0, tf.constant(0, tf.int64), 10_000_000).numpy()
+    assert len(set(ids)) == 3 and ids.min() >= 0 and ids.max() < 10_000_000
+
+
+@pytest.mark.parametrize(("count", "batch"), [(13, 4), (9, 4), (12, 4), (5, 8), (10, 3), (7, 1), (11, 5)])
+def test_every_id_once_per_epoch_and_the_same_order_for_every_number_of_workers(count, batch):
+    steps = steps_per_epoch(count, batch)
+    alone = _global(_train(_source(count), batch, 1, 2 * steps))
+    for epoch in range(2):
+        assert sorted(np.concatenate(alone[epoch * steps : (epoch + 1) * steps])) == list(range(count))
+    assert [len(ids) for ids in alone[:steps]] == [min(batch, count - s * batch) for s in range(steps)]
+    for workers in (2, 3):
+        shares = _train(_source(count), batch, workers, 2 * steps)
+        assert {len(batches) for batches in shares} == {2 * steps}
+        for expected, got in zip(alone, _global(shares), strict=True):
+            np.testing.assert_array_equal(got, expected)
+
+
+def test_order_depends_on_epoch_and_seed():
+    epochs = np.concatenate(_global(_train(_source(13), 13, 1, 2)))
+    assert not np.array_equal(epochs[:13], epochs[13:])
+    assert not np.array_equal(epochs[:13], np.concatenate(_global(_train(_source(13), 13, 1, 1, seed=6))))
+
+
+def test_an_empty_share_is_one_row_of_padding():
+    first, second = _train(_source(9), 4, 2, 3)
+    assert [batch[1].tolist() for batch in (first[2], second[2])] == [[first[2][1][0]], [-1]]
+    assert first[2][1][0] >= 0
+    for batches in (first, second):
+        assert [len(ids) for _, ids in batches] == [2, 2, 1]
+        assert [len(views) for views, _ in batches] == [2, 2, 1]
+
+
+def test_more_workers_than_instances_in_a_batch():
+    shares = _train(_source(5), 2, 3, 3)
+    assert [[ids.tolist() for _, ids in batches] for batches in shares][2] == [[-1], [-1], [-1]]
+    assert sorted(np.concatenate(_global(shares))) == list(range(5))
+
+
+def test_pixels_belong_to_their_ids_and_have_the_promised_types():
+    batches = _train(_source(13), 4, 2, 4, num_views=2)
+    for views, ids in (batch for worker in batches for batch in worker):
+        assert views.dtype == np.uint8 and views.shape == (len(ids), 2, SIZE, SIZE, 3) and ids.dtype == np.int32
+        for view, instance_id in zip(views, ids, strict=True):
+            assert instance_id < 0 or (view == GREY * instance_id).all()
+
+
+@pytest.mark.parametrize("first", [3, 6])
+def test_resume_continues_with_the_same_ids_and_pixels(first):
+    whole = _train(_source(13), 4, 2, 8, preset="simclr", num_views=2)
+    rest = _train(_source(13), 4, 2, 8, first=first, preset="simclr", num_views=2)
+    for expected, got in zip(whole, rest, strict=True):
+        assert len(got) == 8 - first
+        for (pixels, ids), (other_pixels, other_ids) in zip(expected[first:], got, strict=True):
+            np.testing.assert_array_equal(ids, other_ids)
+            np.testing.assert_array_equal(pixels[ids >= 0], other_pixels[ids >= 0])
+
+
+def test_pixels_do_not_depend_on_the_number_of_workers():
+    source = open_source("digits")
+    alone = _global(_train(source, 50, 1, 30, first=26, preset="digits", num_views=2), part=0)
+    for workers in (2, 3):
+        shares = _global(_train(source, 50, workers, 30, first=26, preset="digits", num_views=2), part=0)
+        for expected, got in zip(alone, shares, strict=True):
+            # A matrix product over another number of rows may round one grey level differently.
+            assert np.abs(expected.astype(int) - got).max() <= 1
+
+
+def test_two_views_of_one_image_differ():
+    ((batch,),) = _train(open_source("digits"), 16, 1, 1, preset="digits", num_views=2)
+    assert (batch[0][:, 0] != batch[0][:, 1]).any(axis=(1, 2, 3)).all()
+
+
+def test_views_of_one_image_differ_between_epochs():
+    source = open_source("digits")
+    (batches,) = _train(DigitsSource("ten", None, source.images[:10], source.labels[:10]), 10, 1, 2, preset="digits")
+    first, second = (views[np.argsort(ids)] for views, ids in batches)
+    assert (first != second).any(axis=(1, 2, 3, 4)).all()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("batch", [2, 11, 40])
+def test_stream_shows_every_id_once_per_epoch(tfds_source, workers, batch):
+    steps = steps_per_epoch(23, batch)
+    shares = _train(tfds_source, batch, workers, 2 * steps)
+    assert {len(batches) for batches in shares} == {2 * steps}
+    joined = _global(shares)
+    for epoch in range(2):
+        assert sorted(np.concatenate(joined[epoch * steps : (epoch + 1) * steps])) == list(range(23))
+    assert [len(ids) for ids in joined[:steps]] == [min(batch, 23 - s * batch) for s in range(steps)]
+    pixels = _global(shares, part=0)
+    assert all((p[:, 0, 0, 0, 0] // GREY < 37).all() for p in pixels)
+
+
+def test_stream_resumes_and_shuffles_by_epoch_and_seed(tfds_source):
+    whole = _train(tfds_source, 4, 2, 14)
+    rest = _train(tfds_source, 4, 2, 14, first=3)
+    for expected, got in zip(_global(whole)[3:], _global(rest), strict=True):
+        np.testing.assert_array_equal(expected, got)
+    first, second = (np.concatenate([ids for _, ids in whole[0][begin : begin + 6]]) for begin in (0, 6))
+    assert sorted(first) == sorted(second) and not np.array_equal(first, second)
+    other = np.concatenate([ids for _, ids in _train(tfds_source, 4, 2, 6, seed=6)[0]])
+    assert not np.array_equal(first, other)
+
+
+def test_stream_and_random_access_share_the_padding_rule(tfds_source):
+    lengths = [[len(ids) for _, ids in batches] for batches in _train(tfds_source, 11, 3, 3)]
+    expected = [[len(ids) for _, ids in batches] for batches in _train(_source(23), 11, 3, 3)]
+    assert lengths == expected == [[4, 4, 1], [4, 4, 1], [3, 3, 1]]
+
+
+@pytest.mark.parametrize("kind", ["memory", "stream"])
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_inference_passes_once_with_labels(kind, workers, tfds_source):
+    source = _source(23) if kind == "memory" else tfds_source
+    settings = {"image_size": SIZE, "batch_size": 5, "num_workers": workers}
+    shares = [list(inference_batches(source, rank=rank, **settings).as_numpy_iterator()) for rank in range(workers)]
+    assert {len(batches) for batches in shares} == {5}
+    rows = [(images, ids, labels) for batches in shares for images, ids, labels in batches]
+    assert all(images.shape == (len(ids), SIZE, SIZE, 3) and images.dtype == np.uint8 for images, ids, _ in rows)
+    ids = np.concatenate([ids for _, ids, _ in rows])
+    labels = np.concatenate([labels for _, _, labels in rows])
+    assert sorted(ids[ids >= 0]) == list(range(23))
+    assert labels.dtype == ids.dtype == np.int32 and (labels[ids < 0] == -1).all()
+    if kind == "memory":
+        assert np.array_equal(labels[ids >= 0], ids[ids >= 0] % 2)
+        grey = np.concatenate([images[:, 0, 0, 0] for images, _, _ in rows])
+        assert np.array_equal(grey[ids >= 0], GREY * ids[ids >= 0])
+    if workers == 1:
+        assert ids.tolist() == list(range(23))
+
+
+@pytest.mark.parametrize("kind", ["memory", "stream"])
+def test_inference_order_is_shuffled_by_its_seed(kind, tfds_source):
+    source = _source(23) if kind == "memory" else tfds_source
+    orders = []
+    for seed in (1, 1, 2):
+        batches = inference_batches(source, image_size=SIZE, batch_size=5, shuffle_seed=seed)
+        orders.append([int(i) for _, ids, _ in batches.as_numpy_iterator() for i in ids])
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[0]) == list(range(23)) != orders[0]
+
+
+def test_one_dataset_serves_many_epochs_without_tracing_again():
+    views, traces = make_views("none", SIZE, 0), []
+    crop = type(views).crop
+    counted = type("Counted", (type(views),), {"crop": lambda self, *a: traces.append(1) or crop(self, *a)})
+    views = counted(views.preset, SIZE, 0, views.layers)
+    batches = training_batches(_source(9), views=views, batch_size=4, num_views=1, seed=0, last_step=300)
+    assert len(batches) == 300
+    before = len(traces)
+    assert sum(1 for _ in batches) == 300 and len(traces) == before
+
+
+def test_broken_file_in_a_batch_is_named(tmp_path):
+    for index in range(4):
+        (tmp_path / f"{index}.png").write_bytes(tf.io.encode_png(np.zeros([4, 4, 3], np.uint8)).numpy())
+    (tmp_path / "2.png").write_bytes(b"torn")
+    batches = inference_batches(open_source(f"folder:{tmp_path}"), image_size=SIZE, batch_size=2)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"2\.png"):
+        list(batches)

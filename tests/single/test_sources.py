@@ -1,0 +1,195 @@
+"""Sources: stable ids, labels, and what a user is told about a wrong dataset."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from instcls_tf.data.sources import open_source
+from instcls_tf.errors import UserError
+
+
+def _write(path, value=0, channels=3):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = np.full([6, 5, channels], value, np.uint8)
+    encode = tf.io.encode_jpeg if path.suffix.lower() in (".jpg", ".jpeg") else tf.io.encode_png
+    path.write_bytes(encode(image).numpy())
+
+
+def _labelled(tmp_path):
+    for split, count in (("train", 3), ("test", 2)):
+        for name in ("cat", "ant", "bee"):
+            for index in range(count):
+                _write(tmp_path / split / name / f"{index}.png", 10 * index)
+    return f"folder:{tmp_path}"
+
+
+@pytest.fixture(scope="module")
+def tfds_dir(tmp_path_factory):
+    """A prepared dataset `tiny_pictures` of 23 images in several shards; image i is grey i and has label i % 3."""
+    import tensorflow_datasets as tfds
+
+    folder = tmp_path_factory.mktemp("tfds")
+    examples = [{"image": np.full([6, 5, 3], i, np.uint8), "label": i % 3} for i in range(23)]
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+            "label": tfds.features.ClassLabel(names=["x", "y", "z"]),
+        }
+    )
+    config = tfds.download.DownloadConfig(num_shards=4)
+    tfds.dataset_builders.store_as_tfds_dataset(
+        "tiny_pictures", "1.0.0", features, {"train": enumerate(examples)}, data_dir=folder, download_config=config
+    )
+    plain = tfds.features.FeaturesDict({"text": tfds.features.Text()})
+    tfds.dataset_builders.store_as_tfds_dataset(
+        "tiny_texts", "1.0.0", plain, {"train": enumerate([{"text": "a"}, {"text": "b"}])}, data_dir=folder
+    )
+    return str(folder)
+
+
+def test_digits_splits_are_fixed_and_stratified():
+    train, test = open_source("digits"), open_source("digits", "test")
+    assert (train.num_instances, test.num_instances) == (1437, 360)
+    assert train.class_names == tuple("0123456789")
+    assert train.images.dtype == np.uint8 and train.images.shape == (1437, 8, 8, 3) and train.images.max() == 255
+    assert np.array_equal(open_source("digits").images, train.images)
+    shares = np.bincount(train.labels) / 1437 - np.bincount(test.labels) / 360
+    assert np.abs(shares).max() < 0.005
+    assert np.array_equal(train.loader()(tf.constant(7, tf.int64)), train.images[7])
+
+
+def test_folder_ids_are_ranks_of_relative_paths(tmp_path):
+    for name in ("b/2.png", "b/10.JPG", "a.jpeg", "c/d/e/F.PnG", "b/notes.txt", "b/._2.png"):
+        _write(tmp_path / name) if not name.endswith("txt") else (tmp_path / name).write_text("no image")
+    source = open_source(f"folder:{tmp_path}")
+    assert source.paths == ("a.jpeg", "b/10.JPG", "b/2.png", "c/d/e/F.PnG")
+    assert source.num_instances == 4
+    assert source.class_names is None and (source.labels == -1).all()
+
+
+def test_folder_enters_a_linked_folder_once(tmp_path):
+    _write(tmp_path / "a" / "1.png")
+    _write(tmp_path / "a" / "2.png")
+    os.symlink(tmp_path, tmp_path / "a" / "loop")
+    assert open_source(f"folder:{tmp_path}").paths == ("a/1.png", "a/2.png")
+
+
+def test_folder_labels_are_ranks_of_class_folders(tmp_path):
+    dataset = _labelled(tmp_path)
+    train, test = open_source(dataset), open_source(dataset, "test")
+    assert train.class_names == test.class_names == ("ant", "bee", "cat")
+    assert train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert test.labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_folder_test_split_may_lack_a_class_and_be_called_val(tmp_path):
+    dataset = _labelled(tmp_path)
+    os.rename(tmp_path / "test", tmp_path / "val")
+    for path in (tmp_path / "val" / "ant").iterdir():
+        path.unlink()
+    test = open_source(dataset, "test")
+    assert test.class_names == ("ant", "bee", "cat")
+    assert test.labels.tolist() == [1, 1, 2, 2]
+
+
+def test_decoding_gives_rgb_for_every_kind_of_file(tmp_path):
+    from PIL import Image
+
+    colour = Image.new("RGB", (5, 6), (200, 100, 50))
+    colour.save(tmp_path / "0.bmp")
+    colour.convert("L").save(tmp_path / "1.bmp")
+    colour.convert("RGBA").save(tmp_path / "2.png")
+    colour.convert("L").save(tmp_path / "3.png")
+    colour.convert("L").save(tmp_path / "4.jpg")
+    colour.save(tmp_path / "5.gif", save_all=True, append_images=[Image.new("RGB", (5, 6))])
+    load = open_source(f"folder:{tmp_path}").loader()
+    images = [load(tf.constant(i, tf.int64)).numpy() for i in range(6)]
+    assert all(image.shape == (6, 5, 3) and image.dtype == np.uint8 for image in images)
+    grey = np.asarray(colour.convert("L"))[0, 0]
+    for i, expected in enumerate([(200, 100, 50), grey, (200, 100, 50), grey, grey, (200, 100, 50)]):
+        assert np.abs(images[i][0, 0].astype(int) - expected).max() <= 2, i
+
+
+def test_broken_file_is_named(tmp_path):
+    _write(tmp_path / "good.png")
+    (tmp_path / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
+    (tmp_path / "void.png").write_bytes(b"")
+    load = open_source(f"folder:{tmp_path}").loader()
+    for instance_id, name in ((1, "torn.jpg"), (2, "void.png")):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=f"cannot decode the image.*{name}"):
+            list(tf.data.Dataset.from_tensors(tf.constant(instance_id, tf.int64)).map(load))
+
+
+def test_tfds_ids_are_places_in_shards(tfds_dir):
+    source = open_source("tiny_pictures", data_dir=tfds_dir)
+    assert len(source.builder.info.splits["train"].shard_lengths) == 4
+    assert source.num_instances == 23 and source.class_names == ("x", "y", "z")
+    load = source.loader()
+    ordered = list(source.records(0, 23, in_order=True))
+    assert [int(instance_id) for _, instance_id, _ in ordered] == list(range(23))
+    grey_of = {int(instance_id): int(load(record)[0, 0, 0]) for record, instance_id, _ in ordered}
+    assert sorted(grey_of.values()) == list(range(23))
+    records = list(source.records(4, 19))
+    part = [(int(instance_id), int(load(record)[0, 0, 0]), int(label)) for record, instance_id, label in records]
+    assert sorted(instance_id for instance_id, _, _ in part) == list(range(4, 19))
+    assert all(grey_of[instance_id] == grey and label == grey % 3 for instance_id, grey, label in part)
+
+
+def test_wrong_folders_are_explained(tmp_path):
+    def message(path, split="train"):
+        with pytest.raises(UserError) as error:
+            open_source(f"folder:{path}", split)
+        return str(error.value)
+
+    missing = tmp_path / "missing"
+    assert message(missing) == f"--dataset=folder:{missing}: no such folder"
+    (tmp_path / "empty").mkdir()
+    suffixes = "(.jpg, .jpeg, .png, .bmp, .gif)"
+    assert message(tmp_path / "empty") == f"--dataset=folder:{tmp_path}/empty: no images {suffixes} in that folder"
+    _write(tmp_path / "one" / "1.png")
+    assert message(tmp_path / "one" / "1.png").endswith("1.png: not a folder, wanted a folder of images")
+    assert message(tmp_path / "one").endswith("one image only, wanted at least 2 images: every image is a class")
+    _write(tmp_path / "one" / "2.png")
+    path = tmp_path / "one"
+    assert message(path, "test") == (
+        f"--dataset=folder:{path}: no test split, wanted a folder {path}/test or {path}/val"
+    )
+
+
+def test_unknown_class_in_the_test_split_is_explained(tmp_path):
+    dataset = _labelled(tmp_path)
+    _write(tmp_path / "test" / "dog" / "0.png")
+    with pytest.raises(UserError, match=f"--dataset={dataset}: class folder 'dog' is missing in {tmp_path}/train"):
+        open_source(dataset, "test")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "split", "message"),
+    [
+        ("digits", "val", "--dataset=digits: no split 'val', wanted train or test"),
+        ("no_such_set", "train", "--dataset=no_such_set: wanted digits, folder:PATH or the name of a TFDS dataset"),
+        ("no such set", "train", "--dataset=no such set: wanted digits, folder:PATH or the name of a TFDS dataset"),
+        ("cifar10", "train", "--dataset=cifar10: not prepared, run first: tfds build cifar10 --data_dir={dir}"),
+        ("tiny_pictures", "test", "--dataset=tiny_pictures: no split 'test', wanted one of train"),
+        ("tiny_texts", "train", "--dataset=tiny_texts: wanted a dataset with an image feature named 'image'"),
+    ],
+)
+def test_wrong_names_are_explained(dataset, split, message, tfds_dir):
+    with pytest.raises(UserError) as error:
+        open_source(dataset, split, tfds_dir)
+    assert str(error.value) == message.format(dir=tfds_dir)
+
+
+def test_opening_a_folder_or_the_digits_does_not_import_tensorflow(tmp_path):
+    _write(tmp_path / "1.png")
+    _write(tmp_path / "2.png")
+    code = (
+        "import sys; from instcls_tf.data.sources import open_source\n"
+        f"open_source('digits'); open_source('folder:{tmp_path}'); print('tensorflow' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

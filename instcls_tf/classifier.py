@@ -27,6 +27,7 @@ class _Gathered(NamedTuple):
     """The global batch as every worker sees it, and its labels on this worker's classes."""
 
     embeddings: tf.Tensor  # [B, D] L2-normalised
+    is_own: tf.Tensor  # [B] which rows this worker contributed
     streamed: tf.Tensor | None  # [n] which of the local rows take part, or None for all of them
     num_streamed: tf.Tensor  # scalar int32
     targets: softmax.Targets
@@ -164,9 +165,7 @@ class ShardedClassifier(tf.keras.layers.Layer):
         instance_top1 = tf.reduce_mean(tf.cast(own_logit > max_negative, tf.float32))
 
         gradient = softmax.embedding_gradient(local, exp_sum, target_sum, self.temperature, self.smoothing_loss)
-        gradient = collectives.sum_and_keep_own_rows(
-            gradient, tf.shape(local_embeddings)[0], f"{self.name}_embedding_gradient"
-        )  # [b, D]
+        gradient = collectives.sum_and_keep_own_rows(gradient, batch.is_own, f"{self.name}_embedding_gradient")  # [b, D]
         if learning_rate is not None:
             with tf.control_dependencies([loss]):
                 softmax.backward_pass(
@@ -184,7 +183,7 @@ class ShardedClassifier(tf.keras.layers.Layer):
     def _gather(self, local_embeddings, instance_ids, hard_negatives, step) -> _Gathered:
         """Step 2: everybody's embeddings and labels, and which local classes take part."""
         embeddings = collectives.all_gather(local_embeddings, f"{self.name}_embeddings")  # [B, D]
-        instance_ids = collectives.all_gather(instance_ids, f"{self.name}_ids")  # [B]
+        instance_ids, is_own = collectives.all_gather_ids(instance_ids, f"{self.name}_ids")  # [B]
         if hard_negatives is not None:
             hard_negatives = collectives.all_gather(hard_negatives, f"{self.name}_hard")  # [B, K]
         classes, labels = softmax.label_distribution(instance_ids, hard_negatives, self.smoothing)  # [B, K+1]
@@ -196,7 +195,7 @@ class ShardedClassifier(tf.keras.layers.Layer):
             streamed = sample[(sample >= self.begin) & (sample < self.end)] - self.begin  # [n] ascending
             num_streamed = tf.size(streamed)
             columns = tf.where(is_local, tf.reshape(tf.searchsorted(streamed, _flat(columns)), tf.shape(columns)), -1)
-        return _Gathered(embeddings, streamed, num_streamed, softmax.select_targets(columns, labels))
+        return _Gathered(embeddings, is_own, streamed, num_streamed, softmax.select_targets(columns, labels))
 
     def _shift(self, read, num_streamed, embeddings, targets) -> softmax.Shift:
         if self.temperature >= softmax.SMALLEST_CONSTANT_SHIFT_TEMPERATURE:

@@ -5,11 +5,15 @@ averaged. No function here is differentiated: Horovod's own gradient of `allgath
 factor of T for a model-parallel layer. With one worker each function returns its input, so that the package works
 without a launcher and without an initialised Horovod.
 
-`name` identifies a tensor across the workers: two tensors that travel under different names are never mixed, whatever
-order the executors start them in. It must be unique within a `tf.function`; in eager mode Horovod ignores it, so
-callers wrap what they send in a `tf.function`. Name scopes are ignored: TensorFlow puts the call stack of nested
-functions into them, which differs between workers as soon as one of them retraces for a new batch size, and workers
-that wait for different names wait for ever.
+Three habits of TensorFlow can leave workers waiting for each other for ever; all are dealt with here.
+
+- `name` identifies a tensor across the workers: two tensors that travel under different names are never mixed,
+  whatever order the executors start them in. It must be unique within a `tf.function`; in eager mode Horovod ignores
+  it, so callers wrap what they send in a `tf.function`. Name scopes are left out of it: TensorFlow puts the call stack
+  of nested functions into them, which differs as soon as one worker retraces for a new batch size and another does not.
+- Horovod's operations count as pure. Given a constant, constant folding runs them once while the graph is optimised
+  and never again: constants are refused.
+- For the same reason a collective whose result a worker does not need is pruned there: every worker must use it.
 """
 
 from __future__ import annotations
@@ -57,7 +61,25 @@ def local_rank() -> int:
 
 def all_gather(tensor: tf.Tensor, name: str) -> tf.Tensor:
     """Concatenates the workers' tensors along axis 0 in the order of ranks; their first dimensions may differ."""
-    return tensor if _size == 1 else _horovod().allgather(tensor, name=name, ignore_name_scope=True)
+    if _size == 1:
+        return tensor
+    return _horovod().allgather(_not_constant(tensor, name), name=name, ignore_name_scope=True)
+
+
+def all_gather_ids(ids: tf.Tensor, name: str) -> tuple[tf.Tensor, tf.Tensor]:
+    """Concatenates the workers' ids and remembers which are this worker's.
+
+    Args:
+      ids: `[b]` int32; b may differ between workers and be 0.
+      name: the tensor's name across the workers.
+
+    Returns:
+      `[B]` int32 ids in the order of ranks, and `[B]` bool, true for the rows that came from this worker.
+    """
+    if _size == 1:
+        return ids, tf.ones_like(ids, tf.bool)
+    all_ids, origin = tf.unstack(all_gather(tf.stack([ids, tf.fill(tf.shape(ids), _rank)], axis=1), name), axis=1)
+    return all_ids, origin == _rank
 
 
 def sum_over_workers(tensor: tf.Tensor, name: str) -> tf.Tensor:
@@ -71,26 +93,27 @@ def max_over_workers(tensor: tf.Tensor, name: str) -> tf.Tensor:
 
 
 def _allreduce(tensor: tf.Tensor, op, name: str) -> tf.Tensor:
-    return _horovod().allreduce(tensor, op=op, name=name, ignore_name_scope=True)
+    return _horovod().allreduce(_not_constant(tensor, name), op=op, name=name, ignore_name_scope=True)
 
 
-def sum_and_keep_own_rows(tensor: tf.Tensor, local_rows: tf.Tensor, name: str) -> tf.Tensor:
-    """Sums `[B, ...]` tensors over the workers and returns the rows that this worker put into an `all_gather`.
+def _not_constant(tensor: tf.Tensor, name: str) -> tf.Tensor:
+    if not tf.executing_eagerly() and tf.get_static_value(tensor) is not None:
+        raise ValueError(f"collective {name!r}: its tensor is a constant, which TensorFlow would fold")
+    return tensor
+
+
+def sum_and_keep_own_rows(tensor: tf.Tensor, is_own: tf.Tensor, name: str) -> tf.Tensor:
+    """Sums `[B, ...]` tensors over the workers and returns this worker's rows.
 
     Args:
       tensor: `[B, ...]`, this worker's contribution to all rows.
-      local_rows: scalar int32, how many of the B rows are this worker's own.
+      is_own: `[B]` bool from `all_gather_ids`.
       name: the tensor's name across the workers.
 
     Returns:
-      `[local_rows, ...]`, complete sums.
+      `[b, ...]`, complete sums.
     """
-    if _size == 1:
-        return tensor
-    total = sum_over_workers(tensor, name)
-    rows_of_each = all_gather(tf.reshape(local_rows, [1]), name + "_rows")  # [T]
-    begin = tf.reduce_sum(rows_of_each[:_rank])
-    return total[begin : begin + local_rows]
+    return tensor if _size == 1 else sum_over_workers(tensor, name)[is_own]
 
 
 def broadcast_variables(variables: list[tf.Variable]) -> None:

@@ -127,9 +127,9 @@ class HardNegatives(tf.Module):
           `[b, K]` int32 class ids.
         """
         classifier = self.classifier
-        all_ids = collectives.all_gather(instance_ids, f"{self.name}_ids")  # [B]
+        all_ids, is_own = collectives.all_gather_ids(instance_ids, f"{self.name}_ids")  # [B]
         place = tf.where((all_ids >= classifier.begin) & (all_ids < classifier.end))  # [m, 1]
         local = self.lists.sparse_read(tf.gather_nd(all_ids, place) - classifier.begin)  # [m, K]
         # Each class has one owner: everybody else contributes zeros to the sum.
         lists = tf.scatter_nd(tf.cast(place, tf.int32), local, [tf.size(all_ids), self.k])  # [B, K]
-        return collectives.sum_and_keep_own_rows(lists, tf.size(instance_ids), f"{self.name}_lists")
+        return collectives.sum_and_keep_own_rows(lists, is_own, f"{self.name}_lists")

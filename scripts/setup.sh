@@ -110,7 +110,9 @@ compile_horovod() { # Uncached: a wheel from pip's cache would carry the library
     pip install -q --no-cache-dir --no-build-isolation -c requirements.lock -r <(packages '^horovod==')
 }
 
-install_project() { pip install -q --no-deps --no-build-isolation -e . && pip check; }
+install_project() { # "compat" is a plain path, by which packages are found that did not exist yet
+  pip install -q --no-deps --no-build-isolation --config-settings editable_mode=compat -e . && pip check
+}
 
 verify() {
   local build
@@ -125,7 +127,7 @@ total = float(hvd.allreduce(tf.constant(hvd.rank() + 1.0), op=hvd.Sum))
 assert (hvd.size(), total) == (2, 3.0), (hvd.size(), total)'
 }
 
-exec 9<"${BASH_SOURCE[0]}" # the lock is on this very file, so that nothing is left behind
+exec 9<scripts/setup.sh # the lock is on this very file, so that nothing is left behind
 ! command -v flock >/dev/null || flock -n 9 || { echo "Waiting for another setup.sh" && flock 9; }
 
 wanted=$venv/bin/python
@@ -137,6 +139,7 @@ fi
 
 install_missing
 echo "Setting up $venv with $("$python" -V); this takes minutes, and about 3 GB"
+made_from=$(stamp "$python")
 rm -f "$venv/stamp"
 "$python" -m venv --clear "$venv" # anew each time: pip cannot repair a package whose installation was cut short
 export PATH=$venv/bin:$PATH
@@ -146,5 +149,5 @@ configure_mpi
 step "Compiling Horovod with MPI and Gloo" compile_horovod
 step "Installing the project itself" install_project
 step "Checking the imports, and a sum over two workers" verify
-stamp "$venv/bin/python" >"$venv/stamp"
+echo "$made_from" >"$venv/stamp"
 echo "Done in $SECONDS s. To use it: source .venv/bin/activate"

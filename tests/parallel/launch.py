@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def launch(num_workers: int, task: str, folder: Path, *arguments: str, timeout: float = 300) -> None:
+def launch(num_workers: int, task: str, folder: Path, *arguments: str, timeout: float = 180) -> None:
     """Runs `task` on `num_workers` workers; one worker is started by hand, without any launcher."""
     command = [sys.executable, "-m", "tests.parallel.tasks", task, str(folder), *arguments]
     if num_workers > 1:

@@ -15,7 +15,9 @@ FLAGS = flags.FLAGS
 def define() -> None:
     """The flags that all evaluations share."""
     flags.DEFINE_string("workdir", None, "Folder of the run.")
-    flags.DEFINE_string("dataset", None, "Evaluate on this dataset instead of the run's own (same forms as in pretrain).")
+    flags.DEFINE_string(
+        "dataset", None, "Evaluate on this dataset instead of the run's own (same forms as in pretrain)."
+    )
     flags.DEFINE_string("data_dir", None, "Where TFDS keeps its datasets (TFDS datasets only).")
 
 

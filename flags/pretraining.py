@@ -12,7 +12,7 @@ from instcls_tf.config import PretrainConfig
 FLAGS = flags.FLAGS
 
 _DESCRIPTIONS = {
-    "workdir": "Folder of the run: checkpoints, run.flags, metrics.jsonl, TensorBoard events. A run found there goes on.",
+    "workdir": "Folder of the run: checkpoints, run.flags, metrics.jsonl, TensorBoard. A run found there goes on.",
     "dataset": "`digits` (scikit-learn's scans, built in), `folder:PATH` (any images, any nesting;"
     " PATH/{train,test}/CLASS/* when labels exist), or the name of a prepared TFDS dataset.",
     "data_dir": "Where TFDS keeps its datasets (TFDS datasets only).",
@@ -45,7 +45,7 @@ _DESCRIPTIONS = {
     "seed": "Of weights, order and views.",
     "log_every": "Steps between two lines of metrics.jsonl.",
     "checkpoint_every": "Epochs between two checkpoints; 0 saves at the end only.",
-    "max_steps": "Stop after this many steps of the whole run, for trials; 0 saves the initialised run. Default: no limit.",
+    "max_steps": "Stop after this many steps of the whole run, for trials; 0 saves the initialised run; no limit without.",
 }
 
 _CHOICES = {

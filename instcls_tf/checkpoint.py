@@ -13,6 +13,7 @@ import shutil
 from typing import NamedTuple
 
 import tensorflow as tf
+from google.protobuf import text_format
 
 from instcls_tf import collectives, networks
 from instcls_tf.config import PretrainConfig, load_run
@@ -96,7 +97,13 @@ def _remember(folder: str, newest: str) -> None:
     prefixes = sorted(path[: -len(".index")] for path in glob.glob(os.path.join(folder, "ckpt-*.index")))
     prefixes = [prefix for prefix in prefixes if prefix <= newest]
     kept = prefixes[-_KEPT:]
-    tf.compat.v1.train.update_checkpoint_state(folder, newest, [os.path.basename(p) for p in kept])
+    state = tf.compat.v1.train.generate_checkpoint_state_proto(
+        folder, os.path.basename(newest), [os.path.basename(path) for path in kept]
+    )
+    state_file = os.path.join(folder, "checkpoint")
+    with open(state_file + ".new", "w") as file:
+        file.write(text_format.MessageToString(state))
+    os.replace(state_file + ".new", state_file)
     for prefix in prefixes[:-_KEPT]:
         for path in glob.glob(prefix + ".*"):
             os.remove(path)

@@ -10,7 +10,6 @@ from instcls_tf import collectives, softmax
 from instcls_tf.config import PretrainConfig
 from instcls_tf.optimizer import momentum_update
 
-
 # Keeps the samples apart from other uses of the same seed.
 _SAMPLE_TAG = 11
 _SHUFFLE_ROUNDS = 16
@@ -165,7 +164,9 @@ class ShardedClassifier(tf.keras.layers.Layer):
         instance_top1 = tf.reduce_mean(tf.cast(own_logit > max_negative, tf.float32))
 
         gradient = softmax.embedding_gradient(local, exp_sum, target_sum, self.temperature, self.smoothing_loss)
-        gradient = collectives.sum_and_keep_own_rows(gradient, batch.is_own, f"{self.name}_embedding_gradient")  # [b, D]
+        gradient = collectives.sum_and_keep_own_rows(
+            gradient, batch.is_own, f"{self.name}_embedding_gradient"
+        )  # [b, D]
         if learning_rate is not None:
             with tf.control_dependencies([loss]):
                 softmax.backward_pass(

@@ -1,4 +1,4 @@
-"""Hard negatives: for each class, the K other classes with the most similar weights; exact, streamed, over all workers."""
+"""Hard negatives: the K other classes with the most similar weights; exact, streamed, over all workers."""
 
 from __future__ import annotations
 

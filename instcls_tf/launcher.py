@@ -1,4 +1,4 @@
-"""What the launcher told this process about itself, read from the environment before TensorFlow or Horovod is loaded."""
+"""What the launcher told this process about itself, read before TensorFlow or Horovod is loaded."""
 
 from __future__ import annotations
 

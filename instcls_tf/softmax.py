@@ -124,7 +124,9 @@ def constant_shift(batch_rows: tf.Tensor, temperature: float) -> Shift:
     return Shift(shift, shift)
 
 
-def row_maxima(read: ReadRows, num_classes: tf.Tensor, embeddings: tf.Tensor, targets: Targets, temperature: float) -> Shift:
+def row_maxima(
+    read: ReadRows, num_classes: tf.Tensor, embeddings: tf.Tensor, targets: Targets, temperature: float
+) -> Shift:
     """The largest logit of each row, over all streamed classes and over its targets: an extra pass for small tau.
 
     Returns:
@@ -211,8 +213,8 @@ def embedding_gradient(
 ) -> tf.Tensor:
     """Step 6: this worker's part of the mean loss' gradient for the normalised embeddings.
 
-    `dx^_i = (sum_j p_ij w^_j - sum_j q_ij w^_j) / (tau B)`, where q is the labels' share `y p / sum y p` for Eq. 3 and y
-    itself for the cross-entropy.
+    `dx^_i = (sum_j p_ij w^_j - sum_j q_ij w^_j) / (tau B)`, where q is the labels' share `y p / sum y p` for Eq. 3 and
+    y itself for the cross-entropy.
 
     Args:
       local: this worker's partial sums.
@@ -307,7 +309,5 @@ def _for_each_tile(body, state, read: ReadRows, num_classes: tf.Tensor, scaled: 
         tile = _Tile(begin, end, rows, directions, norms, logits, in_tile, index, tf.gather_nd(logits, index))
         return end, body(tile, state)
 
-    _, final = tf.while_loop(
-        lambda begin, _: begin < num_classes, step, (tf.constant(0), state), parallel_iterations=1
-    )
+    _, final = tf.while_loop(lambda begin, _: begin < num_classes, step, (tf.constant(0), state), parallel_iterations=1)
     return final

@@ -55,7 +55,9 @@ def _draw_curves(axes, curves, config: PretrainConfig, num_instances: int) -> No
     sizes = (num_instances, config.embedding_size, config.temperature)
     for name, metrics in curves.items():
         axes.plot(metrics["epoch"], metrics["loss"], label=name)
-    axes.axhline(thermometer.expected_start(*sizes), color="grey", linestyle=":", label="expected start (Gaussian rows)")
+    axes.axhline(
+        thermometer.expected_start(*sizes), color="grey", linestyle=":", label="expected start (Gaussian rows)"
+    )
     axes.axhline(thermometer.expected_floor(*sizes), color="grey", linestyle="--", label="floor of Eq. 1")
     axes.set(xlabel="epoch", ylabel="loss", title=f"{num_instances}-way instance classification", ylim=(0, None))
     axes.legend()

@@ -14,8 +14,8 @@ from instcls_tf.config import PretrainConfig
 from instcls_tf.data.sources import open_source
 from instcls_tf.hardest_classes import HardNegatives
 from instcls_tf.optimizer import MomentumSGD
-from instcls_tf.prior import initialize_classifier
 from instcls_tf.pretraining import make_train_step
+from instcls_tf.prior import initialize_classifier
 from tests.parallel import cases
 
 

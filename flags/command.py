@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -25,8 +26,9 @@ def run(main: Callable[[], None], description: str) -> None:
       main: imports TensorFlow itself, so that a typo is answered at once.
       description: shown by --help above the flags.
     """
-    # TensorFlow's start-up notices would bury the progress and the one sentence that matters.
+    # TensorFlow's notices would bury the progress and the one sentence that matters.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     try:
         _parse(description)
         main()

@@ -45,7 +45,7 @@ _DESCRIPTIONS = {
     "seed": "Of weights, order and views.",
     "log_every": "Steps between two lines of metrics.jsonl.",
     "checkpoint_every": "Epochs between two checkpoints; 0 saves at the end only.",
-    "max_steps": "Stop after this many steps of the whole run, for trials; 0 saves the initialised run; no limit without.",
+    "max_steps": "Stop after this many steps of the whole run, for trials; 0 saves the initialised run.",
 }
 
 _CHOICES = {

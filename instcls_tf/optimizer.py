@@ -60,7 +60,7 @@ class MomentumSGD(tf.keras.optimizers.Optimizer):
     def get_config(self):
         """Keras' description of the optimiser."""
         return {
-            **super().get_config(),
+            "name": self.name,
             "learning_rate": self._serialize_hyperparameter(self._learning_rate),
             "momentum": self.momentum_factor,
             "weight_decay": self.l2_weight_decay,

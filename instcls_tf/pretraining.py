@@ -88,6 +88,7 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
     )
     batches = iter(batches) if first_step < last_step else iter(())
     log = MetricsLog(config.workdir, first_step) if is_chief else None
+    expected = thermometer.expected_losses(source.num_instances, config.embedding_size, config.temperature)
     timer, outputs, images, metrics = StepTimer(), [], 0, {}
     for step in range(first_step, last_step):
         epoch, step_in_epoch = divmod(step, steps_per_epoch)
@@ -106,6 +107,7 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
                 "step": done,
                 "epoch": done / steps_per_epoch,
                 **_means(outputs),
+                **expected,
                 "learning_rate": float(learning_rate),
                 **timer.report(images),
             }
@@ -234,15 +236,14 @@ def _use_own_device() -> None:
 
 
 def _announce(config, source, steps_per_epoch, warmup_steps, first_step, progress) -> None:
-    num_instances = source.num_instances
-    sizes = (num_instances, config.embedding_size, config.temperature)
+    expected = thermometer.expected_losses(source.num_instances, config.embedding_size, config.temperature)
     progress.say(
-        f"{source.name}: {num_instances} instances = classes, {collectives.size()} worker(s),"
+        f"{source.name}: {source.num_instances} instances = classes, {collectives.size()} worker(s),"
         f" {steps_per_epoch} steps per epoch, {config.epochs} epochs"
     )
     progress.say(
-        f"loss (Eq. 1, Gaussian rows): starts near {thermometer.expected_start(*sizes):.2f},"
-        f" cannot fall below about {thermometer.expected_floor(*sizes):.2f}"
+        f"loss (Eq. 1, Gaussian rows): starts near {expected['loss_expected_start']:.2f},"
+        f" cannot fall below about {expected['loss_floor']:.2f}"
     )
     if config.effective_warmup_epochs < config.warmup_epochs:
         progress.say(

@@ -27,8 +27,9 @@ MARGINAL = "marginal"
 CROSS_ENTROPY = "cross_entropy"
 SMOOTHING_LOSSES = (MARGINAL, CROSS_ENTROPY)
 
-# Below this temperature exp(l - 1/tau) can underflow in float32, so the rows' true maxima are needed.
-SMALLEST_CONSTANT_SHIFT_TEMPERATURE = 0.02
+# Below this temperature exp(l - 1/tau), at least exp(-2/tau), can underflow in float32 (at exp(-87.3): TensorFlow
+# flushes what is smaller to 0), so the rows' true maxima are needed.
+SMALLEST_CONSTANT_SHIFT_TEMPERATURE = 0.025
 
 # Elements of one tile of logits, [B, c]: small enough for the last-level cache, large enough for fast products.
 _TILE_ELEMENTS = 2**21
@@ -307,7 +308,8 @@ def _for_each_tile(body, state, read: ReadRows, num_classes: tf.Tensor, scaled: 
         in_tile = Targets(*(part[first:last] for part in targets))
         index = tf.stack([in_tile.row, in_tile.column - begin], axis=1)  # [e, 2]
         tile = _Tile(begin, end, rows, directions, norms, logits, in_tile, index, tf.gather_nd(logits, index))
-        return end, body(tile, state)
+        # Broadcasting loses the static size of a batch of one row, which the loop does not allow.
+        return end, tf.nest.map_structure(lambda new, old: tf.ensure_shape(new, old.shape), body(tile, state), state)
 
     _, final = tf.while_loop(lambda begin, _: begin < num_classes, step, (tf.constant(0), state), parallel_iterations=1)
     return final

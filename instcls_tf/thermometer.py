@@ -16,5 +16,11 @@ def expected_floor(num_instances: int, embedding_size: int, temperature: float) 
     return math.log1p(math.exp(min(700.0, log_negatives - 1.0 / temperature)))
 
 
+def expected_losses(num_instances: int, embedding_size: int, temperature: float) -> dict[str, float]:
+    """Both marks, under the names that `metrics.jsonl` gives them."""
+    sizes = (num_instances, embedding_size, temperature)
+    return {"loss_expected_start": expected_start(*sizes), "loss_floor": expected_floor(*sizes)}
+
+
 def _half_variance(embedding_size: int, temperature: float) -> float:
     return 1.0 / (2.0 * embedding_size * temperature**2)

@@ -8,18 +8,21 @@ stock layers of the same kind loop over images one by one on a CPU; these handle
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import itertools
 import math
 import warnings
 
-import keras_cv
 import tensorflow as tf
 
 from instcls_tf.errors import UserError
 
-with warnings.catch_warnings():  # The announcement of its end of life.
+# keras-cv announces its backend on standard output, tensorflow-addons its end of life as a warning.
+with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
     warnings.simplefilter("ignore")
+    import keras_cv
     from tensorflow_addons.image import transform as projective_transform
 
 PRESETS = ("simclr", "digits", "none")

@@ -15,7 +15,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Union
 
 import numpy as np
 
@@ -157,7 +157,7 @@ class TfdsSource:
         return lambda record: decode_image(*record)
 
 
-Source = DigitsSource | FolderSource | TfdsSource
+Source = Union[DigitsSource, FolderSource, TfdsSource]
 
 
 def decode_image(encoded: Any, name: Any) -> Any:

@@ -29,7 +29,7 @@ def extract(model, source: Source, *, image_size: int, batch_size: int = 256) ->
     """
     keras_model = isinstance(model, tf.keras.Model)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(input_signature=[tf.TensorSpec([None, image_size, image_size, 3], tf.uint8)])
     def embed(images):
         return model(images, training=False) if keras_model else model(images)
 

@@ -7,9 +7,11 @@ The replicated part (encoder, optimiser) is an ordinary `tf.train.Checkpoint`. T
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import shutil
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -113,11 +115,17 @@ def latest(workdir: str) -> str | None:
     """The prefix of the newest complete checkpoint of a run, None if it has not saved any.
 
     Raises:
-      UserError: the newest checkpoint is recorded but its files are gone.
+      UserError: the newest checkpoint is recorded but its files are gone, or the record is damaged.
     """
-    state = tf.train.get_checkpoint_state(checkpoint_folder(workdir))
-    if state is None:
+    record = os.path.join(checkpoint_folder(workdir), "checkpoint")
+    if not os.path.exists(record):
         return None
+    try:
+        state = tf.train.get_checkpoint_state(checkpoint_folder(workdir))
+    except ValueError:
+        state = None
+    if state is None:
+        raise UserError(f"--workdir={workdir}: cannot understand {record}, which names the newest checkpoint")
     prefix = os.path.join(checkpoint_folder(workdir), os.path.basename(state.model_checkpoint_path))
     if not os.path.exists(prefix + ".index"):
         raise UserError(f"--workdir={workdir}: its newest checkpoint has lost the file {prefix}.index")
@@ -130,9 +138,8 @@ def restore(prefix: str, replicated: tf.train.Checkpoint, sliced: dict[str, Slic
     Raises:
       UserError: the checkpoint lacks a variable, holds another number of instances, or is damaged.
     """
-    try:
-        reader = tf.train.load_checkpoint(prefix)
-        shapes = reader.get_variable_to_shape_map()
+    with _damage_is_a_user_error(prefix):
+        shapes = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
         for name, part in sliced.items():
             if name not in shapes:
                 raise UserError(f"{prefix}: the checkpoint has no {name}")
@@ -141,9 +148,25 @@ def restore(prefix: str, replicated: tf.train.Checkpoint, sliced: dict[str, Slic
         replicated.read(prefix).assert_consumed()
         for name, part in sliced.items():
             _read_slices(prefix, name, part)
+
+
+def holds(prefix: str, name: str) -> bool:
+    """Whether a checkpoint has a tensor of this name.
+
+    Raises:
+      UserError: the checkpoint is damaged.
+    """
+    with _damage_is_a_user_error(prefix):
+        return name in tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
+
+
+@contextlib.contextmanager
+def _damage_is_a_user_error(prefix: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
     except (tf.errors.OpError, AssertionError, IndexError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{prefix}: cannot restore this checkpoint: {str(error).splitlines()[0]}") from error
 
 
@@ -160,17 +183,27 @@ def _read_slices(prefix: str, name: str, part: Slices) -> None:
         part.variable.scatter_update(tf.IndexedSlices(values, tf.range(start, stop)))
 
 
-def make_encoder(config: PretrainConfig) -> tf.keras.Model:
-    """The encoder (backbone and projection) that a recipe describes, with its random initial weights."""
-    return networks.build_encoder(
-        encoder=config.encoder,
-        width_multiplier=config.width_multiplier,
-        stem=config.stem,
-        mlp_head=config.mlp_head,
-        embedding_size=config.embedding_size,
-        zero_init_last_gamma=config.zero_init_last_gamma,
-        seed=config.seed,
-    )
+def make_encoder(config: PretrainConfig, precision: str = "float32") -> tf.keras.Model:
+    """The encoder (backbone and projection) that a recipe describes, with its random initial weights.
+
+    Args:
+      config: the recipe.
+      precision: a Keras dtype policy; of this encoder alone, the global policy stays as it was.
+    """
+    outside = tf.keras.mixed_precision.global_policy()
+    tf.keras.mixed_precision.set_global_policy(precision)
+    try:
+        return networks.build_encoder(
+            encoder=config.encoder,
+            width_multiplier=config.width_multiplier,
+            stem=config.stem,
+            mlp_head=config.mlp_head,
+            embedding_size=config.embedding_size,
+            zero_init_last_gamma=config.zero_init_last_gamma,
+            seed=config.seed,
+        )
+    finally:
+        tf.keras.mixed_precision.set_global_policy(outside)
 
 
 def load_encoder(workdir: str) -> tf.keras.Model:
@@ -190,9 +223,7 @@ def load_encoder(workdir: str) -> tf.keras.Model:
     if prefix is None:
         raise UserError(f"--workdir={workdir}: the run has not saved a checkpoint yet")
     encoder = make_encoder(config)
-    try:
+    with _damage_is_a_user_error(prefix):
         status = tf.train.Checkpoint(encoder=encoder).read(prefix)
         status.assert_existing_objects_matched().expect_partial()
-    except (tf.errors.OpError, AssertionError, IndexError, ValueError) as error:
-        raise UserError(f"{prefix}: cannot restore this checkpoint: {str(error).splitlines()[0]}") from error
     return encoder

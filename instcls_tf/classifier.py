@@ -137,6 +137,8 @@ class ShardedClassifier(tf.keras.layers.Layer):
         normalized = tf.math.l2_normalize(tf.cast(embeddings, tf.float32), axis=1)  # [b, D]
         instance_ids = tf.cast(instance_ids, tf.int32)
         hard_negatives = tf.cast(hard_negatives, tf.int32) if self.smoothing else None
+        if learning_rate is not None:  # a Python number would retrace the step whenever it changes
+            learning_rate = tf.cast(learning_rate, tf.float32)
 
         @tf.custom_gradient
         def streamed(local_embeddings):

@@ -86,6 +86,7 @@ class PretrainConfig:
             _require(self, name, getattr(self, name) >= 0, "0 or more")
         for name in ("smoothing", "momentum"):
             _require(self, name, 0 <= getattr(self, name) < 1, "0 or more and below 1")
+        _require(self, "seed", 0 <= self.seed < 2**31, "from 0 to 2147483647")
         _require(self, "batch_size", self.batch_size >= num_workers, f"at least the {num_workers} workers")
         _require(self, "max_steps", self.max_steps is None or self.max_steps >= 0, "0 or more")
         _require(
@@ -97,12 +98,16 @@ class PretrainConfig:
                 f" the sample): add --smoothing=0"
             )
 
-    def validate_with_data(self, num_instances: int) -> None:
+    def validate_with_data(self, num_instances: int, num_workers: int = 1) -> None:
         """Checks what depends on the number of instances, N.
 
         Raises:
           UserError: one sentence naming the flag, its value and what is wanted.
         """
+        if num_instances < num_workers:
+            raise UserError(
+                f"--dataset={self.dataset}: has {num_instances} instances, must be at least the {num_workers} workers"
+            )
         if self.smoothing:
             _require(
                 self,

@@ -36,13 +36,12 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
     _, num_workers = launched_rank_and_size() or (0, 1)
     config.validate(num_workers)
     source = open_source(config.dataset, split="train", data_dir=config.data_dir)
-    config.validate_with_data(source.num_instances)
+    config.validate_with_data(source.num_instances, num_workers)
     resuming = refuse_other_recipe(config)
 
     # ---- Workers
     collectives.init()
     _use_own_device()
-    tf.keras.mixed_precision.set_global_policy(config.precision)
     tf.keras.utils.set_random_seed(config.seed)
     is_chief = collectives.rank() == 0
     progress = Progress(visible=is_chief)
@@ -199,7 +198,7 @@ def _unscaled(gradients, optimizer):
 
 
 def _make_run(config: PretrainConfig, source: Source, schedule: WarmupCosine) -> Run:
-    encoder = checkpoint.make_encoder(config)
+    encoder = checkpoint.make_encoder(config, config.precision)
     classifier = ShardedClassifier(
         source.num_instances,
         config.embedding_size,
@@ -223,7 +222,7 @@ def _make_run(config: PretrainConfig, source: Source, schedule: WarmupCosine) ->
 
 
 def _has_lists(prefix: str) -> bool:
-    return "classifier/hard_negatives" in tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
+    return checkpoint.holds(prefix, "classifier/hard_negatives")
 
 
 def _use_own_device() -> None:

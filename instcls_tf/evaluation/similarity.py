@@ -28,6 +28,7 @@ def similarities_of_run(workdir: str, data_dir: str | None, instances: int) -> d
     if instances < 1:
         raise UserError(f"--instances={instances}: must be at least 1")
     config = load_run(workdir)
+    trained = checkpoint.load_encoder(workdir)
     source = open_source(config.dataset, "train", data_dir or config.data_dir)
     result = {}
     for init in CLASSIFIER_INITS:
@@ -38,9 +39,7 @@ def similarities_of_run(workdir: str, data_dir: str | None, instances: int) -> d
         training = init in ("raw_batch_bn", "random")
         result[init] = similarity_gap(config, source, encoder, classifier.local_rows, instances, training=training)
     rows = tf.train.load_checkpoint(checkpoint.latest(workdir)).get_tensor("classifier/rows")
-    result["trained"] = similarity_gap(
-        config, source, checkpoint.load_encoder(workdir), rows, instances, training=False
-    )
+    result["trained"] = similarity_gap(config, source, trained, rows, instances, training=False)
     return result
 
 

@@ -1,0 +1,44 @@
+"""Rank and size from the environment of each launcher."""
+
+import pytest
+
+from instcls_tf import launcher
+
+PAIRS = {
+    "horovodrun": ("HOROVOD_RANK", "HOROVOD_SIZE"),
+    "open_mpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    "mpich": ("PMI_RANK", "PMI_SIZE"),
+    "srun": ("PMIX_RANK", "SLURM_NTASKS"),
+}
+
+
+@pytest.fixture(autouse=True)
+def shell(monkeypatch):
+    """The environment of a process started by hand, and how to change it."""
+    for name in (name for pair in PAIRS.values() for name in pair):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_started_by_hand():
+    assert launcher.launched_rank_and_size() is None
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_started_by_a_launcher(shell, kind):
+    rank, size = PAIRS[kind]
+    shell.setenv(rank, "2")
+    shell.setenv(size, "13")
+    assert launcher.launched_rank_and_size() == (2, 13)
+
+
+@pytest.mark.parametrize("name", ["SLURM_NTASKS", "PMIX_RANK", "PMI_RANK"])
+def test_half_a_pair_is_no_launcher(shell, name):
+    shell.setenv(name, "1")  # as SLURM_NTASKS is in a batch script that starts the command without srun
+    assert launcher.launched_rank_and_size() is None
+
+
+def test_horovodrun_inside_a_slurm_job_wins(shell):
+    for name, value in (("PMIX_RANK", "0"), ("SLURM_NTASKS", "1"), ("HOROVOD_RANK", "3"), ("HOROVOD_SIZE", "4")):
+        shell.setenv(name, value)
+    assert launcher.launched_rank_and_size() == (3, 4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import time
 from typing import Callable
@@ -17,6 +18,8 @@ USER_ERROR_STATUS = 2
 
 # How long the other ranks give rank 0 to report a mistake that all of them see.
 _GRACE_SECONDS = 5.0
+
+_WANTED = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
 def run(main: Callable[[], None], description: str) -> None:
@@ -41,12 +44,26 @@ def _parse(description: str) -> None:
     try:
         _, *stray = flags.FLAGS(sys.argv)
     except flags.Error as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(_one_sentence(error)) from error
     if stray:
         raise UserError(f"{stray[0]!r} is not a flag: every setting is given as --name=value")
     if flags.FLAGS["help"].value:
         print(f"{description.strip()}\n\nFlags:{_own_flags_help()}")
         sys.exit(0)
+
+
+def _one_sentence(error: flags.Error) -> str:
+    """What absl says about a command line, in the form of this project's other errors."""
+    text = " ".join(str(error).split())
+    if isinstance(error, flags.UnrecognizedFlagError):
+        _, _, meant = text.partition("Did you mean: ")
+        return f"--{error.flagname}: no such flag" + (f"; did you mean --{meant.removesuffix(' ?')}?" if meant else "")
+    if isinstance(error, flags.CantOpenFlagFileError):
+        return f"--flagfile: cannot read {error.__context__.filename} ({error.__context__.strerror})"
+    illegal = re.match(r"flag (--(\w+)=.*?): ", text)
+    if illegal:
+        return f"{illegal[1]}: must be {_WANTED[flags.FLAGS[illegal[2]].flag_type()]}"
+    return text
 
 
 def _define_help() -> None:

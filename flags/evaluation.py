@@ -15,14 +15,14 @@ FLAGS = flags.FLAGS
 def define() -> None:
     """The flags that all evaluations share."""
     flags.DEFINE_string("workdir", None, "Folder of the run.")
-    flags.DEFINE_string(
-        "dataset", None, "Evaluate on this dataset instead of the run's own (same forms as in pretrain)."
-    )
     flags.DEFINE_string("data_dir", None, "Where TFDS keeps its datasets (TFDS datasets only).")
 
 
 def define_knn() -> None:
     """The flags of `knn_eval`."""
+    flags.DEFINE_string(
+        "dataset", None, "Evaluate on this dataset instead of the run's own (same forms as in pretrain)."
+    )
     flags.DEFINE_integer("num_neighbors", 20, "Neighbours that vote.")
     flags.DEFINE_float("knn_temperature", 0.07, "Temperature of the votes' weights, exp(cosine / temperature).")
     flags.DEFINE_string("features", "backbone", "What is compared: `backbone`, `projection`, or `pixels` (no network).")
@@ -41,11 +41,12 @@ def define_compare() -> None:
 
 def named_runs() -> dict[str, str]:
     """The value of --runs as workdirs by name."""
-    pairs = [part.partition("=") for part in required("runs").split(",")]
-    for name, _, workdir in pairs:
-        if not name or not workdir:
-            raise UserError(f"--runs={FLAGS.runs}: must be NAME=WORKDIR,NAME=WORKDIR,...")
-    return {name: workdir for name, _, workdir in pairs}
+    runs = {}
+    for name, _, workdir in (part.partition("=") for part in required("runs").split(",")):
+        if not name or not workdir or name in runs:
+            raise UserError(f"--runs={FLAGS.runs}: must be NAME=WORKDIR,NAME=WORKDIR,... with different names")
+        runs[name] = workdir
+    return runs
 
 
 def required(name: str) -> str:

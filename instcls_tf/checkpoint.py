@@ -224,6 +224,7 @@ def load_encoder(workdir: str) -> tf.keras.Model:
         raise UserError(f"--workdir={workdir}: the run has not saved a checkpoint yet")
     encoder = make_encoder(config)
     with _damage_is_a_user_error(prefix):
-        status = tf.train.Checkpoint(encoder=encoder).read(prefix)
-        status.assert_existing_objects_matched().expect_partial()
+        # The optimiser stays in the file; without this TensorFlow would list each of its variables as lost.
+        status = tf.train.Checkpoint(encoder=encoder).read(prefix).expect_partial()
+        status.assert_existing_objects_matched()
     return encoder

@@ -84,6 +84,7 @@ class PretrainConfig:
             _require(self, name, _finite(self, name) and getattr(self, name) >= 0, "0 or more")
         for name in ("bn_burn_in", "sampled_classes", "checkpoint_every", "hard_negatives"):
             _require(self, name, getattr(self, name) >= 0, "0 or more")
+        _require(self, "seed", 0 <= self.seed < 2**31, "0 or more and below 2147483648")
         for name in ("smoothing", "momentum"):
             _require(self, name, 0 <= getattr(self, name) < 1, "0 or more and below 1")
         _require(self, "seed", 0 <= self.seed < 2**31, "from 0 to 2147483647")

@@ -4,7 +4,6 @@ Example:
   python -m scripts.compare --runs=untrained=runs/demo/untrained,prior=runs/demo/prior --output=runs/demo
 """
 
-import json
 import os
 
 from flags import command, evaluation
@@ -20,7 +19,7 @@ def main() -> None:
     with open(os.path.join(output, "comparison.md"), "w") as file:
         file.write(format_table(table) + "\n")
     print(format_table(table))
-    print(json.dumps(table), flush=True)
+    evaluation.answer("compare", output, table)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Examples:
 """
 
 from flags import command, pretraining
+from instcls_tf.config import refuse_other_recipe
 from instcls_tf.launcher import launched_rank_and_size
 
 pretraining.define()
@@ -15,6 +16,7 @@ pretraining.define()
 def main() -> None:
     config = pretraining.config_from_flags()
     config.validate(num_workers=(launched_rank_and_size() or (0, 1))[1])
+    refuse_other_recipe(config)  # `pretrain` checks both again; here the answer comes before TensorFlow is imported
     from instcls_tf.pretraining import pretrain
 
     pretrain(config)

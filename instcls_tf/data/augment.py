@@ -212,9 +212,9 @@ class RandomWarp(KeyedAugmentation):
     """One projective transform per image: rotation, scale, shear and shift about the centre, black beyond the edge."""
 
     num_draws = 6
-    rotation = math.radians(15.0)
-    scale = (0.8, 1.1)
-    shear, shift = 0.15, 0.1  # Shift as a fraction of the side.
+    rotation = math.radians(20.0)
+    scale = (0.7, 1.25)
+    shear, shift = 0.35, 0.12  # Shift as a fraction of the side.
 
     def augment_images(self, images: tf.Tensor, transformations: tf.Tensor, **_: object) -> tf.Tensor:
         """See the base class."""

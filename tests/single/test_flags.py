@@ -206,10 +206,10 @@ def test_runs_without_names(evaluation_values, text):
 
 
 def test_required_and_choice(evaluation_values):
-    with pytest.raises(UserError, match="^--runs is missing$"):
+    with pytest.raises(UserError, match=r"^--runs is missing$"):
         evaluation.required("runs")
     evaluation_values.features = "words"
-    with pytest.raises(UserError, match="^--features=words: must be one of backbone, pixels$"):
+    with pytest.raises(UserError, match=r"^--features=words: must be one of backbone, pixels$"):
         evaluation.choice("features", ("backbone", "pixels"))
     evaluation_values.features = "pixels"
     assert evaluation.choice("features", ("backbone", "pixels")) == "pixels"

@@ -1,0 +1,106 @@
+"""The search for hard negatives and their lookup, for one worker, against all N x N similarities."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from instcls_tf import hardest_classes
+from instcls_tf.classifier import ShardedClassifier
+from instcls_tf.hardest_classes import HardNegatives, hard_negatives
+from tests import reference
+
+NUM_INSTANCES, SIZE = 41, 6
+
+
+@pytest.fixture
+def sizes(monkeypatch):
+    """Sets the candidates per block and the queries per tile of a full block."""
+
+    def set_sizes(candidates: int, queries: int) -> None:
+        monkeypatch.setattr(hardest_classes, "_CANDIDATES", candidates)
+        monkeypatch.setattr(hardest_classes, "_TILE_ELEMENTS", min(candidates, NUM_INSTANCES) * queries)
+
+    return set_sizes
+
+
+def weights() -> np.ndarray:
+    random = np.random.default_rng(1)
+    rows = random.normal(size=[NUM_INSTANCES, SIZE]) * random.uniform(0.1, 10.0, [NUM_INSTANCES, 1])
+    return rows.astype(np.float32)
+
+
+def make_classifier(rows: np.ndarray) -> ShardedClassifier:
+    layer = ShardedClassifier(*rows.shape)
+    layer.write(tf.range(len(rows)), tf.constant(rows, tf.float32))
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("candidates", "queries", "k"),
+    [
+        (32768, 1000, 5),  # one block, one tile
+        (41, 41, 1),
+        (40, 7, 5),  # a block of one candidate at the end
+        (7, 1, 5),
+        (3, 40, 5),  # blocks smaller than K
+        (1, 3, 2),
+        (14, 10, 40),  # K = N - 1: everybody but oneself
+    ],
+)
+def test_equals_the_sorted_similarities(sizes, candidates, queries, k):
+    sizes(candidates, queries)
+    lists = hard_negatives(make_classifier(weights()), k)
+    assert lists.dtype == tf.int32
+    np.testing.assert_array_equal(lists, reference.hard_negatives(weights().astype(np.float64), k))
+
+
+@pytest.mark.parametrize(("candidates", "queries"), [(32768, 1000), (7, 5), (2, 41)])
+def test_ties_keep_the_order_of_ids_and_never_list_oneself(sizes, candidates, queries):
+    """Axes as rows, each several times: similarities are 1 or 0, exactly."""
+    sizes(candidates, queries)
+    axis = np.arange(NUM_INSTANCES) % 4
+    rows = np.eye(SIZE)[axis]
+    lists = hard_negatives(make_classifier(rows), NUM_INSTANCES - 1).numpy()
+    everyone = np.arange(NUM_INSTANCES)
+    for i in everyone:
+        same = [j for j in everyone if j != i and axis[j] == axis[i]]
+        other = [j for j in everyone if axis[j] != axis[i]]
+        np.testing.assert_array_equal(lists[i], same + other)
+
+
+def test_follows_the_rows():
+    layer = make_classifier(weights())
+    before = hard_negatives(layer, 5).numpy()
+    layer.write(tf.range(NUM_INSTANCES), tf.constant(weights()[::-1].copy()))
+    np.testing.assert_array_equal(hard_negatives(layer, 5), NUM_INSTANCES - 1 - before[::-1])
+
+
+@pytest.mark.parametrize("k", [0, NUM_INSTANCES, 1000])
+def test_k_out_of_range(k):
+    with pytest.raises(ValueError, match=f"k={k}: must be at least 1 and below the number of classes, 41"):
+        hard_negatives(make_classifier(weights()), k)
+
+
+def test_lookup():
+    module = HardNegatives(make_classifier(weights()), 5)
+    np.testing.assert_array_equal(module.lists, np.zeros([NUM_INSTANCES, 5]))
+    module.refresh()
+    expected = reference.hard_negatives(weights().astype(np.float64), 5)
+    np.testing.assert_array_equal(module.lists, expected)
+    ids = np.array([40, 0, 7, 7, 40], np.int32)
+    lists = module.lookup(tf.constant(ids))
+    assert lists.dtype == tf.int32
+    np.testing.assert_array_equal(lists, expected[ids])
+    assert module.lookup(tf.zeros([0], tf.int32)).shape == [0, 5]
+
+
+def test_lists_are_as_old_as_the_last_refresh():
+    module = HardNegatives(make_classifier(weights()), 5)
+    module.refresh()
+    before = module.lists.numpy()
+    module.classifier.write(tf.range(NUM_INSTANCES), tf.constant(weights()[::-1].copy()))
+    np.testing.assert_array_equal(module.lookup(tf.range(NUM_INSTANCES)), before)
+    module.refresh()
+    assert (module.lists.numpy() != before).any()

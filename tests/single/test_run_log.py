@@ -1,0 +1,141 @@
+"""metrics.jsonl survives crashes, and progress is readable without a terminal."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+import tensorflow as tf
+
+from instcls_tf import run_log
+from instcls_tf.run_log import MetricsLog, Progress, StepTimer
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until `clock.now` is set."""
+
+    class Clock:
+        now = 100.0
+
+    monkeypatch.setattr(time, "monotonic", lambda: Clock.now)
+    return Clock
+
+
+def steps(folder) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_lines_are_json_objects_at_once(tmp_path):
+    log = MetricsLog(str(tmp_path), first_step=0)
+    log.write({"step": 10, "loss": 2.5})
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 10, "loss": 2.5}\n'
+    log.write({"step": 20, "loss": 2.25})
+    assert steps(tmp_path) == [10, 20]
+    log.close()
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path):
+    log = MetricsLog(str(tmp_path), first_step=0)
+    log.write({"step": 10, "loss": 2.5, "epoch": 0.5})
+    log.close()
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    events = [
+        (value.tag, event.step, float(tf.make_ndarray(value.tensor)))
+        for event in tf.compat.v1.train.summary_iterator(str(path))
+        for value in event.summary.value
+    ]
+    assert events == [("loss", 10, 2.5), ("epoch", 10, 0.5)]
+
+
+def test_a_continued_run_drops_later_and_cut_lines(tmp_path):
+    lines = [json.dumps({"step": step, "loss": 1.0}) for step in (10, 20, 30)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 40, "lo')
+    log = MetricsLog(str(tmp_path), first_step=20)
+    assert steps(tmp_path) == [10, 20]
+    log.write({"step": 30, "loss": 0.5})
+    assert steps(tmp_path) == [10, 20, 30]
+    log.close()
+    assert not (tmp_path / "metrics.jsonl.new").exists()
+
+
+def test_a_new_run_begins_with_an_empty_file(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 10}\n')
+    MetricsLog(str(tmp_path), first_step=0).close()
+    assert steps(tmp_path) == []
+
+
+def test_progress_without_a_terminal_is_plain_lines(capsys, clock):
+    progress = Progress(visible=True)
+    progress.say("hello")
+    for done in range(1, 11):
+        clock.now += 1.0
+        progress("prior", done, 10, "detail")
+    progress.close()
+    # One line per five seconds, counted from the stage's first report, and one at the end.
+    assert capsys.readouterr().err.splitlines() == [
+        "hello",
+        "prior: step 6/10, detail, 0:03 left",
+        "prior: step 10/10, detail, took 0:09",
+    ]
+
+
+def test_every_stage_has_a_clock_of_its_own(capsys, clock):
+    progress = Progress(visible=True)
+    progress("first", 1, 1)
+    clock.now += 1000
+    progress("second", 501, 1000)  # as after a restart
+    clock.now += 90
+    progress("second", 551, 1000)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == ["first: step 1/1, took 0:00", "second: step 551/1000, 13:12 left"]
+
+
+def test_other_ranks_are_silent(capsys):
+    progress = Progress(visible=False)
+    progress.say("hello")
+    progress("prior", 1, 1)
+    progress.close()
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def test_progress_on_a_terminal_is_one_bar_per_stage(monkeypatch, capsys):
+    monkeypatch.setattr(run_log.sys.stderr, "isatty", lambda: True, raising=False)
+    progress = Progress(visible=True)
+    for stage in ("first", "second"):
+        for done in (1, 2):
+            progress(stage, done, 2, f"loss {done}")
+    progress.close()
+    shown = capsys.readouterr().err
+    for text in ("first: 100%", "second: 100%", "2/2", "loss 2"):
+        assert text in shown, shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (125, "2:05"), (108061, "30:01:01")]
+)
+def test_clock(seconds, text):
+    assert run_log._clock(seconds) == text
+
+
+def test_step_timer(clock):
+    timer = StepTimer()
+
+    def slow_items():
+        for item in (1, 2):
+            clock.now += 0.5
+            yield item
+
+    items = slow_items()
+    assert timer.next(items) == 1
+    clock.now += 3.5  # the step itself
+    assert timer.report(images=8) == {"images_per_second": 2.0, "data_wait_fraction": 0.125}
+    # A report starts anew.
+    assert timer.next(items) == 2
+    assert timer.report(images=3) == {"images_per_second": 6.0, "data_wait_fraction": 1.0}
+    assert timer.report(images=0) == {"images_per_second": 0.0, "data_wait_fraction": 0.0}
+    with pytest.raises(StopIteration):
+        timer.next(items)

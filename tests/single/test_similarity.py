@@ -1,0 +1,74 @@
+"""The intra- and inter-instance cosines on rows made by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from instcls_tf.config import PretrainConfig, run_flags_path
+from instcls_tf.data.sources import DigitsSource
+from instcls_tf.errors import UserError
+from instcls_tf.evaluation.similarity import similarities_of_run, similarity_gap
+from tests import reference
+
+NUM_INSTANCES, SIZE, GREY = 10, 6, 20
+CONFIG = PretrainConfig(augmentation="none", image_size=8, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def source() -> DigitsSource:
+    """Image i is uniformly grey 20 i."""
+    greys = (GREY * np.arange(NUM_INSTANCES)).astype(np.uint8)[:, None, None, None]
+    images = np.broadcast_to(greys, [NUM_INSTANCES, 8, 8, 3]).copy()
+    return DigitsSource("greys", None, images, np.full(NUM_INSTANCES, -1, np.int32))
+
+
+def vectors(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=[NUM_INSTANCES, SIZE]).astype(np.float32)
+
+
+class Lookup:
+    """An encoder that knows the greys, and remembers how it was called."""
+
+    def __init__(self, table: np.ndarray):
+        self.table, self.calls = tf.constant(table), []
+
+    def __call__(self, images, training):
+        self.calls.append((len(images), training))
+        return tf.gather(self.table, tf.cast(images[:, 0, 0, 0], tf.int32) // GREY)
+
+
+def test_equals_all_cosines(source):
+    embeddings, rows = vectors(1), vectors(2) * 5
+    cosines = reference.normalize(embeddings) @ reference.normalize(rows).T
+    intra = np.trace(cosines) / NUM_INSTANCES
+    inter = (cosines.sum() - np.trace(cosines)) / (NUM_INSTANCES * (NUM_INSTANCES - 1))
+    encoder = Lookup(embeddings)
+    result = similarity_gap(CONFIG, source, encoder, rows, NUM_INSTANCES, training=False)
+    assert result == pytest.approx({"intra": intra, "inter": inter, "gap": intra - inter}, abs=1e-6)
+    assert encoder.calls == [(8, False), (8, False), (4, False)]  # two views each
+
+
+def test_rows_that_are_the_embeddings(source):
+    table = np.eye(NUM_INSTANCES, dtype=np.float32)
+    result = similarity_gap(CONFIG, source, Lookup(table), table * 3, NUM_INSTANCES, training=True)
+    assert result == pytest.approx({"intra": 1.0, "inter": 0.0, "gap": 1.0}, abs=1e-6)
+
+
+@pytest.mark.parametrize(("instances", "batches"), [(1, 1), (4, 1), (5, 2), (1000, 3)])
+def test_measures_about_as_many_instances_as_asked(source, instances, batches):
+    encoder = Lookup(vectors(1))
+    similarity_gap(CONFIG, source, encoder, vectors(2), instances, training=True)
+    assert len(encoder.calls) == batches
+    assert all(training for _, training in encoder.calls)
+
+
+def test_refuses_before_it_measures(tmp_path):
+    with pytest.raises(UserError, match=r"^--instances=0: must be at least 1$"):
+        similarities_of_run(str(tmp_path), None, 0)
+    config = PretrainConfig(dataset="digits", encoder="resnet18", width_multiplier=0.125, stem="small")
+    with open(run_flags_path(str(tmp_path)), "w") as file:
+        file.write(config.as_flags())
+    with pytest.raises(UserError, match=f"^--workdir={tmp_path}: the run has not saved a checkpoint yet$"):
+        similarities_of_run(str(tmp_path), None, 10)

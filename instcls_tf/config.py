@@ -87,7 +87,6 @@ class PretrainConfig:
         _require(self, "seed", 0 <= self.seed < 2**31, "0 or more and below 2147483648")
         for name in ("smoothing", "momentum"):
             _require(self, name, 0 <= getattr(self, name) < 1, "0 or more and below 1")
-        _require(self, "seed", 0 <= self.seed < 2**31, "from 0 to 2147483647")
         _require(self, "batch_size", self.batch_size >= num_workers, f"at least the {num_workers} workers")
         _require(self, "max_steps", self.max_steps is None or self.max_steps >= 0, "0 or more")
         _require(

@@ -231,6 +231,19 @@ def trained(tmp_path_factory) -> tuple[str, tf.keras.Model]:
     return workdir, encoder
 
 
+def test_precision_is_of_the_encoder_alone():
+    half, full = checkpoint.make_encoder(CONFIG, "mixed_bfloat16"), checkpoint.make_encoder(CONFIG)
+    assert tf.keras.mixed_precision.global_policy().name == "float32"
+    for encoder, dtype in ((half, "bfloat16"), (full, "float32")):
+        assert encoder.get_layer("backbone").get_layer("conv1").compute_dtype == dtype
+        assert encoder(tf.zeros([1, 8, 8, 3])).dtype == tf.float32
+    for variable, expected in zip(half.get_weights(), full.get_weights()):
+        np.testing.assert_array_equal(variable, expected)
+    with pytest.raises(UserError):
+        checkpoint.make_encoder(CONFIG.replace(encoder="vgg"), "mixed_bfloat16")
+    assert tf.keras.mixed_precision.global_policy().name == "float32"
+
+
 def test_load_encoder_brings_everything_back(trained):
     workdir, encoder = trained
     loaded = checkpoint.load_encoder(workdir)

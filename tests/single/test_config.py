@@ -95,7 +95,7 @@ AT_LEAST_1, ABOVE_0, NOT_NEGATIVE, SHARE = "at least 1", "a number above 0", "0 
                 (("learning_rate", "weight_decay", "warmup_epochs"), (-0.1, NAN, INFINITE), NOT_NEGATIVE),
                 (("bn_burn_in", "sampled_classes", "checkpoint_every", "hard_negatives"), (-1,), NOT_NEGATIVE),
                 (("smoothing", "momentum"), (-0.1, 1.0, NAN), SHARE),
-                (("seed",), (-1, 2**31), "from 0 to 2147483647"),
+                (("seed",), (-1, 2**31), "0 or more and below 2147483648"),
                 (("max_steps",), (-1,), NOT_NEGATIVE),
             )
             for name in names

@@ -116,12 +116,15 @@ def run(environment: dict[str, str], name: str, *arguments: str) -> subprocess.C
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--epoch=3"], r"Unknown command line flag 'epoch'\. Did you mean: epochs \?"),
-        (["--epochs=three"], r"flag --epochs=three: .*"),
-        (["--mlp_head=perhaps"], r"flag --mlp_head=perhaps: .*"),
+        (["--epoch=3"], "--epoch: no such flag; did you mean --epochs?"),
+        (["--zzz"], "--zzz: no such flag"),
+        (["--epochs=three"], "--epochs=three: must be a whole number"),
+        (["--temperature=warm"], "--temperature=warm: must be a number"),
+        (["--mlp_head=perhaps"], "--mlp_head=perhaps: must be true or false"),
+        (["--workdir"], "Missing value for flag --workdir"),
         (["epochs=3"], "'epochs=3' is not a flag: every setting is given as --name=value"),
         (["--epochs", "3", "4"], "'4' is not a flag: every setting is given as --name=value"),
-        (["--flagfile=no/such.flags"], r".*no/such\.flags.*"),
+        (["--flagfile=no/such.flags"], "--flagfile: cannot read no/such.flags (No such file or directory)"),
         ([], "--workdir is missing: name the folder that receives the run"),
         (["--workdir=run", "--stem=big"], "--stem=big: must be one of imagenet, small"),
     ],
@@ -131,7 +134,7 @@ def test_a_mistake_is_one_sentence_and_status_2(no_tensorflow, arguments, senten
     result = run(no_tensorflow, "pretrain", *arguments)
     assert result.returncode == 2
     assert result.stdout == ""
-    assert re.fullmatch(f"error: {sentence}\n", result.stderr), result.stderr
+    assert result.stderr == f"error: {sentence}\n"
 
 
 def test_too_many_workers_for_the_batch(no_tensorflow):
@@ -198,10 +201,10 @@ def test_named_runs(evaluation_values):
     assert evaluation.named_runs() == {"a": "runs/a", "with prior": "runs/b=1"}
 
 
-@pytest.mark.parametrize("text", ["runs/a", "a=", "=runs/a", "a=runs/a,"])
+@pytest.mark.parametrize("text", ["runs/a", "a=", "=runs/a", "a=runs/a,", "a=runs/a,a=runs/b"])
 def test_runs_without_names(evaluation_values, text):
     evaluation_values.runs = text
-    with pytest.raises(UserError, match=f"^--runs={text}: must be NAME=WORKDIR,NAME=WORKDIR,...$"):
+    with pytest.raises(UserError, match=f"^--runs={text}: must be NAME=WORKDIR,NAME=WORKDIR,... with different names$"):
         evaluation.named_runs()
 
 

@@ -114,9 +114,7 @@ def test_progress_on_a_terminal_is_one_bar_per_stage(monkeypatch, capsys):
         assert text in shown, shown
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (125, "2:05"), (108061, "30:01:01")]
-)
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (125, "2:05"), (108061, "30:01:01")])
 def test_clock(seconds, text):
     assert run_log._clock(seconds) == text
 

@@ -9,12 +9,13 @@ workdir=${1:-runs/demo}
 if [ $# -gt 0 ]; then case $workdir in /*) ;; *) workdir=$caller_dir/$workdir ;; esac; fi
 
 ./scripts/setup.sh
-export PATH="$PWD/.venv/bin:$PATH"
+export PATH="$PWD/.venv/bin:$PATH" TF_CPP_MIN_LOG_LEVEL=2
 started=$SECONDS
 
-# Two workers with two cores between them: one thread each, or they fight.
+# The launcher marks each line with the worker it came from; only worker 0 speaks here.
 pretrain() {
-  horovodrun -np 2 python -m scripts.pretrain --flagfile=flags/presets/digits.flags "$@"
+  horovodrun -np 2 python -m scripts.pretrain --flagfile=flags/presets/digits.flags "$@" 2>&1 |
+    sed -u -E 's/^\[1,0\]<std(out|err)>://'
 }
 
 printf '\n== 1,437 handwritten digits, each a class of its own: contrastive prior and smoothed labels\n'

@@ -69,7 +69,8 @@ def _draw(
     """Draws the loss of all runs that have one, and neighbours in the last run's features."""
     curves = {name: pictures.load_metrics(workdir) for name, workdir in runs.items()}
     curves = {name: metrics for name, metrics in curves.items() if metrics}
-    queries = np.linspace(0, test.num_instances - 1, _PICTURED_QUERIES).astype(int)
+    _, queries = np.unique(test_features.labels, return_index=True)  # the first image of each class
+    queries = queries[:: max(1, len(queries) // _PICTURED_QUERIES)][:_PICTURED_QUERIES]
     _, neighbours = nearest(train_features.vectors, test_features.vectors[queries], _PICTURED_NEIGHBOURS)
     is_same_class = train_features.labels[neighbours] == test_features.labels[queries][:, np.newaxis]
     query_images = _images(test, config.image_size, queries)

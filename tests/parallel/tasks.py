@@ -1,4 +1,4 @@
-"""What the workers of the parallel tests do; started by `tests.parallel.launch`. Rank 0 writes the results."""
+"""What the workers of the parallel tests do; started by `tests.commands`. Rank 0 writes the results."""
 
 from __future__ import annotations
 

@@ -17,10 +17,10 @@ from instcls_tf.prior import initialize_classifier
 from tests import reference
 from tests.reference import relative_error
 
-NUM_INSTANCES = 70
+NUM_INSTANCES = 72
 CONFIG = PretrainConfig(
     dataset="digits", image_size=16, encoder="resnet18", width_multiplier=0.125, stem="small", embedding_size=16,
-    batch_size=32, seed=3,
+    batch_size=24, seed=3,
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Runs a task of `tests.parallel.tasks` on real workers, as a user's launcher would."""
+"""Runs commands and workers for the tests, as a user's shell and launcher would."""
 
 from __future__ import annotations
 
@@ -8,16 +8,26 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def launch(num_workers: int, task: str, folder: Path, *arguments: str, timeout: float = 180) -> None:
     """Runs `task` on `num_workers` workers; one worker is started by hand, without any launcher."""
-    command = [sys.executable, "-m", "tests.parallel.tasks", task, str(folder), *arguments]
-    if num_workers > 1:
-        command = [os.path.join(os.path.dirname(sys.executable), "horovodrun"), "-np", str(num_workers), *command]
+    command = on_workers(num_workers, [sys.executable, "-m", "tests.parallel.tasks", task, str(folder), *arguments])
     status, output = run_command(command, timeout)
     assert status == 0, f"{' '.join(command)}\n{output[-8000:]}"
+
+
+def on_workers(num_workers: int, command: list[str]) -> list[str]:
+    """The command under `horovodrun`; one worker is started by hand."""
+    if num_workers == 1:
+        return command
+    return [os.path.join(os.path.dirname(sys.executable), "horovodrun"), "-np", str(num_workers), *command]
+
+
+def run_script(name: str, *flags: str, num_workers: int = 1, timeout: float = 180) -> tuple[int, str]:
+    """Exit status and output (both streams) of `python -m scripts.NAME`."""
+    return run_command(on_workers(num_workers, [sys.executable, "-m", f"scripts.{name}", *flags]), timeout)
 
 
 def run_command(command: list[str], timeout: float) -> tuple[int, str]:

@@ -73,7 +73,6 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
     need_lists = run.hard_negatives is not None and not (prefix and _has_lists(prefix))
 
     # ---- Training
-    train_step = make_train_step(run.encoder, run.classifier, run.hard_negatives, run.optimizer)
     batches = pipeline.training_batches(
         source,
         views=augment.make_views(config.augmentation, config.image_size, config.seed),
@@ -81,11 +80,13 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
         num_views=config.views,
         seed=config.seed,
         first_step=first_step,
-        last_step=last_step,
+        last_step=max(first_step, last_step),
         rank=collectives.rank(),
         num_workers=collectives.size(),
     )
-    batches = iter(batches) if first_step < last_step else iter(())
+    views_spec = tf.TensorSpec([None, config.views, config.image_size, config.image_size, 3], tf.uint8)
+    train_step = make_train_step(run.encoder, run.classifier, run.hard_negatives, run.optimizer, views_spec)
+    batches = iter(batches)
     log = MetricsLog(config.workdir, first_step) if is_chief else None
     expected = thermometer.expected_losses(source.num_instances, config.embedding_size, config.temperature)
     timer, outputs, images, metrics = StepTimer(), [], 0, {}
@@ -157,18 +158,23 @@ class Run(NamedTuple):
         checkpoint.save(workdir, int(self.optimizer.iterations), self.replicated(), self.sliced(with_lists))
 
 
-def make_train_step(encoder, classifier: ShardedClassifier, hard_negatives: HardNegatives | None, optimizer):
+def make_train_step(
+    encoder: tf.keras.Model,
+    classifier: ShardedClassifier,
+    hard_negatives: HardNegatives | None,
+    optimizer: tf.keras.optimizers.Optimizer,
+    views_spec: tf.TensorSpec,
+):
     """The training step as a `tf.function` of `(views [b, V, H, W, 3], instance_ids [b], learning_rate)`.
 
-    Instances with id -1 are padding: they are encoded but not in the loss. Returns `ClassifierOutput`.
+    Instances with id -1 are padding: they are encoded but not in the loss. Returns `ClassifierOutput`. One graph serves
+    all batch sizes: retracing for the last batch of an epoch takes longer than many steps.
     """
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(input_signature=[views_spec, tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.float32)])
     def train_step(views, instance_ids, learning_rate) -> ClassifierOutput:
-        num_views = tf.shape(views)[1]
-        images = tf.reshape(views, tf.concat([[-1], tf.shape(views)[2:]], axis=0))  # [b V, H, W, 3]
-        images.set_shape([None, *views.shape[2:]])
-        row_ids = tf.repeat(instance_ids, num_views)  # [b V]
+        images = tf.reshape(views, [-1, *views.shape[2:]])  # [b V, H, W, 3]
+        row_ids = tf.repeat(instance_ids, views.shape[1])  # [b V]
         is_real = row_ids >= 0
         row_ids = row_ids[is_real]
         hard = None if hard_negatives is None else hard_negatives.lookup(row_ids)  # [b V, K]

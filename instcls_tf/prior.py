@@ -45,7 +45,8 @@ def initialize_classifier(
         classifier.initialize_gaussian()
         return
     infer = {"raw_running_bn": _running_bn, "raw_fixed_bn": _fixed_bn, "raw_batch_bn": _batch_bn}
-    embed = tf.function(infer[config.classifier_init](encoder), reduce_retracing=True)
+    images_spec = tf.TensorSpec([None, config.image_size, config.image_size, 3], tf.uint8)
+    embed = tf.function(infer[config.classifier_init](encoder), [images_spec, tf.TensorSpec([None], tf.int32)])
     burn_in = config.bn_burn_in if config.classifier_init == "raw_running_bn" else 0
     steps = pipeline.steps_per_epoch(source.num_instances, config.batch_size)
     for epoch in range(burn_in + 1):

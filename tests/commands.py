@@ -1,57 +1,93 @@
-"""Runs commands and workers for the tests, as a user's shell and launcher would."""
+"""Commands as a user starts them: from the root of the repository, in a shell where the environment is active."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-import signal
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 
-
-def launch(num_workers: int, task: str, folder: Path, *arguments: str, timeout: float = 180) -> None:
-    """Runs `task` on `num_workers` workers; one worker is started by hand, without any launcher."""
-    command = on_workers(num_workers, [sys.executable, "-m", "tests.parallel.tasks", task, str(folder), *arguments])
-    status, output = run_command(command, timeout)
-    assert status == 0, f"{' '.join(command)}\n{output[-8000:]}"
+# What the launcher puts before a worker's output: "[1,0]<stderr>:" over MPI, "[0]<stderr>:" over Gloo.
+_TAG = re.compile(r"\[(?:1,)?(\d+)\]<std(?:out|err)>:")
 
 
-def on_workers(num_workers: int, command: list[str]) -> list[str]:
-    """The command under `horovodrun`; one worker is started by hand."""
-    if num_workers == 1:
+class Finished(NamedTuple):
+    """How a command ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def output(self) -> str:
+        """Both streams."""
+        return self.stdout + self.stderr
+
+    def said_by(self, rank: int | None) -> list[str]:
+        """The lines on standard error of one worker under a launcher; None for the launcher's own."""
+        said = []
+        for line in self.stderr.splitlines():
+            own, *tagged = _TAG.split(line)
+            # Open MPI sometimes repeats the tag at the end of a line.
+            pieces = [(None, own), *zip(map(int, tagged[::2]), tagged[1::2])]
+            said += [text.strip() for who, text in pieces if who == rank and text.strip()]
+        return said
+
+
+def run_script(name: str, *arguments: str, workers: int = 1, timeout: float = 180) -> Finished:
+    """`python -m scripts.NAME`, through horovodrun if there are several workers."""
+    command = [sys.executable, "-m", f"scripts.{name}", *arguments]
+    return run_command(under_launcher(workers, command), timeout)
+
+
+def under_launcher(workers: int, command: list[str]) -> list[str]:
+    """The command on several workers; one worker is started by hand, without any launcher."""
+    if workers == 1:
         return command
-    return [os.path.join(os.path.dirname(sys.executable), "horovodrun"), "-np", str(num_workers), *command]
+    return [os.path.join(os.path.dirname(sys.executable), "horovodrun"), "-np", str(workers), *command]
 
 
-def run_script(name: str, *flags: str, num_workers: int = 1, timeout: float = 180) -> tuple[int, str]:
-    """Exit status and output (both streams) of `python -m scripts.NAME`."""
-    return run_command(on_workers(num_workers, [sys.executable, "-m", f"scripts.{name}", *flags]), timeout)
-
-
-def run_command(command: list[str], timeout: float) -> tuple[int, str]:
-    """Exit status and output (both streams) of a command; it and its workers are killed when time is up."""
+def run_command(command: list[str], timeout: float) -> Finished:
+    """Runs a command to its end; it and its workers are killed when time is up."""
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env=worker_environment(),
+        env=user_environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
     try:
-        output, _ = process.communicate(timeout=timeout)
+        stdout, stderr = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        # Open MPI's workers have sessions of their own: they end when mpirun, which gets the signal first, tells them.
-        os.killpg(process.pid, signal.SIGTERM)
+        # Open MPI's workers have sessions of their own and outlive a signal to their launcher.
+        for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+            child.kill()
         raise
-    return process.returncode, output
+    return Finished(process.returncode, stdout, stderr)
 
 
-def worker_environment() -> dict[str, str]:
+def user_environment() -> dict[str, str]:
     """The environment of a user's shell in which the virtual environment is active."""
     path = os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", "")
     return {**os.environ, "PATH": path, "TF_CPP_MIN_LOG_LEVEL": "2"}
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, str]]:
+    """Everything in a folder with its time of change and a hash of its content, the folder itself included."""
+    return {
+        str(path.relative_to(folder)): (
+            path.lstat().st_mtime_ns,
+            hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "",
+        )
+        for path in [folder, *folder.rglob("*")]
+    }

@@ -1,21 +1,27 @@
-"""One tiny run, made as a user would make it: two workers, stopped in mid-epoch, continued by one."""
+"""The run that several tests look at."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import NamedTuple
+
 import pytest
 
-from tests.commands import run_script
-from tests.end_to_end.tiny import STOPPED_AT, tiny_flags
+from tests.commands import Finished, run_script
+from tests.end_to_end.runs import flags_of
+
+
+class PastRun(NamedTuple):
+    """A workdir, and what the command said."""
+
+    workdir: Path
+    finished: Finished
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory):
-    """The workdir, and what the two parts printed."""
-    workdir = tmp_path_factory.mktemp("runs") / "tiny"
-    flags = tiny_flags(workdir)
-    outputs = []
-    for num_workers, extra in ((2, [f"--max_steps={STOPPED_AT}"]), (1, [])):
-        status, output = run_script("pretrain", *flags, *extra, num_workers=num_workers)
-        assert status == 0, output[-4000:]
-        outputs.append(output)
-    return workdir, outputs
+def whole_run(tmp_path_factory) -> PastRun:
+    """The tiny run on one worker, without a launcher; not to be written to."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    finished = run_script("pretrain", *flags_of(workdir))
+    assert finished.status == 0, finished.output
+    return PastRun(workdir, finished)

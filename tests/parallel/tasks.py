@@ -1,4 +1,4 @@
-"""What the workers of the parallel tests do; started by `tests.commands`. Rank 0 writes the results."""
+"""What the workers of the parallel tests do; started by `tests.parallel.launch`. Rank 0 writes the results."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def train_step(folder: Path) -> None:
     hard = HardNegatives(layer, cases.HARD)
     encoder = linear_encoder()
     optimizer = MomentumSGD(cases.LEARNING_RATE, momentum=0.9, weight_decay=1e-4)
-    step = make_train_step(encoder, layer, hard, optimizer)
+    step = make_train_step(encoder, layer, hard, optimizer, tf.TensorSpec([None, 2, 2, 2, 3], tf.float32))
     results = {}
     for number in range(cases.STEPS):
         if number % cases.LISTS_EVERY == 0:

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from instcls_tf import checkpoint
 from tests import reference
-from tests.commands import launch
+from tests.parallel.launch import launch
 from tests.parallel import cases
 
 

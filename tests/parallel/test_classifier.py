@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests import reference
-from tests.commands import launch
+from tests.parallel.launch import launch
 from tests.parallel import cases
 from tests.reference import relative_error
 

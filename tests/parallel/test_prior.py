@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.commands import launch
+from tests.parallel.launch import launch
 from tests.reference import relative_error
 
 

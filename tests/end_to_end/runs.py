@@ -1,0 +1,46 @@
+"""A tiny recipe: twelve steps of seconds in two epochs over 1,437 digits, six steps each, the last one smaller."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+TINY = {
+    "dataset": "digits",
+    "augmentation": "digits",
+    "image_size": 16,
+    "encoder": "resnet18",
+    "width_multiplier": 0.125,
+    "stem": "small",
+    "batch_size": 256,
+    "epochs": 2,
+    "learning_rate": 0.4,
+    "scale_learning_rate": False,
+    "hard_negatives": 10,
+    "log_every": 1,
+}
+NUM_INSTANCES, STEPS_PER_EPOCH, STEPS = 1437, 6, 12
+
+
+def flags_of(workdir: Path, **changes) -> list[str]:
+    """The command line of the tiny recipe with some settings changed."""
+    return [f"--{name}={value}" for name, value in {**TINY, "workdir": workdir, **changes}.items()]
+
+
+def metrics_of(workdir: Path) -> dict[str, np.ndarray]:
+    """The columns of `metrics.jsonl`."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert all(line.keys() == lines[0].keys() for line in lines)
+    return {name: np.array([line[name] for line in lines]) for name in lines[0]}
+
+
+def write_images(folder: Path, names: list[str]) -> None:
+    """Small JPEG files of noise, each of another size."""
+    random = np.random.default_rng(0)
+    for index, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, [20 + index, 24, 3], np.uint8)).save(path)

@@ -30,7 +30,7 @@ def run(main: Callable[[], None], description: str) -> None:
       description: shown by --help above the flags.
     """
     # TensorFlow's notices would bury the progress and the one sentence that matters.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     try:
         _parse(description)

@@ -9,7 +9,7 @@ workdir=${1:-runs/demo}
 if [ $# -gt 0 ]; then case $workdir in /*) ;; *) workdir=$caller_dir/$workdir ;; esac; fi
 
 ./scripts/setup.sh
-export PATH="$PWD/.venv/bin:$PATH" TF_CPP_MIN_LOG_LEVEL=2
+export PATH="$PWD/.venv/bin:$PATH" TF_CPP_MIN_LOG_LEVEL=3
 started=$SECONDS
 
 # The launcher marks each line with the worker it came from; only worker 0 speaks here.

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import pytest
 
-from tests.commands import run_script
-from tests.end_to_end.tiny import tiny_flags
+from tests.commands import run_script, snapshot
+from tests.end_to_end.runs import flags_of
 
 
-def _state(folder) -> dict:
-    return {
-        str(path): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "")
-        for path in sorted([folder, *folder.rglob("*")])
-    }
+def _run(*arguments, **options) -> tuple[int, str]:
+    finished = run_script(*arguments, **options)
+    return finished.status, finished.output
 
 
 def _one_sentence(output: str) -> str:
@@ -47,7 +43,7 @@ def _one_sentence(output: str) -> str:
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
 def test_wrong_flags(flags, wanted, tmp_path):
-    status, output = run_script("pretrain", *tiny_flags(tmp_path / "run"), *flags)
+    status, output = _run("pretrain", *flags_of(tmp_path / "run"), *flags)
     assert status == 2, output
     sentence = _one_sentence(output)
     for part in wanted:
@@ -62,7 +58,7 @@ def test_folders_without_enough_images(num_images, tmp_path):
     (photos / "notes.txt").write_text("not an image")
     for index in range(num_images):
         (photos / f"{index}.jpg").write_bytes(b"never decoded")
-    status, output = run_script("pretrain", *tiny_flags(tmp_path / "run", dataset=f"folder:{photos}"))
+    status, output = _run("pretrain", *flags_of(tmp_path / "run", dataset=f"folder:{photos}"))
     assert status == 2, output
     assert f"--dataset=folder:{photos}" in _one_sentence(output)
     assert not (tmp_path / "run").exists()
@@ -77,7 +73,7 @@ def test_folders_without_enough_images(num_images, tmp_path):
     ids=lambda value: value[0],
 )
 def test_two_workers_say_it_once(flags, wanted, tmp_path):
-    status, output = run_script("pretrain", *tiny_flags(tmp_path / "run"), *flags, num_workers=2)
+    status, output = _run("pretrain", *flags_of(tmp_path / "run"), *flags, workers=2)
     assert status == 2, output
     sentence = _one_sentence(output)
     for part in wanted:
@@ -85,19 +81,19 @@ def test_two_workers_say_it_once(flags, wanted, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_workdir_of_another_run_is_left_alone(tiny_run):
-    workdir, _ = tiny_run
-    before = _state(workdir)
-    status, output = run_script("pretrain", *tiny_flags(workdir, temperature=0.2), num_workers=2)
+def test_workdir_of_another_run_is_left_alone(whole_run):
+    workdir = whole_run.workdir
+    before = snapshot(workdir)
+    status, output = _run("pretrain", *flags_of(workdir, temperature=0.2), workers=2)
     assert status == 2, output
     sentence = _one_sentence(output)
     for part in (f"--workdir={workdir}", "--temperature=0.15", "--temperature=0.2"):
         assert part in sentence
-    assert _state(workdir) == before
+    assert snapshot(workdir) == before
 
 
 def test_workdir_that_is_a_file(tmp_path):
     (tmp_path / "run").write_text("mine")
-    status, output = run_script("pretrain", *tiny_flags(tmp_path / "run"))
+    status, output = _run("pretrain", *flags_of(tmp_path / "run"))
     assert status == 2 and "is a file" in _one_sentence(output)
     assert (tmp_path / "run").read_text() == "mine"

@@ -13,22 +13,27 @@ from tests.commands import ROOT, run_script
 SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py") if path.stem != "__init__")
 
 
+def _run(*arguments) -> tuple[int, str]:
+    finished = run_script(*arguments)
+    return finished.status, finished.stderr + finished.stdout
+
+
 def _answer(output: str) -> dict:
     return json.loads(output.strip().splitlines()[-1])
 
 
-def test_knn_eval(tiny_run):
-    workdir, _ = tiny_run
-    status, output = run_script("knn_eval", f"--workdir={workdir}", "--num_neighbors=5")
+def test_knn_eval(whole_run):
+    workdir = whole_run.workdir
+    status, output = _run("knn_eval", f"--workdir={workdir}", "--num_neighbors=5")
     assert status == 0, output
     answer = _answer(output)
     assert answer == json.loads((workdir / "knn_eval.json").read_text())
     assert 0.3 < answer["top1"] <= answer["top5"] <= 1 and answer["examples"] == 360
 
 
-def test_similarity(tiny_run):
-    workdir, _ = tiny_run
-    status, output = run_script("similarity", f"--workdir={workdir}", "--instances=500")
+def test_similarity(whole_run):
+    workdir = whole_run.workdir
+    status, output = _run("similarity", f"--workdir={workdir}", "--instances=500")
     assert status == 0, output
     answer = _answer(output)
     assert set(answer) == {"raw_running_bn", "raw_batch_bn", "raw_fixed_bn", "random", "trained"}
@@ -36,23 +41,21 @@ def test_similarity(tiny_run):
     assert abs(answer["random"]["gap"]) < 0.05
 
 
-def test_export_saved_model(tiny_run, tmp_path):
-    workdir, _ = tiny_run
-    status, output = run_script(
-        "export", f"--workdir={workdir}", "--format=saved_model", f"--output={tmp_path / 'out'}"
-    )
+def test_export_saved_model(whole_run, tmp_path):
+    workdir = whole_run.workdir
+    status, output = _run("export", f"--workdir={workdir}", "--format=saved_model", f"--output={tmp_path / 'out'}")
     assert status == 0, output
     serve = tf.saved_model.load(str(tmp_path / "out")).signatures["serving_default"]
     for batch in (1, 3):
         result = serve(images=tf.zeros([batch, 20, 18, 3], tf.uint8))
-        assert result["features"].shape == [batch, 64] and result["projection"].shape == [batch, 32]
-    status, output = run_script("export", f"--workdir={workdir}", f"--output={tmp_path / 'out'}")
+        assert result["features"].shape == [batch, 64] and result["projection"].shape == [batch, 128]
+    status, output = _run("export", f"--workdir={workdir}", f"--output={tmp_path / 'out'}")
     assert status == 2 and "--output" in output and "Traceback" not in output
 
 
-def test_compare(tiny_run, tmp_path):
-    workdir, _ = tiny_run
-    status, output = run_script("compare", f"--runs=tiny={workdir}", f"--output={tmp_path}")
+def test_compare(whole_run, tmp_path):
+    workdir = whole_run.workdir
+    status, output = _run("compare", f"--runs=tiny={workdir}", f"--output={tmp_path}")
     assert status == 0, output
     answer = _answer(output)
     assert set(answer) == {"raw pixels", "tiny"} and answer["raw pixels"]["top1"] > 0.9
@@ -72,12 +75,12 @@ def test_compare(tiny_run, tmp_path):
     ],
 )
 def test_mistakes(script, flags, wanted):
-    status, output = run_script(script, *flags)
+    status, output = _run(script, *flags)
     assert status == 2 and wanted in output and "Traceback" not in output, output
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_shows_flags_and_an_example(script):
-    status, output = run_script(script, "--help")
+    status, output = _run(script, "--help")
     assert status == 0
     assert f"python -m scripts.{script} --" in output and re.search(r"^  --", output, re.MULTILINE)

@@ -37,12 +37,12 @@ def test_flags_parse(words):
         "importlib.import_module(sys.argv[1])\n"
         "assert flags.FLAGS([sys.argv[1], *sys.argv[2:]]) == [sys.argv[1]]\n"
     )
-    status, output = run_command([sys.executable, "-c", check, module, *flags], timeout=60)
-    assert status == 0, output
+    finished = run_command([sys.executable, "-c", check, module, *flags], timeout=60)
+    assert finished.status == 0, finished.output
     if module == "scripts.pretrain":
         check += "from flags import pretraining\npretraining.config_from_flags().validate(8)\n"
-        status, output = run_command([sys.executable, "-c", check, module, *flags], timeout=60)
-        assert status == 0, output
+        finished = run_command([sys.executable, "-c", check, module, *flags], timeout=60)
+        assert finished.status == 0, finished.output
 
 
 def test_linked_files_exist():

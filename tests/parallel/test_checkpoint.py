@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from instcls_tf import checkpoint
 from tests import reference
-from tests.parallel.launch import launch
 from tests.parallel import cases
+from tests.parallel.launch import launch
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests import reference
-from tests.parallel.launch import launch
 from tests.parallel import cases
+from tests.parallel.launch import launch
 from tests.reference import relative_error
 
 TOLERANCE = 1e-5

@@ -8,23 +8,23 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from instcls_tf import checkpoint, collectives, networks, thermometer
+from instcls_tf import checkpoint, collectives, networks, preflight, thermometer
 from instcls_tf.classifier import ClassifierOutput, ShardedClassifier
 from instcls_tf.config import PretrainConfig, refuse_other_recipe, run_flags_path
 from instcls_tf.data import augment, pipeline
-from instcls_tf.data.sources import Source, open_source
+from instcls_tf.data.sources import Source
 from instcls_tf.hardest_classes import HardNegatives
-from instcls_tf.launcher import launched_rank_and_size
 from instcls_tf.optimizer import MomentumSGD, WarmupCosine
 from instcls_tf.prior import initialize_classifier
 from instcls_tf.run_log import MetricsLog, Progress, StepTimer
 
 
-def pretrain(config: PretrainConfig) -> dict[str, float]:
+def pretrain(config: PretrainConfig, source: Source | None = None) -> dict[str, float]:
     """Pretrains an encoder, or continues the run that `config.workdir` holds; all workers call it.
 
     Args:
       config: the recipe.
+      source: its training images, if they are open already.
 
     Returns:
       The last line of `metrics.jsonl`, empty if no step was made.
@@ -33,10 +33,7 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
       UserError: a setting, the dataset or the workdir is not right; nothing has been written then.
     """
     # ---- What the user asked for, before anything is touched
-    _, num_workers = launched_rank_and_size() or (0, 1)
-    config.validate(num_workers)
-    source = open_source(config.dataset, split="train", data_dir=config.data_dir)
-    config.validate_with_data(source.num_instances, num_workers)
+    source = source or preflight.open_training_data(config)
     resuming = refuse_other_recipe(config)
 
     # ---- Workers

@@ -22,7 +22,7 @@ class Progress:
     """
 
     def __init__(self, visible: bool):
-        self._visible = visible
+        self._visible = visible and sys.stderr is not None
         self._bar: tqdm | None = None
         self._stage = ""
         self._started = self._last_line = 0.0
@@ -30,9 +30,15 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Prints one line to standard error."""
-        if self._visible:
+        if not self._visible:
+            return
+        try:
             tqdm.write(text, file=sys.stderr)
             sys.stderr.flush()
+        except OSError:
+            # The reader of the pipe has left, or the disk of the log is full: no reason to lose a run of days.
+            self._visible = False
+            sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
     def __call__(self, stage: str, done: int, total: int, detail: str = "") -> None:
         """Reports `done` of `total` steps of a stage; the first report of a stage starts its clock."""
@@ -84,7 +90,8 @@ class MetricsLog:
         with open(temporary, "w") as file:
             file.writelines(kept)
         os.replace(temporary, self._path)
-        self._tensorboard = tf.summary.create_file_writer(os.path.join(workdir, "tensorboard"))
+        self._events = os.path.join(workdir, "tensorboard")
+        self._tensorboard = None
 
     def _lines(self) -> list[str]:
         if not os.path.exists(self._path):
@@ -97,6 +104,8 @@ class MetricsLog:
         """`metrics` holds `step` and finite numbers."""
         with open(self._path, "a") as file:
             file.write(json.dumps(metrics) + "\n")
+        if self._tensorboard is None:  # Not before there is something to say: each writer makes a file.
+            self._tensorboard = tf.summary.create_file_writer(self._events)
         with self._tensorboard.as_default(step=int(metrics["step"])):
             for name, value in metrics.items():
                 if name != "step":
@@ -104,7 +113,8 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flushes TensorBoard's file."""
-        self._tensorboard.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
 
 
 class StepTimer:

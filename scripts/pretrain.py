@@ -7,19 +7,17 @@ Examples:
 """
 
 from flags import command, pretraining
-from instcls_tf.config import refuse_other_recipe
-from instcls_tf.launcher import launched_rank_and_size
+from instcls_tf.preflight import open_training_data
 
 pretraining.define()
 
 
 def main() -> None:
     config = pretraining.config_from_flags()
-    config.validate(num_workers=(launched_rank_and_size() or (0, 1))[1])
-    refuse_other_recipe(config)  # `pretrain` checks both again; here the answer comes before TensorFlow is imported
+    source = open_training_data(config)
     from instcls_tf.pretraining import pretrain
 
-    pretrain(config)
+    pretrain(config, source)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,8 @@ def run_command(command: list[str], timeout: float) -> Finished:
 def user_environment() -> dict[str, str]:
     """The environment of a user's shell in which the virtual environment is active."""
     path = os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", "")
-    return {**os.environ, "PATH": path, "TF_CPP_MIN_LOG_LEVEL": "2"}
+    inherited = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    return {**inherited, "PATH": path}
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, str]]:

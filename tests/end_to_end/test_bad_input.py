@@ -2,98 +2,129 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from tests.commands import run_script, snapshot
-from tests.end_to_end.runs import flags_of
+import instcls_tf
+from instcls_tf.config import PretrainConfig
+from instcls_tf.errors import UserError
+from tests.commands import Finished, run_script, snapshot
+from tests.end_to_end.runs import TINY, flags_of, write_images
 
 
-def _run(*arguments, **options) -> tuple[int, str]:
-    finished = run_script(*arguments, **options)
-    return finished.status, finished.output
-
-
-def _one_sentence(output: str) -> str:
-    """The sentence; the launcher's marks of the worker and its closing banner are not ours."""
-    errors = [line for line in output.splitlines() if "error:" in line]
-    assert len(errors) == 1, output
-    assert "Traceback" not in output, output
-    return errors[0]
-
-
-@pytest.mark.parametrize(
-    ("flags", "wanted"),
-    [
-        (["--temperature=0"], ["--temperature=0.0", "above 0"]),
-        (["--temperature=-1"], ["--temperature=-1.0", "above 0"]),
-        (["--temperature=nan"], ["--temperature=nan", "above 0"]),
-        (["--smoothing=1.5"], ["--smoothing=1.5", "below 1"]),
-        (["--encoder=vgg"], ["--encoder=vgg", "resnet50, resnet18"]),
-        (["--batch_size=0"], ["--batch_size=0", "at least 1"]),
-        (["--batch_size=many"], ["batch_size", "many"]),
-        (["--batchsize=3"], ["batchsize"]),
-        (["stray"], ["stray", "--name=value"]),
-        (["--workdir="], ["--workdir", "missing"]),
-        (["--sampled_classes=300"], ["--sampled_classes=300", "--smoothing=0"]),
-        (["--hard_negatives=1437"], ["--hard_negatives=1437", "1437"]),
-        (["--dataset=folder:/nowhere"], ["--dataset=folder:/nowhere"]),
-        (["--dataset=no_such_dataset"], ["--dataset=no_such_dataset"]),
-        (["--classifier_init=zeros"], ["--classifier_init=zeros", "raw_running_bn"]),
-    ],
-    ids=lambda value: value[0] if isinstance(value, list) else None,
-)
-def test_wrong_flags(flags, wanted, tmp_path):
-    status, output = _run("pretrain", *flags_of(tmp_path / "run"), *flags)
-    assert status == 2, output
-    sentence = _one_sentence(output)
-    for part in wanted:
-        assert part in sentence
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("num_images", [0, 1])
-def test_folders_without_enough_images(num_images, tmp_path):
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    (photos / "notes.txt").write_text("not an image")
-    for index in range(num_images):
-        (photos / f"{index}.jpg").write_bytes(b"never decoded")
-    status, output = _run("pretrain", *flags_of(tmp_path / "run", dataset=f"folder:{photos}"))
-    assert status == 2, output
-    assert f"--dataset=folder:{photos}" in _one_sentence(output)
-    assert not (tmp_path / "run").exists()
+def sentence_of(finished: Finished, workers: int = 1) -> str:
+    """The one thing that the workers say, the launcher's own banner apart."""
+    assert finished.status == 2, finished.output
+    if workers == 1:
+        assert finished.stdout == "", finished.output
+        said = finished.stderr.splitlines()
+    else:
+        said = [line for rank in range(workers) for line in finished.said_by(rank)]
+    assert len(said) == 1, finished.output
+    assert said[0].startswith("error: "), finished.output
+    return said[0].removeprefix("error: ")
 
 
 @pytest.mark.parametrize(
-    ("flags", "wanted"),
+    ("flags", "sentence"),
     [
-        (["--batch_size=1"], ["--batch_size=1", "2 workers"]),
-        (["--hard_negatives=5000"], ["--hard_negatives=5000", "1437"]),
+        (["--temprature=1"], "--temprature: no such flag; did you mean --temperature?"),
+        (["stray"], "'stray' is not a flag: every setting is given as --name=value"),
+        (["--batch_size=many"], "--batch_size=many: must be a whole number"),
+        (["--batch_size=0"], "--batch_size=0: must be at least 1"),
+        (["--temperature=0"], "--temperature=0.0: must be a number above 0"),
+        (["--temperature=-1"], "--temperature=-1.0: must be a number above 0"),
+        (["--temperature=nan"], "--temperature=nan: must be a number above 0"),
+        (["--smoothing=1.5"], "--smoothing=1.5: must be 0 or more and below 1"),
+        (["--encoder=vgg"], "--encoder=vgg: must be one of resnet50, resnet18"),
+        (["--max_steps=-1"], "--max_steps=-1: must be 0 or more"),
+        (["--seed=-1"], "--seed=-1: must be 0 or more and below 2147483648"),
+        (["--workdir="], "--workdir is missing: name the folder that receives the run"),
+        (["--flagfile=no_such_file"], "--flagfile: cannot read no_such_file (No such file or directory)"),
+        (["--sampled_classes=300"], r"--sampled_classes=300 works without smoothing only (.*): add --smoothing=0"),
     ],
-    ids=lambda value: value[0],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_two_workers_say_it_once(flags, wanted, tmp_path):
-    status, output = _run("pretrain", *flags_of(tmp_path / "run"), *flags, workers=2)
-    assert status == 2, output
-    sentence = _one_sentence(output)
-    for part in wanted:
-        assert part in sentence
-    assert list(tmp_path.iterdir()) == []
+def test_wrong_flags(tmp_path, flags, sentence):
+    before = snapshot(tmp_path)
+    finished = run_script("pretrain", *flags_of(tmp_path / "run"), *flags)
+    pattern = ".*".join(map(re.escape, sentence.split(".*")))
+    assert re.fullmatch(pattern, sentence_of(finished)), finished.stderr
+    assert snapshot(tmp_path) == before
 
 
-def test_workdir_of_another_run_is_left_alone(whole_run):
+def test_data_that_are_no_data(tmp_path):
+    """The answers of the library, which the command passes on; one of them is seen through the command below."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("no image")
+    (tmp_path / "file").write_text("no folder")
+    write_images(tmp_path / "single", ["one.jpg"])
+    write_images(tmp_path / "few", [f"{index}.jpg" for index in range(5)])
+    few = {"dataset": f"folder:{tmp_path / 'few'}", "batch_size": 4}
+    before = snapshot(tmp_path)
+    for wrong, value, changes, sentence in [
+        ("dataset", f"folder:{tmp_path / 'empty'}", {}, "no images (.jpg, .jpeg, .png, .bmp, .gif) in that folder"),
+        ("dataset", f"folder:{tmp_path / 'none'}", {}, "no such folder"),
+        ("dataset", f"folder:{tmp_path / 'file'}", {}, "not a folder, wanted a folder of images"),
+        ("dataset", f"folder:{tmp_path / 'single'}", {}, "one image only, wanted at least 2 images"),
+        ("dataset", "no_such_dataset", {}, "wanted digits, folder:PATH or the name of a TFDS dataset"),
+        ("dataset", "mnist", {"data_dir": str(tmp_path / "few")}, "not prepared, run first: tfds build mnist"),
+        ("hard_negatives", 1437, {}, "must be below the number of instances of --dataset=digits, 1437"),
+        ("hard_negatives", 5, few, f"must be below the number of instances of --dataset={few['dataset']}, 5"),
+        ("sampled_classes", 255, {"smoothing": 0.0}, "must be between the 256 positive classes"),
+    ]:
+        settings = {**TINY, **changes, wrong: value, "workdir": str(tmp_path / "run")}
+        with pytest.raises(UserError) as refusal:
+            instcls_tf.pretrain(PretrainConfig(**settings))
+        assert str(refusal.value).startswith(f"--{wrong}={value}: {sentence}")
+    assert snapshot(tmp_path) == before
+
+
+def test_a_dataset_that_is_not_there(tmp_path):
+    before = snapshot(tmp_path)
+    finished = run_script("pretrain", *flags_of(tmp_path / "run", dataset=f"folder:{tmp_path}/none"))
+    assert sentence_of(finished) == f"--dataset=folder:{tmp_path}/none: no such folder"
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--batch_size=1"], "--batch_size=1: must be at least the 2 workers"),
+        # Answered with the data at hand, when TensorFlow is loaded already.
+        (
+            ["--hard_negatives=1437"],
+            "--hard_negatives=1437: must be below the number of instances of --dataset=digits, 1437",
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_two_workers_say_it_once(tmp_path, flags, sentence):
+    before = snapshot(tmp_path)
+    finished = run_script("pretrain", *flags_of(tmp_path / "run"), *flags, workers=2)
+    assert sentence_of(finished, workers=2) == sentence
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_workdir_of_another_run_is_left_alone(whole_run, workers):
     workdir = whole_run.workdir
-    before = snapshot(workdir)
-    status, output = _run("pretrain", *flags_of(workdir, temperature=0.2), workers=2)
-    assert status == 2, output
-    sentence = _one_sentence(output)
-    for part in (f"--workdir={workdir}", "--temperature=0.15", "--temperature=0.2"):
-        assert part in sentence
-    assert snapshot(workdir) == before
+    before = snapshot(workdir.parent)
+    finished = run_script("pretrain", *flags_of(workdir, temperature=0.2), workers=workers)
+    assert sentence_of(finished, workers) == (
+        f"--workdir={workdir} belongs to a run with --temperature=0.15, this one has --temperature=0.2:"
+        " give the same flags to continue it, or another folder"
+    )
+    assert snapshot(workdir.parent) == before
 
 
-def test_workdir_that_is_a_file(tmp_path):
-    (tmp_path / "run").write_text("mine")
-    status, output = _run("pretrain", *flags_of(tmp_path / "run"))
-    assert status == 2 and "is a file" in _one_sentence(output)
-    assert (tmp_path / "run").read_text() == "mine"
+def test_a_workdir_that_cannot_be_one(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    before = snapshot(tmp_path)
+    finished = run_script("pretrain", *flags_of(tmp_path / "file"))
+    assert sentence_of(finished) == f"--workdir={tmp_path}/file: is a file, not a folder"
+    # Nobody may write below a file, not even root.
+    finished = run_script("pretrain", *flags_of(tmp_path / "file" / "run"))
+    assert sentence_of(finished) == f"--workdir={tmp_path}/file/run: cannot write to {tmp_path}/file"
+    assert snapshot(tmp_path) == before

@@ -1,86 +1,116 @@
-"""The commands that look at a finished run."""
+"""The commands that look at a finished run: their answers, their files, and their answers to mistakes."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.commands import ROOT, run_script
+import instcls_tf
+from tests.commands import ROOT, run_script, snapshot
 
 SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py") if path.stem != "__init__")
 
 
-def _run(*arguments) -> tuple[int, str]:
-    finished = run_script(*arguments)
-    return finished.status, finished.stderr + finished.stdout
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, whole_run) -> Path:
+    """A copy of the tiny run, to which commands may add their results."""
+    return shutil.copytree(whole_run.workdir, tmp_path_factory.mktemp("evaluated") / "run")
 
 
-def _answer(output: str) -> dict:
-    return json.loads(output.strip().splitlines()[-1])
+def answer_of(name: str, folder: Path, *arguments: str) -> dict:
+    """What a command prints last and keeps in `folder`; it adds nothing else to the run."""
+    finished = run_script(name, *arguments)
+    assert finished.status == 0, finished.output
+    answer = json.loads(finished.stdout.splitlines()[-1])
+    assert answer == json.loads((folder / f"{name}.json").read_text())
+    return answer
 
 
-def test_knn_eval(whole_run):
-    workdir = whole_run.workdir
-    status, output = _run("knn_eval", f"--workdir={workdir}", "--num_neighbors=5")
-    assert status == 0, output
-    answer = _answer(output)
-    assert answer == json.loads((workdir / "knn_eval.json").read_text())
-    assert 0.3 < answer["top1"] <= answer["top5"] <= 1 and answer["examples"] == 360
+def test_knn_eval(workdir):
+    answer = answer_of("knn_eval", workdir, f"--workdir={workdir}", "--num_neighbors=5")
+    assert {key: answer[key] for key in ("examples", "features", "num_neighbors", "dataset")} == {
+        "examples": 360, "features": "backbone", "num_neighbors": 5, "dataset": "digits",
+    }  # fmt: skip
+    assert 0.3 < answer["top1"] < answer["top5"] <= 1  # chance is 0.1
 
 
-def test_similarity(whole_run):
-    workdir = whole_run.workdir
-    status, output = _run("similarity", f"--workdir={workdir}", "--instances=500")
-    assert status == 0, output
-    answer = _answer(output)
+def test_similarity(workdir):
+    answer = answer_of("similarity", workdir, f"--workdir={workdir}", "--instances=500")
     assert set(answer) == {"raw_running_bn", "raw_batch_bn", "raw_fixed_bn", "random", "trained"}
+    for of_init in answer.values():
+        assert of_init["gap"] == pytest.approx(of_init["intra"] - of_init["inter"])
     assert answer["raw_running_bn"]["gap"] > 1.5 * answer["raw_fixed_bn"]["gap"]  # Fig. 4
     assert abs(answer["random"]["gap"]) < 0.05
 
 
-def test_export_saved_model(whole_run, tmp_path):
-    workdir = whole_run.workdir
-    status, output = _run("export", f"--workdir={workdir}", "--format=saved_model", f"--output={tmp_path / 'out'}")
-    assert status == 0, output
-    serve = tf.saved_model.load(str(tmp_path / "out")).signatures["serving_default"]
+def test_export_saved_model(workdir, tmp_path):
+    before = snapshot(workdir)
+    flags = [f"--workdir={workdir}", "--format=saved_model", f"--output={tmp_path / 'exported' / '1'}"]
+    finished = run_script("export", *flags)
+    assert finished.status == 0, finished.output
+    assert snapshot(workdir) == before
+    serve = tf.saved_model.load(str(tmp_path / "exported" / "1")).signatures["serving_default"]
+    encoder = instcls_tf.load_encoder(str(workdir))
     for batch in (1, 3):
-        result = serve(images=tf.zeros([batch, 20, 18, 3], tf.uint8))
-        assert result["features"].shape == [batch, 64] and result["projection"].shape == [batch, 128]
-    status, output = _run("export", f"--workdir={workdir}", f"--output={tmp_path / 'out'}")
-    assert status == 2 and "--output" in output and "Traceback" not in output
+        images = np.random.default_rng(batch).integers(0, 256, [batch, 16, 16, 3], np.uint8)
+        outputs = serve(images=tf.constant(images))
+        expected = encoder.get_layer("backbone")(images, training=False)
+        np.testing.assert_allclose(outputs["features"], expected, atol=1e-5)
+        assert outputs["projection"].shape == [batch, 128]
+
+    exported = snapshot(tmp_path)
+    finished = run_script("export", *flags)
+    assert finished.status == 2
+    assert finished.stderr == f"error: --output={tmp_path}/exported/1 is not empty; name a new or an empty folder.\n"
+    assert snapshot(tmp_path) == exported
 
 
-def test_compare(whole_run, tmp_path):
-    workdir = whole_run.workdir
-    status, output = _run("compare", f"--runs=tiny={workdir}", f"--output={tmp_path}")
-    assert status == 0, output
-    answer = _answer(output)
-    assert set(answer) == {"raw pixels", "tiny"} and answer["raw pixels"]["top1"] > 0.9
-    assert (tmp_path / "comparison.png").stat().st_size > 10_000
-    assert re.search(r"\| raw pixels \| \d", (tmp_path / "comparison.md").read_text())
+def test_compare(workdir, tmp_path):
+    before = snapshot(workdir)
+    runs = f"--runs=first run={workdir},second={workdir}"
+    answer = answer_of("compare", tmp_path / "results", runs, f"--output={tmp_path / 'results'}")
+    assert snapshot(workdir) == before
+    assert list(answer) == ["raw pixels", "first run", "second"]
+    assert answer["first run"] == answer["second"]
+    assert answer["raw pixels"]["top1"] > 0.9
+    table = (tmp_path / "results" / "comparison.md").read_text()
+    assert f"| first run | {answer['second']['few_labels_top1']:.1%}" in table
+    assert (tmp_path / "results" / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
-    ("script", "flags", "wanted"),
+    ("command", "sentence"),
     [
-        ("knn_eval", [], "--workdir is missing"),
-        ("knn_eval", ["--workdir=/nowhere"], "--workdir=/nowhere"),
-        ("knn_eval", ["--workdir=/nowhere", "--features=colour"], "--features=colour"),
-        ("export", ["--workdir=/nowhere", "--output=x", "--format=tar"], "--format=tar"),
-        ("compare", ["--runs=a", "--output=x"], "--runs=a"),
-        ("similarity", ["--workdir=/nowhere"], "--workdir=/nowhere"),
+        ("knn_eval", "--workdir is missing"),
+        ("knn_eval --workdir={empty}", "--workdir={empty}: holds no run ({empty}/run.flags: No such file or directory)"),
+        ("knn_eval --workdir={empty} --features=words", "--features=words: must be one of backbone, projection, pixels"),
+        ("similarity --workdir={empty}", "--workdir={empty}: holds no run ({empty}/run.flags: No such file or directory)"),
+        ("similarity --dataset=digits", "--dataset: no such flag"),
+        ("export --workdir={empty}", "--output is missing"),
+        ("export --workdir={empty} --output=x --format=tar", "--format=tar: must be one of saved_model"),
+        ("compare --output={empty}", "--runs is missing"),
+        ("compare --runs=a --output={empty}", "--runs=a: must be NAME=WORKDIR,NAME=WORKDIR,... with different names"),
     ],
-)
-def test_mistakes(script, flags, wanted):
-    status, output = _run(script, *flags)
-    assert status == 2 and wanted in output and "Traceback" not in output, output
+)  # fmt: skip
+def test_mistakes(tmp_path, command, sentence):
+    before = snapshot(tmp_path)
+    finished = run_script(*command.format(empty=tmp_path).split())
+    assert finished.status == 2, finished.output
+    assert finished.stderr == f"error: {sentence.format(empty=tmp_path)}\n"
+    assert finished.stdout == ""
+    assert snapshot(tmp_path) == before
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_shows_flags_and_an_example(script):
-    status, output = _run(script, "--help")
-    assert status == 0
-    assert f"python -m scripts.{script} --" in output and re.search(r"^  --", output, re.MULTILINE)
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_shows_flags_and_an_example(name):
+    finished = run_script(name, "--help")
+    assert finished.status == 0, finished.output
+    assert finished.stderr == ""
+    assert f"python -m scripts.{name} --" in finished.stdout
+    assert re.search(r"^  --\w+: \w", finished.stdout, re.MULTILINE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 
 import numpy as np
@@ -120,22 +121,8 @@ def test_an_interrupted_run_goes_on(request, tmp_path, interrupted_run_of_two, w
         assert cosines.mean() > 0.98
 
 
-def test_a_finished_run_started_again_does_nothing(tmp_path, whole_run):
-    workdir = tmp_path / "run"
-    shutil.copytree(whole_run.workdir, workdir)
-    before = snapshot(workdir)
-    finished = launched(workdir, workers=1).finished
-    assert finished.stderr.splitlines()[-1] == f"done: {workdir} (checkpoint at step 12 of 12)"
-    after = snapshot(workdir)
-    for name in ("run.flags", "checkpoints"):
-        assert {path: state for path, state in after.items() if path.startswith(name)} == {
-            path: state for path, state in before.items() if path.startswith(name)
-        }
-    assert metrics_of(workdir)["loss"].tolist() == metrics_of(whole_run.workdir)["loss"].tolist()
-
-
 def test_uneven_shares_and_another_number_of_workers(tmp_path):
-    """9 images in batches of 4, 4 and 1: not divisible by 2 or 3 workers, and the last batch leaves some without any."""
+    """9 images in batches of 4, 4 and 1: not divisible by the workers, and the last batch leaves some without any."""
     write_images(tmp_path / "photos", [f"{index}.jpg" for index in range(9)])
     changes = {
         "dataset": f"folder:{tmp_path / 'photos'}",
@@ -176,53 +163,70 @@ def recorded(monkeypatch, config: PretrainConfig) -> list[list[int]]:
     return seen
 
 
-def test_interruptions_change_nothing_on_one_worker(tmp_path, monkeypatch, whole_run):
-    """Stopped after the initialisation, in mid-epoch and at the end of an epoch: still the uninterrupted run."""
-    config = PretrainConfig(**TINY, workdir=str(tmp_path / "run"))
-    seen = []
-    for max_steps in (0, INTERRUPTED_AT, STEPS_PER_EPOCH, None):
+def test_interruptions_change_nothing_on_one_worker(tmp_path, monkeypatch, capsys, whole_run):
+    """Stopped after the initialisation and in mid-epoch: still the uninterrupted run; when done, it stays as it is."""
+    workdir = tmp_path / "run"
+    config = PretrainConfig(**TINY, workdir=str(workdir))
+    seen = recorded(monkeypatch, config.replace(max_steps=0))
+    assert seen == []
+    assert (workdir / "metrics.jsonl").read_text() == ""
+    assert instcls_tf.load_encoder(config.workdir) is not None
+    for max_steps in (INTERRUPTED_AT, None):
         seen += recorded(monkeypatch, config.replace(max_steps=max_steps))
-        if max_steps == 0:
-            assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""
-            assert instcls_tf.load_encoder(config.workdir) is not None
     for epoch in (seen[:STEPS_PER_EPOCH], seen[STEPS_PER_EPOCH:]):
-        assert sorted(sum(epoch, [])) == list(range(NUM_INSTANCES))
-    expected, metrics = metrics_of(whole_run.workdir), metrics_of(tmp_path / "run")
+        assert sorted(itertools.chain(*epoch)) == list(range(NUM_INSTANCES))
+    assert seen[0] != seen[STEPS_PER_EPOCH]
+    expected, metrics = metrics_of(whole_run.workdir), metrics_of(workdir)
     np.testing.assert_array_equal(metrics["step"], expected["step"])
     np.testing.assert_allclose(metrics["loss"], expected["loss"], atol=1e-4)
 
+    before = snapshot(workdir)
+    capsys.readouterr()
+    assert recorded(monkeypatch, config) == []
+    assert capsys.readouterr().err.splitlines()[-1] == f"done: {workdir} (checkpoint at step 12 of 12)"
+    after = snapshot(workdir)
+    assert {path: content for path, (_, content) in after.items()} == {
+        path: content for path, (_, content) in before.items()
+    }
+    kept = [path for path in before if path.startswith(("checkpoints", "run.flags", "tensorboard"))]
+    assert [after[path] for path in kept] == [before[path] for path in kept]
 
+
+# What does not depend on each other goes together: each entry costs a graph.
 RECIPES = {
-    "mixed_bfloat16": {"precision": "mixed_bfloat16"},
-    "mixed_float16": {"precision": "mixed_float16"},
-    "sampled_classes": {"sampled_classes": 300, "smoothing": 0.0},
-    "cross_entropy": {"smoothing_loss": "cross_entropy"},
+    "bfloat16_cross_entropy": {"precision": "mixed_bfloat16", "smoothing_loss": "cross_entropy"},
+    "float16_linear_head": {"precision": "mixed_float16", "mlp_head": False},
+    "sampled_classes_one_view": {
+        "sampled_classes": 300,
+        "smoothing": 0.0,
+        "views": 1,
+        "augmentation": "simclr",
+        "image_size": 33,
+        "stem": "imagenet",
+    },
     "raw_batch_bn": {"classifier_init": "raw_batch_bn"},
-    "linear_head": {"mlp_head": False},
-    "one_view_of_imagenet": {"views": 1, "augmentation": "simclr", "image_size": 33, "stem": "imagenet"},
 }
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe(tmp_path, name):
-    config = PretrainConfig(**{**TINY, "workdir": str(tmp_path), "batch_size": 64, "max_steps": 2, **RECIPES[name]})
-    last = instcls_tf.pretrain(config)
-    assert last["step"] == 2
+    quick = {"batch_size": 64, "max_steps": 2, "classifier_init": "random", "workdir": str(tmp_path)}
+    config = PretrainConfig(**{**TINY, **quick, **RECIPES[name]})
+    assert instcls_tf.pretrain(config)["step"] == 2
     metrics = metrics_of(tmp_path)
-    num_classes = config.sampled_classes or NUM_INSTANCES
-    expected = metrics["loss_expected_start"] + np.log(num_classes / NUM_INSTANCES)
-    np.testing.assert_allclose(metrics["loss"], expected, atol=0.6)
+    sampled = np.log((config.sampled_classes or NUM_INSTANCES) / NUM_INSTANCES)
+    np.testing.assert_allclose(metrics["loss"], metrics["loss_expected_start"] + sampled, atol=0.6)
     assert instcls_tf.load_encoder(str(tmp_path)).trainable_variables[0].dtype == tf.float32
 
 
-@pytest.mark.parametrize("folder", ["photos", "my photos, 写真 & été/deeper"])
-def test_a_folder_of_any_name(tmp_path, folder):
-    names = [f"trip {index}/première {index}.jpg" for index in range(5)] + ["top.JPEG"]
-    write_images(tmp_path / folder, names)
-    (tmp_path / folder / "notes.txt").write_text("no image")
-    workdir = tmp_path / folder / "run"
-    changes = {"dataset": f"folder:{tmp_path / folder}", "workdir": str(workdir), "batch_size": 4, "hard_negatives": 2}
-    config = PretrainConfig(**{**TINY, **changes, "augmentation": "simclr", "max_steps": 2})
+def test_a_folder_of_any_name_and_nesting(tmp_path):
+    folder = tmp_path / "my photos, 写真 & été"
+    write_images(folder, [f"trip {index}/première {index}.jpg" for index in range(5)] + ["top.JPEG"])
+    (folder / "notes.txt").write_text("no image")
+    workdir = tmp_path / "rún = 1"
+    changes = {"dataset": f"folder:{folder}", "augmentation": "simclr", "batch_size": 4, "hard_negatives": 2}
+    quick = {"max_steps": 2, "classifier_init": "random", "workdir": str(workdir)}
+    config = PretrainConfig(**{**TINY, **changes, **quick})
     assert np.isfinite(instcls_tf.pretrain(config)["loss"])
     assert load_run(str(workdir)) == config
     rows = tf.train.load_checkpoint(str(workdir / "checkpoints")).get_tensor("classifier/rows")

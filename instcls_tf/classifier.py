@@ -150,7 +150,7 @@ class ShardedClassifier(tf.keras.layers.Layer):
         return ClassifierOutput(*streamed(normalized))
 
     # A graph of its own even when called eagerly: Horovod ignores the names of tensors in eager mode.
-    @tf.function
+    @tf.function(reduce_retracing=True)
     def _step(self, local_embeddings, instance_ids, hard_negatives, learning_rate, step):
         batch = self._gather(local_embeddings, instance_ids, hard_negatives, step)
         read = self._reader(batch.streamed)

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.commands import run_command, under_launcher
 
 
-def launch(num_workers: int, task: str, folder: Path, *arguments: str, timeout: float = 180) -> None:
+def launch(num_workers: int, task: str, folder: Path, *arguments: str, timeout: float = 400) -> None:
     """Runs `task` on `num_workers` workers; one worker is started by hand, without any launcher."""
     command = [sys.executable, "-m", "tests.parallel.tasks", task, str(folder), *arguments]
     finished = run_command(under_launcher(num_workers, command), timeout)

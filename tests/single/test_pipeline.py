@@ -13,6 +13,13 @@ SIZE = 8
 GREY = 7  # Image i is uniformly grey 7 * i, so that pixels prove which image stands behind an id.
 
 
+def _zip_equal(*parts):
+    """`zip(strict=True)`, which Python 3.9 lacks."""
+    parts = [list(part) for part in parts]
+    assert len({len(part) for part in parts}) == 1
+    return zip(*parts)
+
+
 def _source(count):
     images = np.broadcast_to((GREY * np.arange(count)).astype(np.uint8)[:, None, None, None], [count, 8, 8, 3]).copy()
     return DigitsSource("grey", ("even", "odd"), images, (np.arange(count) % 2).astype(np.int32))
@@ -30,7 +37,7 @@ def _train(source, batch, workers, last, first=0, seed=5, preset="none", num_vie
 
 def _global(workers, part=1):
     """Per step, the workers' rows (of ids, or of pixels) joined by rank, padding dropped."""
-    return [np.concatenate([x[part][x[1] >= 0] for x in step]) for step in zip(*workers, strict=True)]
+    return [np.concatenate([x[part][x[1] >= 0] for x in step]) for step in _zip_equal(*workers)]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +73,7 @@ def test_permute_mixes_neighbours_and_epochs():
     size = 20_000
     places = tf.range(size, dtype=tf.int64)
     orders = [pipeline._permute(places, 0, tf.constant(epoch, tf.int64), size).numpy() for epoch in range(8)]
-    for first, second in zip(orders, orders[1:], strict=False):
+    for first, second in zip(orders, orders[1:]):
         assert abs(np.corrcoef(first, second)[0, 1]) < 0.04
     # Ten sorted classes in batches of 200: a class count has the variance of a random draw.
     counts = np.stack([np.bincount(batch * 10 // size, minlength=10) for batch in np.split(orders[0], 100)])
@@ -89,7 +96,7 @@ def test_every_id_once_per_epoch_and_the_same_order_for_every_number_of_workers(
     for workers in (2, 3):
         shares = _train(_source(count), batch, workers, 2 * steps)
         assert {len(batches) for batches in shares} == {2 * steps}
-        for expected, got in zip(alone, _global(shares), strict=True):
+        for expected, got in _zip_equal(alone, _global(shares)):
             np.testing.assert_array_equal(got, expected)
 
 
@@ -118,7 +125,7 @@ def test_pixels_belong_to_their_ids_and_have_the_promised_types():
     batches = _train(_source(13), 4, 2, 4, num_views=2)
     for views, ids in (batch for worker in batches for batch in worker):
         assert views.dtype == np.uint8 and views.shape == (len(ids), 2, SIZE, SIZE, 3) and ids.dtype == np.int32
-        for view, instance_id in zip(views, ids, strict=True):
+        for view, instance_id in _zip_equal(views, ids):
             assert instance_id < 0 or (view == GREY * instance_id).all()
 
 
@@ -126,9 +133,9 @@ def test_pixels_belong_to_their_ids_and_have_the_promised_types():
 def test_resume_continues_with_the_same_ids_and_pixels(first):
     whole = _train(_source(13), 4, 2, 8, preset="simclr", num_views=2)
     rest = _train(_source(13), 4, 2, 8, first=first, preset="simclr", num_views=2)
-    for expected, got in zip(whole, rest, strict=True):
+    for expected, got in _zip_equal(whole, rest):
         assert len(got) == 8 - first
-        for (pixels, ids), (other_pixels, other_ids) in zip(expected[first:], got, strict=True):
+        for (pixels, ids), (other_pixels, other_ids) in _zip_equal(expected[first:], got):
             np.testing.assert_array_equal(ids, other_ids)
             np.testing.assert_array_equal(pixels[ids >= 0], other_pixels[ids >= 0])
 
@@ -138,7 +145,7 @@ def test_pixels_do_not_depend_on_the_number_of_workers():
     alone = _global(_train(source, 50, 1, 30, first=26, preset="digits", num_views=2), part=0)
     for workers in (2, 3):
         shares = _global(_train(source, 50, workers, 30, first=26, preset="digits", num_views=2), part=0)
-        for expected, got in zip(alone, shares, strict=True):
+        for expected, got in _zip_equal(alone, shares):
             # A matrix product over another number of rows may round one grey level differently.
             assert np.abs(expected.astype(int) - got).max() <= 1
 
@@ -172,7 +179,7 @@ def test_stream_shows_every_id_once_per_epoch(tfds_source, workers, batch):
 def test_stream_resumes_and_shuffles_by_epoch_and_seed(tfds_source):
     whole = _train(tfds_source, 4, 2, 14)
     rest = _train(tfds_source, 4, 2, 14, first=3)
-    for expected, got in zip(_global(whole)[3:], _global(rest), strict=True):
+    for expected, got in _zip_equal(_global(whole)[3:], _global(rest)):
         np.testing.assert_array_equal(expected, got)
     first, second = (np.concatenate([ids for _, ids in whole[0][begin : begin + 6]]) for begin in (0, 6))
     assert sorted(first) == sorted(second) and not np.array_equal(first, second)

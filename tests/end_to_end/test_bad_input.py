@@ -89,21 +89,17 @@ def test_a_dataset_that_is_not_there(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "sentence"),
+    ("flag", "sentence"),
     [
-        (["--batch_size=1"], "--batch_size=1: must be at least the 2 workers"),
+        ("--batch_size=1", "must be at least the 2 workers"),
         # Answered with the data at hand, when TensorFlow is loaded already.
-        (
-            ["--hard_negatives=1437"],
-            "--hard_negatives=1437: must be below the number of instances of --dataset=digits, 1437",
-        ),
+        ("--hard_negatives=1437", "must be below the number of instances of --dataset=digits, 1437"),
     ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_two_workers_say_it_once(tmp_path, flags, sentence):
+def test_two_workers_say_it_once(tmp_path, flag, sentence):
     before = snapshot(tmp_path)
-    finished = run_script("pretrain", *flags_of(tmp_path / "run"), *flags, workers=2)
-    assert sentence_of(finished, workers=2) == sentence
+    finished = run_script("pretrain", *flags_of(tmp_path / "run"), flag, workers=2)
+    assert sentence_of(finished, workers=2) == f"{flag}: {sentence}"
     assert snapshot(tmp_path) == before
 
 

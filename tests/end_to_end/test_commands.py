@@ -84,20 +84,19 @@ def test_compare(workdir, tmp_path):
     assert (tmp_path / "results" / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(
-    ("command", "sentence"),
-    [
-        ("knn_eval", "--workdir is missing"),
-        ("knn_eval --workdir={empty}", "--workdir={empty}: holds no run ({empty}/run.flags: No such file or directory)"),
-        ("knn_eval --workdir={empty} --features=words", "--features=words: must be one of backbone, projection, pixels"),
-        ("similarity --workdir={empty}", "--workdir={empty}: holds no run ({empty}/run.flags: No such file or directory)"),
-        ("similarity --dataset=digits", "--dataset: no such flag"),
-        ("export --workdir={empty}", "--output is missing"),
-        ("export --workdir={empty} --output=x --format=tar", "--format=tar: must be one of saved_model"),
-        ("compare --output={empty}", "--runs is missing"),
-        ("compare --runs=a --output={empty}", "--runs=a: must be NAME=WORKDIR,NAME=WORKDIR,... with different names"),
-    ],
-)  # fmt: skip
+MISTAKES = {
+    "knn_eval": "--workdir is missing",
+    "knn_eval --workdir={empty}": "--workdir={empty}: holds no run ({empty}/run.flags: No such file or directory)",
+    "knn_eval --workdir={empty} --features=word": "--features=word: must be one of backbone, projection, pixels",
+    "similarity --dataset=digits": "--dataset: no such flag; did you mean --data_dir?",
+    "export --workdir={empty}": "--output is missing",
+    "export --workdir={empty} --output=x --format=tar": "--format=tar: must be one of saved_model",
+    "compare --output={empty}": "--runs is missing",
+    "compare --runs=a --output={empty}": "--runs=a: must be NAME=WORKDIR,NAME=WORKDIR,... with different names",
+}
+
+
+@pytest.mark.parametrize(("command", "sentence"), MISTAKES.items())
 def test_mistakes(tmp_path, command, sentence):
     before = snapshot(tmp_path)
     finished = run_script(*command.format(empty=tmp_path).split())

@@ -72,7 +72,7 @@ def test_data_that_are_no_data(tmp_path):
         ("dataset", "mnist", {"data_dir": str(tmp_path / "few")}, "not prepared, run first: tfds build mnist"),
         ("hard_negatives", 1437, {}, "must be below the number of instances of --dataset=digits, 1437"),
         ("hard_negatives", 5, few, f"must be below the number of instances of --dataset={few['dataset']}, 5"),
-        ("sampled_classes", 255, {"smoothing": 0.0}, "must be between the 256 positive classes"),
+        ("sampled_classes", 358, {"smoothing": 0.0}, "must be between the 359 positive classes"),
     ]:
         settings = {**TINY, **changes, wrong: value, "workdir": str(tmp_path / "run")}
         with pytest.raises(UserError) as refusal:

@@ -180,6 +180,8 @@ def _streamed_elements(
     def of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         order = records
         if seed is not None:
+            # Of this graph alone. With a global seed of 0 TensorFlow would ask whether the tensor below is 0, too.
+            tf.random.set_seed(1)
             order = order.shuffle(_SHUFFLE_BUFFER, seed=(seed << 20) + epoch, reshuffle_each_iteration=False)
         done = tf.where(epoch == first_step // shares.steps, first_step % shares.steps * shares.rows, 0)
         return order.concatenate(fillers).skip(tf.cast(done, tf.int64))

@@ -13,6 +13,12 @@ SIZE = 8
 GREY = 7  # Image i is uniformly grey 7 * i, so that pixels prove which image stands behind an id.
 
 
+@pytest.fixture(autouse=True)
+def global_seed():
+    """As pretraining sets it by default; streams must not mind."""
+    tf.keras.utils.set_random_seed(0)
+
+
 def _zip_equal(*parts):
     """`zip(strict=True)`, which Python 3.9 lacks."""
     parts = [list(part) for part in parts]

@@ -27,6 +27,8 @@ _DESCRIPTIONS = {
     "zero_init_last_gamma": "Start each residual block as the identity (last BN gamma 0).",
     "batch_size": "Instances per step, all workers together.",
     "views": "Augmented views per instance and step: the global batch has batch_size x views rows.",
+    "micro_batch": "Instances per BN group. A worker encodes its share of a batch group by group, in the memory of"
+    " one; runs with the same flags are the same on any number of workers.",
     "epochs": "Length of the run, in epochs (one visit of every instance each).",
     "warmup_epochs": "Linear warm-up, in epochs; at most a tenth of the run.",
     "learning_rate": "Learning rate at a batch size of 4096 (at any batch size with --noscale_learning_rate).",

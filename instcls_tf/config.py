@@ -42,6 +42,7 @@ class PretrainConfig:
     zero_init_last_gamma: bool = True
     batch_size: int = 4096
     views: int = 2
+    micro_batch: int = 64
     epochs: int = 1000
     warmup_epochs: float = 10
     learning_rate: float = 0.48
@@ -76,7 +77,7 @@ class PretrainConfig:
         _one_of(self, "smoothing_loss", SMOOTHING_LOSSES)
         _one_of(self, "classifier_init", CLASSIFIER_INITS)
         _one_of(self, "precision", PRECISIONS)
-        for name in ("image_size", "embedding_size", "batch_size", "views", "epochs", "log_every"):
+        for name in ("image_size", "embedding_size", "batch_size", "views", "micro_batch", "epochs", "log_every"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("temperature", "width_multiplier", "classifier_learning_rate_factor"):
             _require(self, name, _finite(self, name) and getattr(self, name) > 0, "a number above 0")
@@ -88,6 +89,15 @@ class PretrainConfig:
         for name in ("smoothing", "momentum"):
             _require(self, name, 0 <= getattr(self, name) < 1, "0 or more and below 1")
         _require(self, "batch_size", self.batch_size >= num_workers, f"at least the {num_workers} workers")
+        if num_workers > 1:
+            largest = -(-self.batch_size // (num_workers - 1)) - 1
+            _require(
+                self,
+                "micro_batch",
+                self.micro_batch <= largest,
+                f"at most {largest}, for each of the {num_workers} workers to have a BN group of"
+                f" --batch_size={self.batch_size}",
+            )
         _require(self, "max_steps", self.max_steps is None or self.max_steps >= 0, "0 or more")
         _require(
             self, "hard_negatives", self.hard_negatives >= 1 or self.smoothing == 0, "at least 1, or --smoothing=0"

@@ -16,12 +16,13 @@ def bounds(total: int, parts: int, index: int) -> tuple[int, int]:
     """
     size, larger = total // parts, total % parts
     # `index * size + min(index, larger)` without a branch, so that tensors pass through it as well.
-    begin = index * size + _minimum(index, larger)
-    end = (index + 1) * size + _minimum(index + 1, larger)
+    begin = index * size + minimum(index, larger)
+    end = (index + 1) * size + minimum(index + 1, larger)
     return begin, end
 
 
-def _minimum(a, b):
+def minimum(a, b):
+    """The smaller of two integers, either of which may be a tensor."""
     if isinstance(a, int) and isinstance(b, int):
         return min(a, b)
     import tensorflow as tf

@@ -1,9 +1,10 @@
 """Batches for every worker, in an order that does not depend on how many workers there are.
 
 An epoch is a permutation of the instance ids that depends on (seed, epoch) alone; it is computed, never stored. Step s
-takes the next `batch_size` ids, and worker r the r-th even share of those, so the shares, joined by rank, are the same
-global batch for every number of workers. The last batch of an epoch may be smaller. Every worker has the same number of
-steps: one whose share is empty gets one row of id -1 (padding, to be masked).
+takes the next `batch_size` ids, cut into groups of `micro_batch`, and worker r the r-th even share of the groups: the
+shares, joined by rank, are the same global batch for every number of workers, and no group is ever cut in two. The last
+batch of an epoch and the last group of a batch may be smaller. Every worker has the same number of steps: one whose
+share is empty gets one row of id -1 (padding, to be masked).
 
 TFDS datasets are streams and cannot be permuted: each worker reads its own part of the records through a shuffle
 buffer. Every id still comes exactly once per epoch, but which ids meet in a batch depends on the number of workers, and
@@ -41,6 +42,7 @@ def training_batches(
     seed: int,
     last_step: int,
     first_step: int = 0,
+    micro_batch: int = 1,
     rank: int = 0,
     num_workers: int = 1,
 ) -> tf.data.Dataset:
@@ -54,6 +56,7 @@ def training_batches(
       seed: of the order of instances.
       last_step: one after the last step of the run.
       first_step: where to begin; in mid-epoch the rest of that epoch follows, as in the run that was interrupted.
+      micro_batch: instances per group, of which every worker gets whole ones.
       rank: this worker, r.
       num_workers: T.
 
@@ -61,7 +64,7 @@ def training_batches(
       One prefetched dataset of `last_step - first_step` elements `(views, instance_ids)`: uint8 `[b, V, S, S, 3]` and
       int32 `[b]`, -1 for padding.
     """
-    shares = _Shares(source.num_instances, batch_size, rank, num_workers)
+    shares = _Shares(source.num_instances, batch_size, micro_batch, rank, num_workers)
     elements = _elements(source, shares, first_step, last_step, seed)
     batches = _batches(source, shares, elements, views, num_views, first_step, last_step)
     return batches.map(lambda images, ids, labels: (images, ids)).prefetch(2)
@@ -72,6 +75,7 @@ def inference_batches(
     *,
     image_size: int,
     batch_size: int,
+    micro_batch: int = 1,
     rank: int = 0,
     num_workers: int = 1,
     shuffle_seed: int | None = None,
@@ -82,6 +86,7 @@ def inference_batches(
       source: the images.
       image_size: side S, pixels.
       batch_size: images per step, all workers together.
+      micro_batch: images per group, of which every worker gets whole ones.
       rank: this worker.
       num_workers: T.
       shuffle_seed: None for the order of ids, else the seed of a permutation (of a shuffle buffer for TFDS).
@@ -90,7 +95,7 @@ def inference_batches(
       A prefetched dataset of `(images, instance_ids, labels)`: uint8 `[b, S, S, 3]`, int32 `[b]` (-1 for padding) and
       int32 `[b]` (-1 if unknown).
     """
-    shares = _Shares(source.num_instances, batch_size, rank, num_workers)
+    shares = _Shares(source.num_instances, batch_size, micro_batch, rank, num_workers)
     steps = shares.steps
     elements = _elements(source, shares, 0, steps, shuffle_seed)
     batches = _batches(source, shares, elements, make_views("none", image_size, 0), 1, 0, steps)
@@ -103,6 +108,7 @@ class _Shares:
 
     num_instances: int
     batch_size: int
+    micro_batch: int
     rank: int
     num_workers: int
 
@@ -116,22 +122,32 @@ class _Shares:
 
     @property
     def rows(self) -> int:
-        """Rows of this worker in a full batch, at least the one of padding; no batch has more."""
-        begin, end = partition.bounds(self.full_batch, self.num_workers, self.rank)
-        return max(1, end - begin)
+        """This worker's most rows in any batch, at least the one of padding."""
+        # The last batch of an epoch can give a worker a whole group where a full one gives it a smaller last group.
+        shares = [self._share(size, self.rank) for size in (self.full_batch, self.last_batch)]
+        return max(1, *(end - begin for begin, end in shares))
+
+    @property
+    def last_batch(self) -> int:
+        """Instances in the last batch of an epoch."""
+        return self.num_instances - (self.steps - 1) * self.full_batch
+
+    def _share(self, size, rank: int) -> tuple:
+        """Begin and end of a worker's groups in a batch of `size` instances (an integer or an int64 tensor)."""
+        begin, end = partition.bounds(-(-size // self.micro_batch), self.num_workers, rank)
+        return partition.minimum(begin * self.micro_batch, size), partition.minimum(end * self.micro_batch, size)
 
     def of_step(self, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Where the worker's share of a step (int64, within the epoch) begins in the global batch, and its size."""
         size = tf.minimum(tf.constant(self.batch_size, tf.int64), self.num_instances - step * self.batch_size)
-        begin, end = partition.bounds(size, self.num_workers, self.rank)
+        begin, end = self._share(size, self.rank)
         return begin, end - begin
 
     def of_records(self) -> tuple[int, int]:
         """A part of the records of exactly as many as this worker's shares of an epoch sum up to."""
-        last = self.num_instances - (self.steps - 1) * self.full_batch
         counts = []
         for rank in range(self.rank + 1):
-            full, rest = (partition.bounds(size, self.num_workers, rank) for size in (self.full_batch, last))
+            full, rest = self._share(self.full_batch, rank), self._share(self.last_batch, rank)
             counts.append((self.steps - 1) * (full[1] - full[0]) + rest[1] - rest[0])
         return sum(counts[:-1]), sum(counts)
 

@@ -33,6 +33,7 @@ CHANGED = PretrainConfig(
     embedding_size=64,
     zero_init_last_gamma=False,
     batch_size=128,
+    micro_batch=32,
     views=3,
     epochs=7,
     warmup_epochs=0.5,
@@ -86,7 +87,11 @@ AT_LEAST_1, ABOVE_0, NOT_NEGATIVE, SHARE = "at least 1", "a number above 0", "0 
         *(
             ({name: value}, f"--{name}={value}: must be {wanted}")
             for names, values, wanted in (
-                (("image_size", "embedding_size", "batch_size", "views", "epochs", "log_every"), (0, -1), AT_LEAST_1),
+                (
+                    ("image_size", "embedding_size", "batch_size", "views", "micro_batch", "epochs", "log_every"),
+                    (0, -1),
+                    AT_LEAST_1,
+                ),
                 (
                     ("temperature", "width_multiplier", "classifier_learning_rate_factor"),
                     (0.0, -0.1, NAN, INFINITE),
@@ -124,7 +129,17 @@ def test_every_worker_needs_an_instance():
     with pytest.raises(UserError) as refusal:
         VALID.replace(batch_size=3).validate(num_workers=4)
     assert str(refusal.value) == "--batch_size=3: must be at least the 4 workers"
-    VALID.replace(batch_size=4).validate(num_workers=4)
+    VALID.replace(batch_size=4, micro_batch=1).validate(num_workers=4)
+
+
+@pytest.mark.parametrize(("batch", "workers", "largest"), [(128, 2, 127), (128, 3, 63), (10, 4, 3), (4, 4, 1)])
+def test_every_worker_needs_a_group(batch, workers, largest):
+    VALID.replace(batch_size=batch, micro_batch=largest).validate(workers)
+    assert -(-batch // largest) >= workers > -(-batch // (largest + 1))
+    with pytest.raises(UserError) as refusal:
+        VALID.replace(batch_size=batch, micro_batch=largest + 1).validate(workers)
+    wanted = f"at most {largest}, for each of the {workers} workers to have a BN group of --batch_size={batch}"
+    assert str(refusal.value) == f"--micro_batch={largest + 1}: must be {wanted}"
 
 
 def test_fewer_hard_negatives_than_other_instances():

@@ -31,10 +31,11 @@ def _source(count):
     return DigitsSource("grey", ("even", "odd"), images, (np.arange(count) % 2).astype(np.int32))
 
 
-def _train(source, batch, workers, last, first=0, seed=5, preset="none", num_views=1):
+def _train(source, batch, workers, last, first=0, seed=5, preset="none", num_views=1, micro=1):
     """Per worker, the list of its batches."""
     views = make_views(preset, SIZE, seed)
-    settings = {"views": views, "batch_size": batch, "num_views": num_views, "seed": seed, "num_workers": workers}
+    settings = {"views": views, "batch_size": batch, "micro_batch": micro, "num_views": num_views, "seed": seed}
+    settings["num_workers"] = workers
     return [
         list(training_batches(source, first_step=first, last_step=last, rank=rank, **settings).as_numpy_iterator())
         for rank in range(workers)
@@ -104,6 +105,24 @@ def test_every_id_once_per_epoch_and_the_same_order_for_every_number_of_workers(
         assert {len(batches) for batches in shares} == {2 * steps}
         for expected, got in _zip_equal(alone, _global(shares)):
             np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize(("count", "batch", "micro"), [(23, 10, 4), (26, 11, 3), (9, 9, 4), (20, 5, 8)])
+def test_workers_share_whole_groups(count, batch, micro):
+    steps = steps_per_epoch(count, batch)
+    alone = _global(_train(_source(count), batch, 1, steps))
+    for workers in (1, 2, 3):
+        shares = _train(_source(count), batch, workers, steps, micro=micro)
+        for step, expected in enumerate(alone):
+            np.testing.assert_array_equal(_global(shares)[step], expected)
+            groups = [[], *(share[step][1].tolist() for share in shares)]
+            begin = 0
+            for group in groups:
+                assert begin % micro == 0 or begin == len(expected)
+                begin += sum(instance_id >= 0 for instance_id in group)
+            # The even split of whole groups: no worker has two more than another.
+            counts = [-(-sum(i >= 0 for i in share[step][1]) // micro) for share in shares]
+            assert sum(counts) == -(-len(expected) // micro) and max(counts) - min(counts) <= 1
 
 
 def test_order_depends_on_epoch_and_seed():

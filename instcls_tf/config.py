@@ -140,6 +140,11 @@ class PretrainConfig:
         return self.learning_rate * (self.batch_size / REFERENCE_BATCH_SIZE if self.scale_learning_rate else 1.0)
 
     @property
+    def groups_per_batch(self) -> int:
+        """BN groups of a full batch, over all workers."""
+        return -(-self.batch_size // self.micro_batch)
+
+    @property
     def effective_warmup_epochs(self) -> float:
         """`warmup_epochs`, but a tenth of the run when that is shorter than ten times the warm-up."""
         return min(self.warmup_epochs, self.epochs / 10)

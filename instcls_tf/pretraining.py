@@ -8,12 +8,13 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from instcls_tf import checkpoint, collectives, networks, preflight, thermometer
+from instcls_tf import checkpoint, collectives, grouped, preflight, thermometer
 from instcls_tf.classifier import ClassifierOutput, ShardedClassifier
 from instcls_tf.config import PretrainConfig, refuse_other_recipe, run_flags_path
 from instcls_tf.data import augment, pipeline
 from instcls_tf.data.sources import Source
 from instcls_tf.hardest_classes import HardNegatives
+from instcls_tf.memory import reuse_freed_memory
 from instcls_tf.optimizer import MomentumSGD, WarmupCosine
 from instcls_tf.prior import initialize_classifier
 from instcls_tf.run_log import MetricsLog, Progress, StepTimer
@@ -39,6 +40,7 @@ def pretrain(config: PretrainConfig, source: Source | None = None) -> dict[str, 
     # ---- Workers
     collectives.init()
     _use_own_device()
+    reuse_freed_memory()
     tf.keras.utils.set_random_seed(config.seed)
     is_chief = collectives.rank() == 0
     progress = Progress(visible=is_chief)
@@ -74,6 +76,7 @@ def pretrain(config: PretrainConfig, source: Source | None = None) -> dict[str, 
         source,
         views=augment.make_views(config.augmentation, config.image_size, config.seed),
         batch_size=config.batch_size,
+        micro_batch=config.micro_batch,
         num_views=config.views,
         seed=config.seed,
         first_step=first_step,
@@ -82,7 +85,10 @@ def pretrain(config: PretrainConfig, source: Source | None = None) -> dict[str, 
         num_workers=collectives.size(),
     )
     views_spec = tf.TensorSpec([None, config.views, config.image_size, config.image_size, 3], tf.uint8)
-    train_step = make_train_step(run.encoder, run.classifier, run.hard_negatives, run.optimizer, views_spec)
+    several_groups = config.groups_per_batch > collectives.size()
+    train_step = make_train_step(
+        run.encoder, run.classifier, run.hard_negatives, run.optimizer, views_spec, config.micro_batch, several_groups
+    )
     batches = iter(batches)
     log = MetricsLog(config.workdir, first_step) if is_chief else None
     expected = thermometer.expected_losses(source.num_instances, config.embedding_size, config.temperature)
@@ -149,9 +155,6 @@ class Run(NamedTuple):
 
     def save(self, workdir: str, with_lists: bool) -> None:
         """Writes a checkpoint; all workers together."""
-        # The moving statistics saw different images on each worker: their mean is what one worker would hold that
-        # updates them with the mean over BN groups.
-        collectives.average_variables(networks.batch_norm_statistics(self.encoder), "save_bn")
         checkpoint.save(workdir, int(self.optimizer.iterations), self.replicated(), self.sliced(with_lists))
 
 
@@ -161,11 +164,15 @@ def make_train_step(
     hard_negatives: HardNegatives | None,
     optimizer: tf.keras.optimizers.Optimizer,
     views_spec: tf.TensorSpec,
+    micro_batch: int,
+    several_groups: bool,
 ):
     """The training step as a `tf.function` of `(views [b, V, H, W, 3], instance_ids [b], learning_rate)`.
 
-    Instances with id -1 are padding: they are encoded but not in the loss. Returns `ClassifierOutput`. One graph serves
-    all batch sizes: retracing for the last batch of an epoch takes longer than many steps.
+    A worker's share is encoded in BN groups of `micro_batch` instances; `several_groups` says whether any worker may
+    have more than one. Instances with id -1 are padding: they are encoded but not in the loss. Returns
+    `ClassifierOutput`. One graph serves all batch sizes: retracing for the last batch of an epoch takes longer than
+    many steps.
     """
 
     @tf.function(input_signature=[views_spec, tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.float32)])
@@ -175,11 +182,13 @@ def make_train_step(
         is_real = row_ids >= 0
         row_ids = row_ids[is_real]
         hard = None if hard_negatives is None else hard_negatives.lookup(row_ids)  # [b V, K]
+        encoded = grouped.encode(encoder, images, is_real, micro_batch * views.shape[1], several_groups)  # step 1
         with tf.GradientTape() as tape:
-            embeddings = encoder(images, training=True)[is_real]  # step 1
+            tape.watch(encoded.embeddings)
+            embeddings = encoded.embeddings[is_real]
             output = classifier(embeddings, row_ids, hard, learning_rate, optimizer.iterations)  # steps 2 to 8
             loss = _scaled(output.loss, optimizer)
-        gradients = tape.gradient(loss, encoder.trainable_variables)
+        gradients = encoded.backpropagate(tf.convert_to_tensor(tape.gradient(loss, encoded.embeddings)))
         # Sums, not means: the loss is already divided by the global number of rows. One message per variable, so
         # that they travel while the backward pass goes on.
         gradients = [

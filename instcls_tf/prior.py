@@ -11,7 +11,7 @@ from typing import Callable
 
 import tensorflow as tf
 
-from instcls_tf import collectives, networks
+from instcls_tf import collectives, grouped, networks
 from instcls_tf.classifier import ShardedClassifier
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data import pipeline
@@ -46,7 +46,9 @@ def initialize_classifier(
         return
     infer = {"raw_running_bn": _running_bn, "raw_fixed_bn": _fixed_bn, "raw_batch_bn": _batch_bn}
     images_spec = tf.TensorSpec([None, config.image_size, config.image_size, 3], tf.uint8)
-    embed = tf.function(infer[config.classifier_init](encoder), [images_spec, tf.TensorSpec([None], tf.int32)])
+    embed = tf.function(
+        infer[config.classifier_init](encoder, config.micro_batch), [images_spec, tf.TensorSpec([None], tf.int32)]
+    )
     burn_in = config.bn_burn_in if config.classifier_init == "raw_running_bn" else 0
     steps = pipeline.steps_per_epoch(source.num_instances, config.batch_size)
     for epoch in range(burn_in + 1):
@@ -57,8 +59,6 @@ def initialize_classifier(
                 own = (ids >= classifier.begin) & (ids < classifier.end)
                 classifier.write(ids[own] - classifier.begin, rows[own])
             progress(stage, done, steps)
-    if config.classifier_init == "raw_batch_bn":
-        collectives.average_variables(networks.batch_norm_statistics(encoder), "prior_bn")
 
 
 def _inference_epoch(config: PretrainConfig, source: Source, epoch: int) -> tf.data.Dataset:
@@ -67,6 +67,7 @@ def _inference_epoch(config: PretrainConfig, source: Source, epoch: int) -> tf.d
         source,
         image_size=config.image_size,
         batch_size=config.batch_size,
+        micro_batch=config.micro_batch,
         rank=collectives.rank(),
         num_workers=collectives.size(),
         shuffle_seed=config.seed + epoch,
@@ -80,45 +81,56 @@ def _gather(embeddings: tf.Tensor, instance_ids: tf.Tensor) -> tuple[tf.Tensor, 
     return collectives.all_gather(rows, "prior_rows"), collectives.all_gather(instance_ids[real], "prior_ids")
 
 
-def _fixed_bn(encoder: tf.keras.Model):
-    return lambda images, instance_ids: _gather(encoder(images, training=False), instance_ids)
+def _fixed_bn(encoder: tf.keras.Model, group_rows: int):
+    def embed(images, instance_ids):
+        embeddings, _ = grouped.map_groups(
+            lambda group, begin, state: (encoder(group, training=False), state), images, group_rows, ()
+        )
+        return _gather(embeddings, instance_ids)
+
+    return embed
 
 
-def _batch_bn(encoder: tf.keras.Model):
-    return lambda images, instance_ids: _gather(encoder(images, training=True), instance_ids)
+def _batch_bn(encoder: tf.keras.Model, group_rows: int):
+    def embed(images, instance_ids):
+        encoded = grouped.encode(encoder, images, instance_ids >= 0, group_rows, several=True)
+        return _gather(encoded.embeddings, instance_ids)
+
+    return embed
 
 
-def _running_bn(encoder: tf.keras.Model):
+def _running_bn(encoder: tf.keras.Model, group_rows: int):
     probe = networks.batch_norm_probe(encoder)
     layers = networks.batch_norm_layers(encoder)
 
     def embed(images, instance_ids):
-        embeddings, inputs = probe(images, training=False)
+        def add_group(group, begin, sums):
+            embeddings, inputs = probe(group, training=False)
+            real = instance_ids[begin : begin + group_rows] >= 0
+            return embeddings, sums + _moments([tf.cast(x, tf.float32)[real] for x in inputs])
+
+        width = sum(layer.moving_mean.shape[0] for layer in layers)
+        embeddings, sums = grouped.map_groups(add_group, images, group_rows, tf.zeros([3, width]))
         gathered = _gather(embeddings, instance_ids)
-        real = instance_ids >= 0
-        moments = _global_moments([tf.cast(x, tf.float32)[real] for x in inputs])
+        sums, squares, counts = tf.unstack(collectives.sum_over_workers(sums, "prior_bn_moments"))
+        means = sums / counts
+        variances = tf.maximum(squares / counts - tf.square(means), 0.0)
+        sizes = [layer.moving_mean.shape[0] for layer in layers]
         # The features above used the statistics of previous iterations; only now does this one enter.
         with tf.control_dependencies(gathered):
-            for layer, (mean, variance) in zip(layers, moments):
+            for layer, mean, variance in zip(layers, tf.split(means, sizes), tf.split(variances, sizes)):
                 _update_moving(layer, mean, variance)
         return gathered
 
     return embed
 
 
-def _global_moments(inputs: list[tf.Tensor]) -> list[tuple[tf.Tensor, tf.Tensor]]:
-    """Mean and variance of each channel over the global batch, for `[b, H, W, C]` inputs of all BN layers."""
-    sizes = [x.shape[-1] for x in inputs]
+def _moments(inputs: list[tf.Tensor]) -> tf.Tensor:
+    """Sum, sum of squares and count of each channel of `[b, H, W, C]` inputs of all BN layers, side by side."""
     sums = tf.concat([tf.reduce_sum(x, [0, 1, 2]) for x in inputs], axis=0)
     squares = tf.concat([tf.reduce_sum(tf.square(x), [0, 1, 2]) for x in inputs], axis=0)
     counts = tf.concat([tf.fill([x.shape[-1]], tf.cast(tf.size(x) // x.shape[-1], tf.float32)) for x in inputs], axis=0)
-    # One message for all layers.
-    sums, squares, counts = tf.unstack(
-        collectives.sum_over_workers(tf.stack([sums, squares, counts]), "prior_bn_moments")
-    )
-    mean = sums / counts
-    variance = tf.maximum(squares / counts - tf.square(mean), 0.0)
-    return list(zip(tf.split(mean, sizes), tf.split(variance, sizes)))
+    return tf.stack([sums, squares, counts])
 
 
 def _update_moving(layer: tf.keras.layers.BatchNormalization, mean: tf.Tensor, variance: tf.Tensor) -> None:

@@ -281,7 +281,7 @@ def backward_pass(
         toward = tf.matmul(_exp_of_logits(tile, shift), expected, transpose_a=True) - target  # [c, D] gradient for w^
         # Through w^ = w / |w|: only the part across w^ moves the cosine.
         along = tf.reduce_sum(toward * tile.directions, axis=1, keepdims=True)  # [c, 1]
-        gradients = _across(tile.is_full, toward, along, tile.directions, tile.inverse_norms)
+        gradients = (toward - along * tile.directions) * tile.inverse_norms
         with tf.control_dependencies([update(tile, gradients)]):
             return moved + tile.end - tile.begin
 
@@ -293,16 +293,6 @@ def _exp_of_logits(tile: Tile, shift: Shift | None) -> tf.Tensor:
 
 
 _exp = tiles.compiled(tf.exp)
-
-
-@tiles.compiled
-def _across(toward: tf.Tensor, along: tf.Tensor, directions: tf.Tensor, inverse_norms: tf.Tensor) -> tf.Tensor:
-    return (toward - along * directions) * inverse_norms
-
-
-@tiles.compiled
-def _scaled_rows(rows: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
-    return rows * factors
 
 
 def _target_terms(tile: Tile, shift: Shift | None, smoothing_loss: str) -> tuple[tf.Tensor, tf.Tensor]:
@@ -328,7 +318,7 @@ def _for_each_tile(body, state, read: ReadRows, num_classes: tf.Tensor, scaled: 
         inverse_norms = tf.math.rsqrt(
             tf.maximum(tf.reduce_sum(tf.square(rows), axis=1, keepdims=True), 1e-24)
         )  # [c, 1]
-        directions = _scaled_rows(is_full, rows, inverse_norms)
+        directions = rows * inverse_norms
         logits = tf.matmul(scaled, directions, transpose_b=True)  # [B, c]
         first, last = tf.unstack(tf.searchsorted(targets.column, tf.stack([begin, end])))
         in_tile = Targets(*(part[first:last] for part in targets))

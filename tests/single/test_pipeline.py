@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from instcls_tf.data import pipeline
 from instcls_tf.data.augment import make_views
 from instcls_tf.data.pipeline import inference_batches, steps_per_epoch, training_batches
+from instcls_tf.data.records import permute
 from instcls_tf.data.sources import DigitsSource, open_source
 
 SIZE = 8
@@ -72,14 +72,14 @@ def test_steps_per_epoch():
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 17, 255, 257, 1437])
 def test_permute_is_a_permutation(size):
-    order = pipeline._permute(tf.range(size, dtype=tf.int64), 3, tf.constant(2, tf.int64), size).numpy()
+    order = permute(tf.range(size, dtype=tf.int64), 3, tf.constant(2, tf.int64), size).numpy()
     assert sorted(order) == list(range(size))
 
 
 def test_permute_mixes_neighbours_and_epochs():
     size = 20_000
     places = tf.range(size, dtype=tf.int64)
-    orders = [pipeline._permute(places, 0, tf.constant(epoch, tf.int64), size).numpy() for epoch in range(8)]
+    orders = [permute(places, 0, tf.constant(epoch, tf.int64), size).numpy() for epoch in range(8)]
     for first, second in zip(orders, orders[1:]):
         assert abs(np.corrcoef(first, second)[0, 1]) < 0.04
     # Ten sorted classes in batches of 200: a class count has the variance of a random draw.
@@ -89,7 +89,7 @@ def test_permute_mixes_neighbours_and_epochs():
 
 def test_permute_reaches_ten_million_ids_without_storing_them():
     places = tf.constant([0, 1, 9_999_999], tf.int64)
-    ids = pipeline._permute(places, 0, tf.constant(0, tf.int64), 10_000_000).numpy()
+    ids = permute(places, 0, tf.constant(0, tf.int64), 10_000_000).numpy()
     assert len(set(ids)) == 3 and ids.min() >= 0 and ids.max() < 10_000_000
 
 
@@ -261,10 +261,14 @@ def test_one_dataset_serves_many_epochs_without_tracing_again():
     assert sum(1 for _ in batches) == 300 and len(traces) == before
 
 
-def test_broken_file_in_a_batch_is_named(tmp_path):
+def test_a_broken_file_keeps_its_row_without_an_id_and_is_reported(tmp_path):
     for index in range(4):
-        (tmp_path / f"{index}.png").write_bytes(tf.io.encode_png(np.zeros([4, 4, 3], np.uint8)).numpy())
+        (tmp_path / f"{index}.png").write_bytes(tf.io.encode_png(np.full([4, 4, 3], 50 + index, np.uint8)).numpy())
     (tmp_path / "2.png").write_bytes(b"torn")
-    batches = inference_batches(open_source(f"folder:{tmp_path}"), image_size=SIZE, batch_size=2)
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"2\.png"):
-        list(batches)
+    source = open_source(f"folder:{tmp_path}")
+    (images, ids, labels), (other, other_ids, _) = inference_batches(
+        source, image_size=SIZE, batch_size=2, micro_batch=2
+    )
+    assert ids.numpy().tolist() == [0, 1] and other_ids.numpy().tolist() == [-1, 3]
+    assert (other.numpy() == 53).all(), "its pixels are those of a good neighbour"
+    assert source.bad.reasons == {f"{tmp_path}/2.png": "not an image"}

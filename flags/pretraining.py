@@ -14,7 +14,8 @@ FLAGS = flags.FLAGS
 _DESCRIPTIONS = {
     "workdir": "Folder of the run: checkpoints, run.flags, metrics.jsonl, TensorBoard. A run found there goes on.",
     "dataset": "`digits` (scikit-learn's scans, built in), `folder:PATH` (any images, any nesting;"
-    " PATH/{train,test}/CLASS/* when labels exist), `records:PATH` (the output of scripts.prepare), or the name of a prepared TFDS dataset.",
+    " PATH/{train,test}/CLASS/* when labels exist), `records:PATH` (the output of scripts.prepare), or the"
+    " name of a prepared TFDS dataset.",
     "data_dir": "Where TFDS keeps its datasets (TFDS datasets only).",
     "tfds_split": "TFDS's split to train on, or a part of one, such as train[:10%] (TFDS datasets only).",
     "max_bad_fraction": "Stop when more than this fraction of the images cannot be read; the others are skipped and"

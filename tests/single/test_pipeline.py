@@ -266,9 +266,8 @@ def test_a_broken_file_keeps_its_row_without_an_id_and_is_reported(tmp_path):
         (tmp_path / f"{index}.png").write_bytes(tf.io.encode_png(np.full([4, 4, 3], 50 + index, np.uint8)).numpy())
     (tmp_path / "2.png").write_bytes(b"torn")
     source = open_source(f"folder:{tmp_path}")
-    (images, ids, labels), (other, other_ids, _) = inference_batches(
-        source, image_size=SIZE, batch_size=2, micro_batch=2
-    )
+    batches = inference_batches(source, image_size=SIZE, batch_size=2, micro_batch=2)
+    (_, ids, _), (other, other_ids, _) = batches
     assert ids.numpy().tolist() == [0, 1] and other_ids.numpy().tolist() == [-1, 3]
     assert (other.numpy() == 53).all(), "its pixels are those of a good neighbour"
     assert source.bad.reasons == {f"{tmp_path}/2.png": "not an image"}

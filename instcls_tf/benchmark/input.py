@@ -42,12 +42,7 @@ def measure_input(config: PretrainConfig, *, seconds: float, batch_size: int) ->
     batch_size = min(batch_size, source.num_instances)
     kinds = {
         "": lambda: _whole(config, source, batch_size),
-        "decode_": lambda: (
-            _decoded(source)
-            .map(tf.shape)
-            .batch(batch_size, drop_remainder=True)
-            .map(lambda shapes: tf.shape(shapes)[0])
-        ),
+        "decode_": lambda: _decoding(source, batch_size),
         "simclr_": lambda: _simclr(source, config.image_size, batch_size),
     }
     result = {}
@@ -102,6 +97,11 @@ def _decoded(source: Source) -> tf.data.Dataset:
     else:
         keys = source.records(0, source.num_instances).map(lambda record, instance_id, label: record)
     return keys.repeat().map(lambda *key: load(key[0] if len(key) == 1 else key), num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _decoding(source: Source, batch_size: int) -> tf.data.Dataset:
+    shapes = _decoded(source).map(tf.shape).batch(batch_size, drop_remainder=True)
+    return shapes.map(lambda shapes: tf.shape(shapes)[0])
 
 
 def _simclr(source: Source, image_size: int, batch_size: int) -> tf.data.Dataset:

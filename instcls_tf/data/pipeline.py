@@ -12,8 +12,10 @@ import tensorflow as tf
 
 from instcls_tf.data import order
 from instcls_tf.data.augment import Views, make_views
-from instcls_tf.data.order import Shares
+from instcls_tf.data.order import Shares, steps_per_epoch
 from instcls_tf.data.sources import Source
+
+__all__ = ["PADDING_ID", "inference_batches", "steps_per_epoch", "training_batches"]
 
 PADDING_ID = -1
 # Pixels of views that are augmented together: few enough for the processor's cache, or many small images.

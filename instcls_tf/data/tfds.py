@@ -98,7 +98,7 @@ def open_tfds(dataset: str, split: str, data_dir: str | None) -> TfdsSource:
         try:
             builder = tfds.builder(dataset, data_dir=data_dir)
         except (AssertionError, ValueError) as error:
-            wanted = "wanted digits, folder:PATH, records:PATH or the name of a TFDS dataset"
+            wanted = "wanted digits, folder:PATH, records:PATH or a TFDS name"
             raise UserError(f"--dataset={dataset}: {wanted}") from error
         if not builder.is_prepared():
             where = f" --data_dir={data_dir}" if data_dir else ""

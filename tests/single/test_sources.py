@@ -198,12 +198,12 @@ def test_unknown_class_in_the_test_split_is_explained(tmp_path):
         (
             "no_such_set",
             "train",
-            "--dataset=no_such_set: wanted digits, folder:PATH, records:PATH or the name of a TFDS dataset",
+            "--dataset=no_such_set: wanted digits, folder:PATH, records:PATH or a TFDS name",
         ),
         (
             "no such set",
             "train",
-            "--dataset=no such set: wanted digits, folder:PATH, records:PATH or the name of a TFDS dataset",
+            "--dataset=no such set: wanted digits, folder:PATH, records:PATH or a TFDS name",
         ),
         ("cifar10", "train", "--dataset=cifar10: not prepared, run first: tfds build cifar10 --data_dir={dir}"),
         ("tiny_pictures", "test", "--dataset=tiny_pictures: no split 'test', wanted one of train"),

@@ -109,7 +109,8 @@ def _decode(encoded: Any) -> Any:
     return tf.ensure_shape(image, [None, None, 3])
 
 
-def _read_slowly(bad: BadImages | None, path: bytes) -> np.ndarray:
+def _read_slowly(bad: BadImages | None, path: bytes | np.ndarray) -> np.ndarray:
+    path = _as_bytes(path)
     try:
         # Opening a pipe would wait for somebody to write to it.
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -121,9 +122,10 @@ def _read_slowly(bad: BadImages | None, path: bytes) -> np.ndarray:
     return _decode_slowly(bad, encoded, path)
 
 
-def _decode_slowly(bad: BadImages | None, encoded: bytes, name: bytes) -> np.ndarray:
+def _decode_slowly(bad: BadImages | None, encoded: bytes | np.ndarray, name: bytes | np.ndarray) -> np.ndarray:
     from PIL import Image, UnidentifiedImageError
 
+    encoded, name = _as_bytes(encoded), _as_bytes(name)
     if not encoded:
         return _give_up(bad, name, "empty")
     try:
@@ -140,6 +142,11 @@ def _decode_slowly(bad: BadImages | None, encoded: bytes, name: bytes) -> np.nda
     # Pillow's plugins raise almost anything on damaged data.
     except Exception as error:
         return _give_up(bad, name, " ".join(str(error).split()) or type(error).__name__)
+
+
+def _as_bytes(text: bytes | np.ndarray) -> bytes:
+    # Outside a graph, TensorFlow hands strings over as arrays of one object.
+    return text.item() if isinstance(text, np.ndarray) else text
 
 
 def _give_up(bad: BadImages | None, name: bytes, reason: str) -> np.ndarray:

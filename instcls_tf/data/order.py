@@ -121,6 +121,7 @@ def _streamed_elements(
 ) -> tf.data.Dataset:
     def of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         done = tf.where(epoch == first_step // shares.steps, first_step % shares.steps, 0)
+        done = tf.cast(done, tf.int64)
         if seed is None:
             return _in_order(source, shares, slots).skip(done * slots)
         full = _full_steps(source, shares, slots, epoch, seed, done)

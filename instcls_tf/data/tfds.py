@@ -115,7 +115,7 @@ def open_tfds(dataset: str, split: str, data_dir: str | None) -> TfdsSource:
     kind = getattr(info.file_format, "value", "tfrecord")
     if kind != "tfrecord":
         raise UserError(f"--dataset={dataset}: its files are {kind}, wanted tfrecord")
-    counts = np.array([instruction.takes for instruction in instructions], np.int64)
+    counts = np.array([instruction.take for instruction in instructions], np.int64)
     if counts.sum() < 2:
         raise UserError(f"--dataset={dataset}: wanted at least 2 images in split {split!r}: every image is a class")
     skips = np.array([instruction.skip for instruction in instructions], np.int64)

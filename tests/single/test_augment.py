@@ -175,3 +175,29 @@ def test_layers_work_by_themselves_as_keras_cv_layers():
     images = tf.cast(tf.repeat(_photo(32, 32)[None], 4, 0), tf.float32)
     for layer in (*make_views("simclr", 32, 0).layers, *make_views("digits", 32, 0).layers):
         assert layer(images).shape == images.shape
+
+
+def test_strengths_scale_what_they_name():
+    image = _photo(40, 40)
+    views = make_views("simclr", 40, 0, crop_min_area=1.0, color_strength=0.0, blur_probability=0.0)
+    draws = views.draws(STEP, 50, 2)
+    square = tf.stack([augment._random_box(image, draw, 1.0)[2:] for draw in draws[:, 0]])
+    assert (tf.reduce_max(square, axis=1) == 40).numpy().all(), "the whole area, but for its aspect"
+    same = tf.repeat(tf.cast(image, tf.float32)[None], 100, 0)
+    seen = views.augment(same, tf.reshape(draws, [100, -1])).numpy()
+    grey = (seen[..., :1] == seen).all(axis=(1, 2, 3))
+    plain = {image.numpy().tobytes(), image.numpy()[:, ::-1].tobytes()}
+    assert {view.tobytes() for view in seen[~grey]} == plain and 8 < grey.sum() < 35
+    strong = make_views("simclr", 40, 0, color_strength=2.0, blur_probability=1.0)
+    assert strong.layers[1].brightness == 0.8 and strong.layers[1].hue == 0.2 and strong.layers[2].probability == 1.0
+
+
+def test_any_keras_cv_layer_can_follow_the_crop():
+    import keras_cv
+
+    views = make_views("simclr", 32, 0, layers=[keras_cv.layers.RandomBrightness(0.5), augment.RandomMirror()])
+    draws = views.draws(STEP, 4, 2)
+    assert draws.shape == (4, 2, 5), "four for the crop, one for the keyed layer"
+    cut = tf.stack([views.crop(_photo(), draw) for draw in draws])
+    seen = views.augment(tf.reshape(cut, [-1, 32, 32, 3]), tf.reshape(draws, [8, -1]))
+    assert seen.shape == (8, 32, 32, 3) and seen.dtype == tf.uint8

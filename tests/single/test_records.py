@@ -73,7 +73,7 @@ def test_records_have_the_ids_and_labels_of_the_folder(prepared, records):
         assert np.array_equal(load(record), photos.loader()(tf.constant(position, tf.int64)))
 
 
-@pytest.mark.parametrize("batch", [BATCH, 10, 100])
+@pytest.mark.parametrize("batch", [BATCH, 100])
 def test_the_global_order_is_the_same_for_every_number_of_workers(prepared, records, batch):
     steps = pipeline.steps_per_epoch(COUNT, batch)
     alone = _steps(records, 1, last=2 * steps, batch=batch)
@@ -88,7 +88,7 @@ def test_the_global_order_is_the_same_for_every_number_of_workers(prepared, reco
         assert _steps(records, workers, last=2 * steps, batch=batch) == alone
 
 
-@pytest.mark.parametrize(("workers", "first"), [(1, 3), (2, 4), (3, 7)])
+@pytest.mark.parametrize(("workers", "first"), [(2, 4), (3, 7)])
 def test_a_run_resumed_in_mid_epoch_sees_the_rest(records, workers, first):
     assert _steps(records, workers, first=first) == _steps(records, 1)[first:]
 

@@ -20,9 +20,6 @@ from instcls_tf.optimizer import MomentumSGD, WarmupCosine
 from instcls_tf.prior import initialize_classifier
 from instcls_tf.run_log import MetricsLog, Progress, StepTimer
 
-# Steps of the prior between two looks at the bad files, which cost a message.
-_CHECK_EVERY = 50
-
 
 def pretrain(config: PretrainConfig, source: Source | None = None) -> dict[str, float]:
     """Pretrains an encoder, or continues the run that `config.workdir` holds; all workers call it.
@@ -72,7 +69,7 @@ def pretrain(config: PretrainConfig, source: Source | None = None) -> dict[str, 
 
     # ---- Classifier rows, from the random network
     if prefix is None:
-        initialize_classifier(config, run.classifier, run.encoder, source, _checking(bad_files, progress))
+        initialize_classifier(config, run.classifier, run.encoder, source, bad_files.checking(progress))
         if last_step == 0:
             run.save(config.workdir, with_lists=False)
     need_lists = run.hard_negatives is not None and not (prefix and _has_lists(prefix))
@@ -264,17 +261,6 @@ def _announce(config, source, steps_per_epoch, warmup_steps, first_step, progres
         )
     if first_step:
         progress.say(f"continuing {config.workdir} from step {first_step}")
-
-
-def _checking(bad_files: BadFiles, progress: Progress):
-    """A progress report that also looks for bad files now and then; all workers make the same reports."""
-
-    def report(stage: str, done: int, total: int) -> None:
-        progress(stage, done, total)
-        if done % _CHECK_EVERY == 0 or done == total:
-            bad_files.check()
-
-    return report
 
 
 def _report_changes(source: FolderSource, changed: tuple[str, ...], progress: Progress) -> None:

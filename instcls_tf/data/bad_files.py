@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from typing import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -16,6 +17,8 @@ from instcls_tf.errors import UserError
 
 BAD_FILES_NAME = "bad_files.txt"
 _NAMED = 10
+# Steps of a pass over the data between two looks at the bad files, which cost a message.
+_CHECK_EVERY = 50
 
 
 class BadFiles:
@@ -67,6 +70,16 @@ class BadFiles:
                 f"--max_bad_fraction={self._max_fraction}: {len(self._lines)} of {self._source.num_instances} images"
                 f" cannot be read, see {self._path}: {names}"
             )
+
+    def checking(self, report: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
+        """A report of progress (stage, steps done, steps in all), which all workers make alike, with checks in it."""
+
+        def report_and_check(stage: str, done: int, total: int) -> None:
+            report(stage, done, total)
+            if done % _CHECK_EVERY == 0 or done == total:
+                self.check()
+
+        return report_and_check
 
     def _merged(self, *parts: list[str]) -> list[list[str]]:
         text = "\n".join(map(json.dumps, parts)) + "\n"

@@ -191,7 +191,7 @@ def test_views_of_one_image_differ_between_epochs():
 @pytest.mark.parametrize("batch", [2, 11, 40])
 def test_stream_shows_every_id_once_per_epoch(tfds_source, workers, batch):
     steps = steps_per_epoch(23, batch)
-    shares = _train(tfds_source, batch, workers, 2 * steps)
+    shares = _train(tfds_source, batch, workers, 2 * steps, micro=4)
     assert {len(batches) for batches in shares} == {2 * steps}
     joined = _global(shares)
     for epoch in range(2):
@@ -202,13 +202,13 @@ def test_stream_shows_every_id_once_per_epoch(tfds_source, workers, batch):
 
 
 def test_stream_resumes_and_shuffles_by_epoch_and_seed(tfds_source):
-    whole = _train(tfds_source, 4, 2, 14)
-    rest = _train(tfds_source, 4, 2, 14, first=3)
+    whole = _train(tfds_source, 4, 2, 14, micro=2)
+    rest = _train(tfds_source, 4, 2, 14, first=3, micro=2)
     for expected, got in _zip_equal(_global(whole)[3:], _global(rest)):
         np.testing.assert_array_equal(expected, got)
-    first, second = (np.concatenate([ids for _, ids in whole[0][begin : begin + 6]]) for begin in (0, 6))
+    first, second = (np.concatenate(_global(whole)[begin : begin + 6]) for begin in (0, 6))
     assert sorted(first) == sorted(second) and not np.array_equal(first, second)
-    other = np.concatenate([ids for _, ids in _train(tfds_source, 4, 2, 6, seed=6)[0]])
+    other = np.concatenate(_global(_train(tfds_source, 4, 2, 6, seed=6, micro=2)))
     assert not np.array_equal(first, other)
 
 

@@ -18,13 +18,12 @@ from instcls_tf.data.view_layers import (
     KeyedAugmentation,
     RandomBlur,
     RandomColor,
-    RandomMirror,
     RandomStroke,
     RandomWarp,
 )
 from instcls_tf.errors import UserError
 
-_CROP_DRAWS = 4  # Area, aspect, and where.
+_CROP_DRAWS = 5  # Area, aspect, where, and whether to flip.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,7 +70,8 @@ class Views:
         num_views = draws.shape[0]
         if self.preset == "simclr":
             boxes = [_random_box(image, draw, self.crop_min_area) for draw in tf.unstack(draws, num_views)]
-            return tf.stack([_resize(image, box, self.image_size) for box in boxes])
+            cut = [_resize(image, box, self.image_size) for box in boxes]
+            return tf.stack([_mirror(view, draw) for view, draw in zip(cut, tf.unstack(draws[:, 4], num_views))])
         view = _resize(image, _centre_box(image), self.image_size)
         return tf.repeat(view[None], num_views, axis=0)
 
@@ -108,8 +108,8 @@ def make_views(
       crop_min_area: of `simclr`: the smallest part of the image's area that a crop covers.
       color_strength: of `simclr`: multiplies the colour jitter.
       blur_probability: of `simclr`: the share of blurred views.
-      layers: any keras-cv layers instead of those after the crop; they take float32 pixels in [0, 255]. Views of stock
-        layers differ after a resume, because these draw for themselves.
+      layers: any keras-cv layers instead of those after crop and flip; they take float32 pixels in [0, 255]. Stock
+        layers draw for themselves, so that their views differ after a resume.
 
     Raises:
       UserError: unknown preset.
@@ -117,7 +117,7 @@ def make_views(
     if preset not in AUGMENTATIONS:
         raise UserError(f"--augmentation={preset}: unknown, wanted one of {', '.join(AUGMENTATIONS)}")
     recipes = {
-        "simclr": lambda: (RandomMirror(), RandomColor(color_strength), RandomBlur(image_size, blur_probability)),
+        "simclr": lambda: (RandomColor(color_strength), RandomBlur(image_size, blur_probability)),
         "digits": lambda: (RandomWarp(), RandomStroke(image_size)),
         "none": lambda: (),
     }
@@ -167,3 +167,8 @@ def _resize(image: tf.Tensor, box: tuple[tf.Tensor, ...], size: int) -> tf.Tenso
         lambda: tf.image.resize(window, [size, size]),
     )
     return tf.ensure_shape(resized, [size, size, 3])
+
+
+def _mirror(view: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
+    # One view at a time: reversal has a fast kernel for [rows, columns, 3] and for nothing else.
+    return tf.cond(draw < 0.5, lambda: tf.reverse(view, axis=[1]), lambda: view)

@@ -40,20 +40,6 @@ class KeyedAugmentation(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
         return self._random_generator.uniform([batch_size, self.num_draws])
 
 
-class RandomMirror(KeyedAugmentation):
-    """Flips left and right with probability 0.5."""
-
-    num_draws = 1
-
-    def augment_images(self, images: tf.Tensor, transformations: tf.Tensor, **_: object) -> tf.Tensor:
-        """See the base class."""
-        rows = tf.where(transformations[:, 0] < 0.5)  # [m, 1]
-        chosen = tf.gather_nd(images, rows)
-        # Reversal has a fast kernel for [rows, columns, 3] and for nothing else: 20 times faster than on rank 4.
-        lines = tf.reverse(tf.reshape(chosen, [-1, tf.shape(images)[2], 3]), axis=[1])
-        return tf.tensor_scatter_nd_update(images, rows, tf.reshape(lines, tf.shape(chosen)))
-
-
 class RandomColor(KeyedAugmentation):
     """Brightness, contrast, saturation and hue in random order (probability 0.8), then greyscale (0.2).
 

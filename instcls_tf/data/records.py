@@ -132,12 +132,7 @@ class Shards:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RecordSource:
-    """TFRecord shards below `root`, in the order of `paths`; an id is a record's place in its shard after those before.
-
-    Attributes:
-      shards: the files.
-      features: what is parsed from a record, by name.
-    """
+    """TFRecord shards below `root`, in the order of `paths`; an id is a record's place in its shard after those before."""
 
     name: str
     class_names: tuple[str, ...] | None
@@ -173,13 +168,12 @@ class RecordSource:
 
 
 def example_features() -> dict[str, Any]:
-    """The features of a record written by `prepare`; a record that could not be read parses as an empty image."""
+    """What is parsed of a record written by `prepare`; one that could not be read gives an empty image."""
     import tensorflow as tf
 
     return {
         "image": tf.io.FixedLenFeature([], tf.string, ""),
         "name": tf.io.FixedLenFeature([], tf.string, ""),
-        "id": tf.io.FixedLenFeature([], tf.int64, -1),
         "label": tf.io.FixedLenFeature([], tf.int64, -1),
     }
 

@@ -132,7 +132,7 @@ class Shards:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RecordSource:
-    """TFRecord shards below `root`, in the order of `paths`; an id is a record's place in its shard after those before."""
+    """TFRecord shards below `root`, in the order of `paths`; an id is a record's place in its shard and those before."""
 
     name: str
     class_names: tuple[str, ...] | None

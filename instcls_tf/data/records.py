@@ -132,7 +132,7 @@ class Shards:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RecordSource:
-    """TFRecord shards below `root`, in the order of `paths`; an id is a record's place in its shard and those before."""
+    """TFRecord shards below `root`, in the order of `paths`; an id is a record's place in all of them."""
 
     name: str
     class_names: tuple[str, ...] | None

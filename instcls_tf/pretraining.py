@@ -13,6 +13,7 @@ from instcls_tf.classifier import ClassifierOutput, ShardedClassifier
 from instcls_tf.config import PretrainConfig, refuse_other_recipe, run_flags_path
 from instcls_tf.data import augment, pipeline
 from instcls_tf.data.sources import Source
+from instcls_tf.evaluation.online_knn import OnlineKnn
 from instcls_tf.hardest_classes import HardNegatives
 from instcls_tf.optimizer import MomentumSGD, WarmupCosine
 from instcls_tf.prior import initialize_classifier
@@ -52,6 +53,7 @@ def pretrain(config: PretrainConfig, source: Source | None = None) -> dict[str, 
 
     # ---- Model
     run = _make_run(config, source, schedule)
+    online_knn = OnlineKnn(config, run.encoder) if config.online_knn_every else None
     prefix = checkpoint.latest(config.workdir) if resuming else None
     if prefix is not None:
         checkpoint.restore(prefix, run.replicated(), run.sliced(with_lists=_has_lists(prefix)))
@@ -99,7 +101,9 @@ def pretrain(config: PretrainConfig, source: Source | None = None) -> dict[str, 
         images += min(config.batch_size, source.num_instances - step_in_epoch * config.batch_size)
 
         done = step + 1
-        if done % config.log_every == 0 or done == last_step:
+        ends_epoch = step_in_epoch + 1 == steps_per_epoch
+        measures_knn = online_knn is not None and ends_epoch and online_knn.is_due(epoch)
+        if done % config.log_every == 0 or done == last_step or measures_knn:
             metrics = {
                 "step": done,
                 "epoch": done / steps_per_epoch,
@@ -109,11 +113,13 @@ def pretrain(config: PretrainConfig, source: Source | None = None) -> dict[str, 
                 **timer.report(images),
             }
             outputs, images = [], 0
+            if measures_knn:
+                metrics.update(online_knn.measure())
+                timer.report(images)  # the measurement is no part of the training's speed
             if log:
                 log.write(metrics)
         if metrics:
             progress("pretraining", done, last_step, _describe(metrics, epoch, config.epochs))
-        ends_epoch = step_in_epoch + 1 == steps_per_epoch
         due = ends_epoch and config.checkpoint_every and (epoch + 1) % config.checkpoint_every == 0
         if due or done == last_step:
             run.save(config.workdir, with_lists=run.hard_negatives is not None and not ends_epoch)

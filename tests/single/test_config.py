@@ -53,6 +53,7 @@ CHANGED = PretrainConfig(
     seed=3,
     log_every=1,
     checkpoint_every=0,
+    online_knn_every=2,
     max_steps=0,
 )
 

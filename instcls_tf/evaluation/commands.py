@@ -207,7 +207,7 @@ def _features_of(subject: Subject, kind: str, encoder, progress: Progress) -> li
     return [
         feature_store.stored_features(
             subject.workdir, encoder, source, split, image_size=subject.config.image_size, progress=progress
-        ).of_kind(kind)
+        ).of_kind(kind, subject.dataset)
         for source, split in zip(subject.splits, ("train", subject.test_split))
     ]
 

@@ -36,14 +36,15 @@ class Stored(NamedTuple):
     labels: np.ndarray  # [N] int32, -1 if unknown
     ids: np.ndarray  # [N] int32; not 0 .. N-1 if the source left out files that it could not read
 
-    def of_kind(self, kind: str) -> features.Features:
+    def of_kind(self, kind: str, dataset: str) -> features.Features:
         """One of `KINDS` with the labels.
 
         Raises:
-          UserError: an image has no label.
+          UserError: an image of `dataset` has no label.
         """
         if self.labels.min(initial=0) < 0:
-            raise UserError(f"image {int(self.ids[np.argmin(self.labels)])} of the split has no label")
+            unlabelled = int(self.ids[np.argmin(self.labels)])
+            raise UserError(f"--dataset={dataset}: image {unlabelled} of the split has no label")
         return features.Features(getattr(self, kind), self.labels)
 
 

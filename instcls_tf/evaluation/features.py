@@ -30,11 +30,39 @@ class Batch(NamedTuple):
     outputs: list[np.ndarray]  # [B, F] float32, per output of the model
 
 
+class Embedder(tf.Module):
+    """A model, and what its graph needs to bring together the features of all workers.
+
+    Args:
+      model: from uint8 images to a tensor `[b, F]`, or to several; a Keras model is called in inference mode.
+    """
+
+    def __init__(self, model):
+        super().__init__(name="embedder")
+        self._model = (lambda images: model(images, training=False)) if isinstance(model, tf.keras.Model) else model
+
+    # One graph for batches of all sizes, made once.
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, None, None, 3], tf.uint8),
+            tf.TensorSpec([None], tf.int32),
+            tf.TensorSpec([None], tf.int32),
+        ]
+    )
+    def of_all_workers(self, images, ids, labels):
+        """Ids `[B]`, labels `[B]` and features `[B, F]` of the global batch, padding left out."""
+        real = ids != pipeline.PADDING_ID
+        outputs = [tf.cast(output, tf.float32)[real] for output in tf.nest.flatten(self._model(images))]
+        gathered = [collectives.all_gather(output, f"features_{i}") for i, output in enumerate(outputs)]
+        return collectives.all_gather(ids[real], "ids"), collectives.all_gather(labels[real], "labels"), gathered
+
+
 def extract(model, source: Source, *, image_size: int, batch_size: int = 256) -> Features:
     """Runs `model` over all images of `source`; all workers together, each gets the whole.
 
     Args:
-      model: from uint8 images `[b, S, S, 3]` to vectors `[b, F]`; a Keras model is called in inference mode.
+      model: from uint8 images `[b, S, S, 3]` to vectors `[b, F]`; a Keras model is called in inference mode. To use one
+        several times, wrap it into an `Embedder`, which keeps its graph.
       source: the images.
       image_size: S, pixels.
       batch_size: images at a time, all workers together.
@@ -62,22 +90,7 @@ def stream(
       model, source, image_size, batch_size: see `extract`.
       progress: called with a stage's name, batches done and batches in all.
     """
-    keras_model = isinstance(model, tf.keras.Model)
-
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec([None, image_size, image_size, 3], tf.uint8),
-            tf.TensorSpec([None], tf.int32),
-            tf.TensorSpec([None], tf.int32),
-        ]
-    )
-    def embed(images, ids, labels):
-        outputs = tf.nest.flatten(model(images, training=False) if keras_model else model(images))
-        real = ids != pipeline.PADDING_ID
-        outputs = [tf.cast(output, tf.float32)[real] for output in outputs]
-        gathered = [collectives.all_gather(output, f"features_{i}") for i, output in enumerate(outputs)]
-        return collectives.all_gather(ids[real], "ids"), collectives.all_gather(labels[real], "labels"), gathered
-
+    embed = model if isinstance(model, Embedder) else Embedder(model)
     batches = pipeline.inference_batches(
         source,
         image_size=image_size,
@@ -86,7 +99,7 @@ def stream(
         num_workers=collectives.size(),
     )
     for done, (images, own_ids, own_labels) in enumerate(batches, start=1):
-        ids, labels, outputs = embed(images, own_ids, own_labels)
+        ids, labels, outputs = embed.of_all_workers(images, own_ids, own_labels)
         yield Batch(ids.numpy(), labels.numpy(), [output.numpy() for output in outputs])
         progress(f"features of {source.name}", done, len(batches))
 

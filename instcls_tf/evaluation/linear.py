@@ -131,10 +131,12 @@ def linear_accuracy(
       EncoderMovedError: a variable of the encoder changed.
     """
     backbone = encoder.get_layer("backbone")
-    features = {"backbone": lambda x: x, "projection": lambda x: encoder.get_layer("projection")(x, training=False)}
 
     def embed(images):
-        return scaling(features[recipe.features](frozen.frozen_features(backbone, images)))
+        features = frozen.frozen_features(backbone, images)
+        if recipe.features == "projection":
+            features = encoder.get_layer("projection")(features, training=False)
+        return scaling(features)
 
     with frozen.stays_frozen(encoder):
         classifier = new_classifier(len(scaling.shift), splits.num_classes, recipe.seed)

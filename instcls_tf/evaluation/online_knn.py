@@ -24,6 +24,7 @@ class OnlineKnn:
 
     def __init__(self, config: PretrainConfig, encoder: tf.keras.Model):
         self._config, self._encoder = config, encoder
+        self._backbone = features.Embedder(encoder.get_layer("backbone"))
         self._splits = open_splits(config.dataset, config.data_dir)
 
     def is_due(self, epoch: int) -> bool:
@@ -34,6 +35,5 @@ class OnlineKnn:
         """Weighted 20-NN accuracy of the backbone's features, as `knn_top1`; all workers together."""
         # As in a checkpoint. The average of moving averages is the moving average: nothing changes for the run.
         collectives.average_variables(networks.batch_norm_statistics(self._encoder), "online_bn")
-        backbone = self._encoder.get_layer("backbone")
-        train, test = (features.extract(backbone, s, image_size=self._config.image_size) for s in self._splits)
+        train, test = (features.extract(self._backbone, s, image_size=self._config.image_size) for s in self._splits)
         return {"knn_top1": shared_knn_accuracy(*train, *test)["top1"]}

@@ -48,7 +48,7 @@ class CachedRecipe:
     epochs: int = 100
     batch_size: int = 2048
     # Relative to 1 / mean squared length of the features, so that one grid suits features of any scale.
-    relative_learning_rates: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+    relative_learning_rates: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
     held_out: float = 0.1
     # As 1 / C of scikit-learn's LogisticRegression, whose default is 1.
     l2: float = 1.0

@@ -231,7 +231,7 @@ def test_continues_the_same_recipe_only(tmp_path, field):
     write_run(tmp_path, VALID.replace(workdir="elsewhere"))
     before, now = getattr(load_run(str(tmp_path)), field), getattr(CHANGED, field)
     config = VALID.replace(workdir=str(tmp_path))
-    if field in ("workdir", "data_dir", "max_steps", "log_every", "checkpoint_every"):
+    if field in ("workdir", "data_dir", "max_steps", "log_every", "checkpoint_every", "online_knn_every"):
         assert refuse_other_recipe(config if field == "workdir" else config.replace(**{field: now}))
         return
     with pytest.raises(UserError) as refusal:

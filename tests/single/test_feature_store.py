@@ -107,6 +107,12 @@ def test_too_large_for_one_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_image_without_a_label_cannot_be_judged():
+    np.testing.assert_array_equal(STORED.of_kind("projection", "some").vectors, STORED.projection)
+    with pytest.raises(UserError, match=r"^--dataset=some: image 2 of the split has no label$"):
+        STORED._replace(labels=np.array([0, 1, -1, 0])).of_kind("backbone", "some")
+
+
 class Evil:
     """Would write a file while it is unpickled."""
 

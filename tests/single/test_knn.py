@@ -65,7 +65,6 @@ def test_nearer_neighbours_weigh_more():
     assert knn_accuracy(train, labels, query, np.array([1]), k=3, temperature=0.65)["top1"] == 1.0
 
 
-@pytest.mark.parametrize("tile_elements", [1, TRAIN * 7, TRAIN * TEST, 2**24])
 @pytest.mark.parametrize("voters", [1, 7, TEST])
 def test_hits_in_parts_of_any_size(monkeypatch, voters):
     expected = knn.knn_hits(*features())
@@ -84,6 +83,7 @@ def test_equal_rows_keep_the_order_of_the_index(monkeypatch):
         np.testing.assert_array_equal(nearest(index, index[:2], 3)[1], [[0, 2, 4], [1, 3, 5]])
 
 
+@pytest.mark.parametrize("tile_elements", [1, TRAIN * 7, TRAIN * TEST, 2**24])
 def test_nearest_in_tiles_of_any_size(monkeypatch, tile_elements):
     monkeypatch.setattr(knn, "_TILE_ELEMENTS", tile_elements)
     train, _, test, _ = features()

@@ -23,9 +23,11 @@ from instcls_tf.evaluation.recipes import CachedRecipe, LinearRecipe
 from instcls_tf.run_log import Progress
 
 QUIET = Progress(visible=False)
+# With zeroed gammas an untrained network would see nothing of 8 x 8 pixels but a corner.
 CONFIG = PretrainConfig(
-    dataset="digits", image_size=8, encoder="resnet18", width_multiplier=0.125, stem="small", embedding_size=16
-)
+    dataset="digits", image_size=8, encoder="resnet18", width_multiplier=0.125, stem="small", embedding_size=16,
+    zero_init_last_gamma=False,
+)  # fmt: skip
 QUICK = LinearRecipe(epochs=6, batch_size=200, learning_rate=1.0, augmentation="none")
 
 
@@ -36,8 +38,13 @@ def splits() -> Splits:
 
 
 @pytest.fixture
-def encoder() -> tf.keras.Model:
-    return checkpoint.make_encoder(CONFIG)
+def encoder(splits) -> tf.keras.Model:
+    """A random network whose BN has seen the images: one that has not says next to nothing about them."""
+    model = checkpoint.make_encoder(CONFIG)
+    ((images, _, _),) = pipeline.inference_batches(splits.train, image_size=8, batch_size=400)
+    for _ in range(30):
+        model(images, training=True)
+    return model
 
 
 def evaluate(encoder, splits, recipe=QUICK):
@@ -48,12 +55,13 @@ def evaluate(encoder, splits, recipe=QUICK):
 
 def test_learns_and_leaves_the_encoder_alone(encoder, splits):
     before = [variable.numpy() for variable in encoder.variables]
-    result = evaluate(encoder, splits, dataclasses.replace(QUICK, normalize_features="standardize", learning_rate=0.1))
-    assert 0.5 < result["top1"] < result["top5"] <= 1
+    recipe = dataclasses.replace(QUICK, epochs=15, normalize_features="standardize", learning_rate=0.05)
+    result = evaluate(encoder, splits, recipe)
+    assert 0.35 < result["top1"] < result["top5"] <= 1
     assert result["examples"] == 360
     for variable, value in zip(encoder.variables, before):
         np.testing.assert_array_equal(variable, value)
-    again = evaluate(encoder, splits, dataclasses.replace(QUICK, normalize_features="standardize", learning_rate=0.1))
+    again = evaluate(encoder, splits, recipe)
     assert again["top1"] == pytest.approx(result["top1"], abs=0.01)
 
 
@@ -72,12 +80,11 @@ def test_the_check_sees_the_last_bit_of_any_variable(encoder, which):
 
 
 def test_divergence_is_one_sentence(encoder, splits):
-    encoder.trainable_variables[0].assign(tf.fill(encoder.trainable_variables[0].shape, float("nan")))
-    with pytest.raises(UserError, match=r"^--learning_rate=1\.0: the training diverged, wanted a lower one$"):
+    with pytest.raises(UserError, match=r"^--learning_rate=1e\+38: the training diverged, wanted a lower one$"):
         linear.linear_accuracy(
             encoder,
             splits,
-            dataclasses.replace(QUICK, epochs=1),
+            dataclasses.replace(QUICK, epochs=2, learning_rate=1e38),
             image_size=8,
             scaling=linear.scaling_of("none", np.zeros([1, 64])),
             progress=QUIET,
@@ -90,7 +97,7 @@ def test_views_of_the_protocol_are_crops_and_flips(splits):
     draws = views.draws(tf.constant(0, tf.int64), 50, 1)
     flat = tf.fill([50, 8, 8, 3], tf.constant(77, tf.uint8))
     np.testing.assert_array_equal(views.augment(flat, draws[:, 0]), flat)
-    ramp = tf.broadcast_to(tf.range(16, dtype=tf.uint8)[None, :, None], [16, 16, 3])
+    ramp = tf.broadcast_to(np.arange(16, dtype=np.uint8)[None, :, None], [16, 16, 3])
     crops = tf.concat([views.crop(ramp, draws[index]) for index in range(50)], axis=0)
     means = tf.reduce_mean(tf.cast(crops, tf.float32), axis=[1, 2, 3]).numpy()
     assert means.std() > 0.5

@@ -95,7 +95,7 @@ def refuse_files_without_cached(files: tuple[str, str] | None) -> None:
 
 def subject():
     """The run and the labelled images that the command line names, opened."""
-    from instcls_tf.evaluation.commands import open_subject
+    from instcls_tf.evaluation.subject import open_subject
 
     return open_subject(required("workdir"), FLAGS.dataset, FLAGS.data_dir, FLAGS.test_split)
 

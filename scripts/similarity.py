@@ -1,7 +1,7 @@
 """Cosine of instances to their own and to other class weights (Fig. 4): four initialisations and the run.
 
 With a histogram, WORKDIR/similarity.png, and same-category retrieval by the rows. With --index the run's rows serve as
-an index of its images instead: near-duplicates and outliers of the dataset.
+an index of its images instead: near-duplicates and outliers of the dataset, by name and as a picture.
 
 Examples:
   python -m scripts.similarity --workdir=runs/digits
@@ -16,14 +16,12 @@ evaluation.define_similarity()
 
 def main() -> None:
     workdir, values = evaluation.required("workdir"), evaluation.FLAGS
+    from instcls_tf.report import similarity
+
     if values.index:
-        from instcls_tf.evaluation.row_index import index_of_run
-
-        result = index_of_run(workdir, values.data_dir, values.threshold, values.listed)
+        result = similarity.index_with_picture(workdir, values.data_dir, values.threshold, values.listed)
     else:
-        from instcls_tf.report.similarity import similarities_with_picture
-
-        result = similarities_with_picture(workdir, values.data_dir, values.instances)
+        result = similarity.similarities_with_picture(workdir, values.data_dir, values.instances)
     evaluation.answer("similarity", workdir, result)
 
 

@@ -6,7 +6,7 @@ neither the N x N similarities nor the N rows are ever in memory at once.
 
 from __future__ import annotations
 
-from typing import Callable
+from typing import Callable, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -24,19 +24,49 @@ _ROWS = "classifier/rows"
 Progress = Callable[[str, int, int], None]
 
 
-def index_of_run(workdir: str, data_dir: str | None, threshold: float, listed: int) -> dict:
+class Index(NamedTuple):
+    """Near-duplicates and outliers of a dataset by their instance ids, the most telling first."""
+
+    source: Source
+    cosines: np.ndarray  # [N] float32, to the most similar other image
+    nearest: np.ndarray  # [N] int32, which one that is
+    pairs: list[tuple[int, int]]
+    outliers: list[int]
+
+    def summary(self, listed: int) -> dict:
+        """What `similarity --index` answers, with the first `listed` pairs and outliers by name.
+
+        Returns:
+          `examples`, `near_duplicates` (`pairs`, their number, and `listed`, each with `first`, `second` and `cosine`)
+          and `outliers` (`image`, `nearest`, `cosine`). Images are named by their path, or by their id where they have
+          none.
+        """
+        pairs = [
+            {"first": self._name(i), "second": self._name(j), **self._cosine(i, j)} for i, j in self.pairs[:listed]
+        ]
+        outliers = [
+            {"image": self._name(i), "nearest": self._name(self.nearest[i]), **self._cosine(i, self.nearest[i])}
+            for i in self.outliers[:listed]
+        ]
+        about = {"pairs": len(self.pairs), "listed": pairs}
+        return {"examples": len(self.cosines), "near_duplicates": about, "outliers": outliers}
+
+    def _cosine(self, i: int, j: int) -> dict[str, float]:
+        # One of a pair is the other's nearest, not always both ways.
+        return {"cosine": round(float(self.cosines[i] if self.nearest[i] == j else self.cosines[j]), 4)}
+
+    def _name(self, instance_id: int) -> str | int:
+        return self.source.paths[instance_id] if hasattr(self.source, "paths") else int(instance_id)
+
+
+def index_of_run(workdir: str, data_dir: str | None, threshold: float, listed: int) -> Index:
     """Near-duplicates and outliers of the dataset a run was trained on; all workers together.
 
     Args:
       workdir: the run's folder.
       data_dir: TFDS's folder; None for the run's own.
       threshold: cosine from which two images count as near-duplicates.
-      listed: how many pairs and outliers are listed by name.
-
-    Returns:
-      `examples`, `near_duplicates` (`pairs`, their number, and `listed`, the most similar first, each with `first`,
-      `second` and `cosine`) and `outliers` (the images least similar to their nearest neighbour: `image`, `nearest`,
-      `cosine`). Images are named by their path, or by their id where they have none.
+      listed: how many outliers are wanted, and pairs to be named.
 
     Raises:
       UserError: no run, no checkpoint, or the dataset is not the one it was made for.
@@ -56,35 +86,10 @@ def index_of_run(workdir: str, data_dir: str | None, threshold: float, listed: i
     progress = workers.start(config.seed)
     cosines, places = nearest_others(prefix, progress)
     progress.close()
-    return {"examples": total, **_lists(source, cosines, places, threshold, listed)}
-
-
-def _lists(source: Source, cosines: np.ndarray, places: np.ndarray, threshold: float, listed: int) -> dict:
-    alike = np.flatnonzero(cosines >= threshold)
-    pairs = {(min(i, j), max(i, j)): c for i, j, c in zip(alike, places[alike], cosines[alike])}
-    ranked = sorted(pairs, key=lambda pair: (-pairs[pair], pair))
-    lonely = np.argsort(cosines, kind="stable")[:listed]
-    return {
-        "near_duplicates": {
-            "pairs": len(pairs),
-            "listed": [
-                {"first": _name(source, i), "second": _name(source, j), "cosine": round(float(pairs[i, j]), 4)}
-                for i, j in ranked[:listed]
-            ],
-        },
-        "outliers": [
-            {
-                "image": _name(source, i),
-                "nearest": _name(source, places[i]),
-                "cosine": round(float(cosines[i]), 4),
-            }
-            for i in lonely
-        ],
-    }
-
-
-def _name(source: Source, instance_id: int) -> str | int:
-    return source.paths[instance_id] if hasattr(source, "paths") else int(instance_id)
+    alike = np.flatnonzero(cosines >= threshold).tolist()
+    pairs = {(min(i, int(places[i])), max(i, int(places[i]))): -float(cosines[i]) for i in alike}
+    ranked = sorted(pairs, key=lambda pair: (pairs[pair], pair))
+    return Index(source, cosines, places, ranked, np.argsort(cosines, kind="stable")[:listed].tolist())
 
 
 def num_rows(prefix: str) -> int:

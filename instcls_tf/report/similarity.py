@@ -1,4 +1,4 @@
-"""Fig. 4 of a run: how its views are distributed around their own and around other class weights."""
+"""Pictures of a run's class weights: Fig. 4's histograms, and the images that they find alike or unlike all others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from instcls_tf import collectives
+from instcls_tf.data import pipeline
+from instcls_tf.data.sources import Source
+from instcls_tf.evaluation.labelled import take
+from instcls_tf.evaluation.row_index import Index, index_of_run
 from instcls_tf.evaluation.similarity import Similarities, similarities_of_run
+
+_PICTURED = 10
+_PIXELS = 96
 
 
 def similarities_with_picture(workdir: str, data_dir: str | None, instances: int) -> dict[str, dict[str, float]]:
@@ -35,3 +42,34 @@ def draw_histograms(path: str, cosines: dict[str, Similarities]) -> None:
     grid[0, 0].legend(fontsize="small")
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def index_with_picture(workdir: str, data_dir: str | None, threshold: float, listed: int) -> dict:
+    """`index_of_run`, drawn into `WORKDIR/similarity.png`; all workers together."""
+    index = index_of_run(workdir, data_dir, threshold, listed)
+    if collectives.rank() == 0:
+        draw_index(os.path.join(workdir, "similarity.png"), index)
+    return index.summary(listed)
+
+
+def draw_index(path: str, index: Index) -> None:
+    """Writes the most similar pairs (one above the other) and, below them, the outliers to a PNG file."""
+    pairs, outliers = index.pairs[:_PICTURED], index.outliers[:_PICTURED]
+    shown = _images(index.source, sorted({*(i for pair in pairs for i in pair), *outliers}))
+    rows = {"alike": [i for i, _ in pairs], "": [j for _, j in pairs], "outliers": outliers}
+    figure, grid = plt.subplots(3, _PICTURED, figsize=(_PICTURED, 3.2), layout="constrained")
+    for axes_row, (title, ids) in zip(grid, rows.items()):
+        axes_row[0].set_title(title, loc="left")
+        for column, axes in enumerate(axes_row):
+            axes.axis("off")
+            if column < len(ids):
+                axes.imshow(shown[ids[column]])
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _images(source: Source, ids: list[int]) -> dict[int, np.ndarray]:
+    """Some images of a source by their ids."""
+    batches = pipeline.inference_batches(take(source, np.array(ids)), image_size=_PIXELS, batch_size=len(ids))
+    ((images, places, _),) = batches
+    return {ids[place]: image for place, image in zip(places.numpy().tolist(), images.numpy())}

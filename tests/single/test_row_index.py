@@ -12,6 +12,7 @@ from instcls_tf.errors import UserError
 from instcls_tf.evaluation import row_index
 from instcls_tf.evaluation.row_index import index_of_run, nearest_others, read_rows
 from instcls_tf.evaluation.similarity import retrieval_top1
+from instcls_tf.report.similarity import draw_index
 from tests import reference
 from tests.end_to_end.runs import write_images
 
@@ -62,16 +63,19 @@ def run(tmp_path, rows):
 
 
 def test_near_duplicates_and_outliers_are_named(run):
-    result = index_of_run(str(run), None, threshold=0.999, listed=1)
+    index = index_of_run(str(run), None, threshold=0.999, listed=1)
+    result = index.summary(1)
     assert result["examples"] == ROWS
     pair = {"first": "05.png", "second": "17.png", "cosine": pytest.approx(1.0, abs=1e-3)}
     assert result["near_duplicates"] == {"pairs": 1, "listed": [pair]}
     assert [outlier["image"] for outlier in result["outliers"]] == ["09.png"]
     assert result["outliers"][0]["cosine"] < 0
-    everything = index_of_run(str(run), None, threshold=-1.0, listed=3)["near_duplicates"]
+    everything = index_of_run(str(run), None, threshold=-1.0, listed=3).summary(3)["near_duplicates"]
     assert everything["pairs"] > 10
     assert len(everything["listed"]) == 3
     assert everything["listed"][0] == pair
+    draw_index(str(run / "x.png"), index)
+    assert (run / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_refusals(run, tmp_path):

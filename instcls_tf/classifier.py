@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import tensorflow as tf
 
-from instcls_tf import collectives, softmax
+from instcls_tf import collectives, softmax, tiles
 from instcls_tf.config import PretrainConfig
 from instcls_tf.optimizer import momentum_update
 
@@ -84,6 +85,9 @@ class ShardedClassifier(tf.keras.layers.Layer):
         # Not trainable in Keras' sense: no optimiser outside may move them a second time.
         self.local_rows = self.add_weight(name="rows", shape=shape, initializer="zeros", trainable=False)
         self.local_momentum = self.add_weight(name="momentum", shape=shape, initializer="zeros", trainable=False)
+        self._move = tiles.compiled(
+            functools.partial(_momentum_update, momentum_factor=momentum, weight_decay=weight_decay)
+        )
         self.built = True
 
     @property
@@ -200,9 +204,9 @@ class ShardedClassifier(tf.keras.layers.Layer):
             columns = tf.where(is_local, tf.reshape(tf.searchsorted(streamed, _flat(columns)), tf.shape(columns)), -1)
         return _Gathered(embeddings, is_own, streamed, num_streamed, softmax.select_targets(columns, labels))
 
-    def _shift(self, read, num_streamed, embeddings, targets) -> softmax.Shift:
-        if self.temperature >= softmax.SMALLEST_CONSTANT_SHIFT_TEMPERATURE:
-            return softmax.constant_shift(tf.shape(embeddings)[0], self.temperature)
+    def _shift(self, read, num_streamed, embeddings, targets) -> softmax.Shift | None:
+        if self.temperature >= softmax.SMALLEST_UNSHIFTED_TEMPERATURE:
+            return None
         maxima = softmax.row_maxima(read, num_streamed, embeddings, targets, self.temperature)
         maxima = collectives.max_over_workers(tf.stack(maxima), f"{self.name}_shift")  # [2, B]
         return softmax.Shift(*tf.unstack(maxima))
@@ -211,20 +215,27 @@ class ShardedClassifier(tf.keras.layers.Layer):
         return lambda begin, end: self.read(_local_index(streamed, begin, end))
 
     def _updater(self, streamed, learning_rate):
-        def update(begin, end, rows, gradients):
-            index = _local_index(streamed, begin, end)
-            rows, momentum = momentum_update(
-                rows,
-                gradients,
-                self.local_momentum.sparse_read(index),
-                learning_rate=self.learning_rate_factor * learning_rate,
-                momentum_factor=self.momentum_factor,
-                weight_decay=self.weight_decay,
-            )
+        learning_rate = self.learning_rate_factor * learning_rate
+
+        def update(tile, gradients):
+            index = _local_index(streamed, tile.begin, tile.end)
+            momentum = self.local_momentum.sparse_read(index)  # [c, D]
+            rows, momentum = self._move(tile.is_full, tile.rows, gradients, momentum, learning_rate)
             self.local_momentum.scatter_update(tf.IndexedSlices(momentum, index))
             return self.local_rows.scatter_update(tf.IndexedSlices(rows, index))
 
         return update
+
+
+def _momentum_update(rows, gradients, momentum, learning_rate, *, momentum_factor, weight_decay):
+    return momentum_update(
+        rows,
+        gradients,
+        momentum,
+        learning_rate=learning_rate,
+        momentum_factor=momentum_factor,
+        weight_decay=weight_decay,
+    )
 
 
 def sample_classes(instance_ids: tf.Tensor, num_instances: int, size: int, seed) -> tf.Tensor:

@@ -28,14 +28,16 @@ from instcls_tf.launcher import launched_rank_and_size
 _size = 1
 _rank = 0
 _local_rank = 0
+_local_size = 1
 
 
 def init() -> None:
     """Joins the other workers if a launcher started this process; otherwise this is the only worker."""
-    global _size, _rank, _local_rank
+    global _size, _rank, _local_rank, _local_size
     if launched_rank_and_size() is None:
         return
-    _size, _rank, _local_rank = _horovod().size(), _horovod().rank(), _horovod().local_rank()
+    hvd = _horovod()
+    _size, _rank, _local_rank, _local_size = hvd.size(), hvd.rank(), hvd.local_rank(), hvd.local_size()
 
 
 def _horovod():
@@ -62,6 +64,11 @@ def rank() -> int:
 def local_rank() -> int:
     """This worker's place among those on the same machine: the index of the GPU it takes."""
     return _local_rank
+
+
+def local_size() -> int:
+    """The number of workers on this machine: they share its cores and caches."""
+    return _local_size
 
 
 def all_gather(tensor: tf.Tensor, name: str) -> tf.Tensor:

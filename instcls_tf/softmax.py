@@ -23,20 +23,17 @@ from typing import Callable, NamedTuple
 
 import tensorflow as tf
 
+from instcls_tf import tiles
+
 MARGINAL = "marginal"
 CROSS_ENTROPY = "cross_entropy"
 SMOOTHING_LOSSES = (MARGINAL, CROSS_ENTROPY)
 
-# Below this temperature exp(l - 1/tau), at least exp(-2/tau), can underflow in float32 (at exp(-87.3): TensorFlow
-# flushes what is smaller to 0), so the rows' true maxima are needed.
-SMALLEST_CONSTANT_SHIFT_TEMPERATURE = 0.025
-
-# Elements of one tile of logits, [B, c]: small enough for the last-level cache, large enough for fast products.
-_TILE_ELEMENTS = 2**21
-_MIN_TILE_CLASSES = 256
+# Down to this temperature exp(l) and its sums over any number of classes stay within float32, since |l| <= 1 / tau:
+# no shift is needed. Below it the rows' true maxima are.
+SMALLEST_UNSHIFTED_TEMPERATURE = 0.025
 
 ReadRows = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-UpdateRows = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tf.Operation]
 
 
 class Targets(NamedTuple):
@@ -49,7 +46,7 @@ class Targets(NamedTuple):
 
 
 class Shift(NamedTuple):
-    """What is subtracted from logits before exp; any value is exact, a good one keeps float32 in range."""
+    """What is subtracted from logits before exp at small temperatures, to keep float32 in range."""
 
     logits: tf.Tensor  # [B]
     targets: tf.Tensor  # [B], for the sum over targets, whose logits may lie far below the row's maximum
@@ -66,16 +63,22 @@ class PartialSums(NamedTuple):
     target_weights: tf.Tensor  # [B, D] sum_j y_ij exp(l_ij - shift) w^_j, or sum_j y_ij w^_j
 
 
-class _Tile(NamedTuple):
-    begin: tf.Tensor
+class Tile(NamedTuple):
+    """One tile of the streamed classes."""
+
+    begin: tf.Tensor  # scalar int32, a position among the n streamed classes
     end: tf.Tensor
+    is_full: tf.Tensor  # as wide as tiles get; only the last one may not be
     rows: tf.Tensor  # [c, D] class weights as stored
     directions: tf.Tensor  # [c, D] w^
-    norms: tf.Tensor  # [c, 1]
+    inverse_norms: tf.Tensor  # [c, 1] 1 / |w|
     logits: tf.Tensor  # [B, c]
     targets: Targets  # of this tile
     index: tf.Tensor  # [e, 2] where the targets stand in the tile: (row, column within the tile)
     target_logits: tf.Tensor  # [e]
+
+
+UpdateRows = Callable[[Tile, tf.Tensor], tf.Operation]
 
 
 def label_distribution(
@@ -119,12 +122,6 @@ def select_targets(columns: tf.Tensor, labels: tf.Tensor) -> Targets:
     )
 
 
-def constant_shift(batch_rows: tf.Tensor, temperature: float) -> Shift:
-    """1 / tau for every row: cosine logits never exceed it, so no communication is needed."""
-    shift = tf.fill([batch_rows], tf.constant(1.0 / temperature, tf.float32))
-    return Shift(shift, shift)
-
-
 def row_maxima(
     read: ReadRows, num_classes: tf.Tensor, embeddings: tf.Tensor, targets: Targets, temperature: float
 ) -> Shift:
@@ -136,7 +133,7 @@ def row_maxima(
     batch_rows = tf.shape(embeddings)[0]
     lowest = tf.fill([batch_rows], -float("inf"))
 
-    def body(tile: _Tile, maxima: Shift) -> Shift:
+    def body(tile: Tile, maxima: Shift) -> Shift:
         of_targets = tf.math.unsorted_segment_max(tile.target_logits, tile.targets.row, batch_rows)
         return Shift(
             tf.maximum(maxima.logits, tf.reduce_max(tile.logits, axis=1)), tf.maximum(maxima.targets, of_targets)
@@ -150,7 +147,7 @@ def forward_pass(
     num_classes: tf.Tensor,
     embeddings: tf.Tensor,
     targets: Targets,
-    shift: Shift,
+    shift: Shift | None,
     temperature: float,
     smoothing_loss: str,
 ) -> PartialSums:
@@ -161,36 +158,25 @@ def forward_pass(
       num_classes: scalar int32 n, how many classes this worker streams.
       embeddings: `[B, D]` float32, L2-normalised, of the whole global batch.
       targets: the labels on the streamed classes.
-      shift: see `Shift`; the same on all workers.
+      shift: see `Shift`; the same on all workers; None from `SMALLEST_UNSHIFTED_TEMPERATURE` on.
       temperature: tau.
       smoothing_loss: `marginal` (Eq. 3 as printed) or `cross_entropy`.
     """
     batch_rows, size = tf.shape(embeddings)[0], embeddings.shape[1]
 
-    def by_row(values: tf.Tensor, tile: _Tile) -> tf.Tensor:
+    def by_row(values: tf.Tensor, tile: Tile) -> tf.Tensor:
         return tf.math.unsorted_segment_sum(values, tile.targets.row, batch_rows)  # [B, ...]
 
-    def body(tile: _Tile, sums: PartialSums) -> PartialSums:
-        # The own class leaves the stream and comes back through the sparse part: what remains are negatives, whose
-        # maximum decides whether an instance is recognised. Ties with a negative count as a miss.
-        own = tf.where(tile.targets.is_own)[:, 0]
-        negatives = tf.tensor_scatter_nd_update(
-            tile.logits, tf.gather(tile.index, own), tf.fill([tf.size(own)], -float("inf"))
-        )  # [B, c]
-        exp_negatives = tf.exp(negatives - shift.logits[:, tf.newaxis])  # [B, c]
-        exp_own = tf.where(
-            tile.targets.is_own, tf.exp(tile.target_logits - tf.gather(shift.logits, tile.targets.row)), 0.0
-        )
+    def body(tile: Tile, sums: PartialSums) -> PartialSums:
+        exp = _exp_of_logits(tile, shift)  # [B, c]
         target_terms, coefficients = _target_terms(tile, shift, smoothing_loss)
         directions = tf.gather(tile.directions, tile.targets.column - tile.begin)  # [e, D]
         return PartialSums(
-            exp_sum=sums.exp_sum + tf.reduce_sum(exp_negatives, axis=1) + by_row(exp_own, tile),
+            exp_sum=sums.exp_sum + tf.reduce_sum(exp, axis=1),
             target_sum=sums.target_sum + by_row(target_terms, tile),
             own_logit=sums.own_logit + by_row(tf.where(tile.targets.is_own, tile.target_logits, 0.0), tile),
-            max_negative=tf.maximum(sums.max_negative, tf.reduce_max(negatives, axis=1)),
-            exp_weights=sums.exp_weights
-            + tf.matmul(exp_negatives, tile.directions)
-            + by_row(exp_own[:, tf.newaxis] * directions, tile),
+            max_negative=tf.maximum(sums.max_negative, _max_negative(tile)),
+            exp_weights=sums.exp_weights + tf.matmul(exp, tile.directions),
             target_weights=sums.target_weights + by_row(coefficients[:, tf.newaxis] * directions, tile),
         )
 
@@ -201,11 +187,25 @@ def forward_pass(
     return _for_each_tile(body, start, read, num_classes, embeddings / temperature, targets)
 
 
-def loss_per_row(exp_sum: tf.Tensor, target_sum: tf.Tensor, shift: Shift, smoothing_loss: str) -> tf.Tensor:
+def _max_negative(tile: Tile) -> tf.Tensor:
+    """`[B]` the largest logit of each row but its own class': ties with a negative are to count as a miss."""
+    own = tf.where(tile.targets.is_own)[:, 0]
+    row, column = tf.unstack(tf.gather(tile.index, own), axis=1)  # [o]: the few rows that own a class of this tile
+    others = tf.tensor_scatter_nd_update(
+        tf.gather(tile.logits, row),
+        tf.stack([tf.range(tf.size(row)), column], axis=1),
+        tf.fill([tf.size(row)], -float("inf")),
+    )  # [o, c]
+    return tf.tensor_scatter_nd_update(
+        tf.reduce_max(tile.logits, axis=1), row[:, tf.newaxis], tf.reduce_max(others, axis=1)
+    )
+
+
+def loss_per_row(exp_sum: tf.Tensor, target_sum: tf.Tensor, shift: Shift | None, smoothing_loss: str) -> tf.Tensor:
     """Step 5: Eq. 1 and Eq. 3 from sums that are complete over all workers; `[B]`."""
-    log_denominator = tf.math.log(exp_sum) + shift.logits
+    log_denominator = tf.math.log(exp_sum) + (0.0 if shift is None else shift.logits)
     if smoothing_loss == MARGINAL:
-        return log_denominator - (tf.math.log(target_sum) + shift.targets)
+        return log_denominator - tf.math.log(target_sum) - (0.0 if shift is None else shift.targets)
     return log_denominator - target_sum
 
 
@@ -241,7 +241,7 @@ def backward_pass(
     num_classes: tf.Tensor,
     embeddings: tf.Tensor,
     targets: Targets,
-    shift: Shift,
+    shift: Shift | None,
     exp_sum: tf.Tensor,
     target_sum: tf.Tensor,
     temperature: float,
@@ -251,8 +251,8 @@ def backward_pass(
 
     Args:
       read: as in `forward_pass`.
-      update: `update(begin, end, rows, gradients)` receives a tile's class weights and the gradient of the mean loss
-        for them, both `[end - begin, D]`, and stores what the optimiser makes of them.
+      update: `update(tile, gradients)` receives the gradient `[c, D]` of the mean loss for the class weights of a tile
+        and stores what the optimiser makes of it.
       num_classes: as in `forward_pass`.
       embeddings: as in `forward_pass`.
       targets: as in `forward_pass`.
@@ -266,29 +266,52 @@ def backward_pass(
       How many classes were moved, to depend on.
     """
     scaled = embeddings / temperature
-    gradient_scale = 1.0 / tf.cast(tf.shape(embeddings)[0], tf.float32)
-    log_denominator = (tf.math.log(exp_sum) + shift.logits)[:, tf.newaxis]  # [B, 1]
+    mean = scaled / tf.cast(tf.shape(embeddings)[0], tf.float32)  # the loss is a mean over B rows
+    expected = (
+        mean / exp_sum[:, tf.newaxis]
+    )  # [B, D], so that exp(l) need not be divided: p_ij x_i = exp(l_ij) x_i / S_i
 
-    def body(tile: _Tile, moved: tf.Tensor) -> tf.Tensor:
+    def body(tile: Tile, moved: tf.Tensor) -> tf.Tensor:
         _, coefficients = _target_terms(tile, shift, smoothing_loss)
         if smoothing_loss == MARGINAL:
             coefficients /= tf.gather(target_sum, tile.targets.row)  # [e] q_ij
-        probabilities = tf.exp(tile.logits - log_denominator)  # [B, c] p_ij
-        residuals = tf.tensor_scatter_nd_sub(probabilities, tile.index, coefficients)  # [B, c] p_ij - q_ij
-        toward = tf.matmul(residuals, scaled, transpose_a=True) * gradient_scale  # [c, D] gradient for w^
+        target = tf.math.unsorted_segment_sum(
+            coefficients[:, tf.newaxis] * tf.gather(mean, tile.targets.row), tile.index[:, 1], tile.end - tile.begin
+        )  # [c, D]
+        toward = tf.matmul(_exp_of_logits(tile, shift), expected, transpose_a=True) - target  # [c, D] gradient for w^
         # Through w^ = w / |w|: only the part across w^ moves the cosine.
-        along = tf.reduce_sum(toward * tile.directions, axis=1, keepdims=True)
-        gradients = (toward - along * tile.directions) / tile.norms
-        with tf.control_dependencies([update(tile.begin, tile.end, tile.rows, gradients)]):
+        along = tf.reduce_sum(toward * tile.directions, axis=1, keepdims=True)  # [c, 1]
+        gradients = _across(tile.is_full, toward, along, tile.directions, tile.inverse_norms)
+        with tf.control_dependencies([update(tile, gradients)]):
             return moved + tile.end - tile.begin
 
     return _for_each_tile(body, tf.constant(0), read, num_classes, scaled, targets)
 
 
-def _target_terms(tile: _Tile, shift: Shift, smoothing_loss: str) -> tuple[tf.Tensor, tf.Tensor]:
+def _exp_of_logits(tile: Tile, shift: Shift | None) -> tf.Tensor:
+    return _exp(tile.is_full, tile.logits if shift is None else tile.logits - shift.logits[:, tf.newaxis])
+
+
+_exp = tiles.compiled(tf.exp)
+
+
+@tiles.compiled
+def _across(toward: tf.Tensor, along: tf.Tensor, directions: tf.Tensor, inverse_norms: tf.Tensor) -> tf.Tensor:
+    return (toward - along * directions) * inverse_norms
+
+
+@tiles.compiled
+def _scaled_rows(rows: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
+    return rows * factors
+
+
+def _target_terms(tile: Tile, shift: Shift | None, smoothing_loss: str) -> tuple[tf.Tensor, tf.Tensor]:
     """`[e]` terms of the target sum, and `[e]` weights of w^ in its gradient before any division."""
     if smoothing_loss == MARGINAL:
-        terms = tile.targets.label * tf.exp(tile.target_logits - tf.gather(shift.targets, tile.targets.row))
+        logits = (
+            tile.target_logits if shift is None else tile.target_logits - tf.gather(shift.targets, tile.targets.row)
+        )
+        terms = tile.targets.label * tf.exp(logits)
         return terms, terms
     return tile.targets.label * tile.target_logits, tile.targets.label
 
@@ -296,18 +319,22 @@ def _target_terms(tile: _Tile, shift: Shift, smoothing_loss: str) -> tuple[tf.Te
 def _for_each_tile(body, state, read: ReadRows, num_classes: tf.Tensor, scaled: tf.Tensor, targets: Targets):
     """Runs `state = body(tile, state)` over tiles of classes; one tile of logits exists at a time."""
     batch_rows = tf.shape(scaled)[0]
-    tile_classes = tf.maximum(_MIN_TILE_CLASSES, _TILE_ELEMENTS // tf.maximum(1, batch_rows))
+    tile_classes = tiles.tile_classes(batch_rows, scaled.shape[1])
 
     def step(begin, state):
         end = tf.minimum(begin + tile_classes, num_classes)
         rows = read(begin, end)  # [c, D]
-        norms = tf.maximum(tf.norm(rows, axis=1, keepdims=True), 1e-12)  # [c, 1]
-        directions = rows / norms
+        is_full = tf.equal(end - begin, tile_classes)
+        inverse_norms = tf.math.rsqrt(
+            tf.maximum(tf.reduce_sum(tf.square(rows), axis=1, keepdims=True), 1e-24)
+        )  # [c, 1]
+        directions = _scaled_rows(is_full, rows, inverse_norms)
         logits = tf.matmul(scaled, directions, transpose_b=True)  # [B, c]
         first, last = tf.unstack(tf.searchsorted(targets.column, tf.stack([begin, end])))
         in_tile = Targets(*(part[first:last] for part in targets))
         index = tf.stack([in_tile.row, in_tile.column - begin], axis=1)  # [e, 2]
-        tile = _Tile(begin, end, rows, directions, norms, logits, in_tile, index, tf.gather_nd(logits, index))
+        target_logits = tf.gather_nd(logits, index)
+        tile = Tile(begin, end, is_full, rows, directions, inverse_norms, logits, in_tile, index, target_logits)
         # Broadcasting loses the static size of a batch of one row, which the loop does not allow.
         return end, tf.nest.map_structure(lambda new, old: tf.ensure_shape(new, old.shape), body(tile, state), state)
 

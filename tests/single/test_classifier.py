@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from instcls_tf import collectives, softmax
+from instcls_tf import collectives, softmax, tiles
 from instcls_tf.classifier import ShardedClassifier, sample_classes
 from tests import reference
 from tests.reference import relative_error
@@ -17,8 +17,7 @@ RATE = 0.3
 
 @pytest.fixture(autouse=True)
 def several_tiles(monkeypatch):
-    monkeypatch.setattr(softmax, "_MIN_TILE_CLASSES", 20)
-    monkeypatch.setattr(softmax, "_TILE_ELEMENTS", 0)
+    monkeypatch.setattr(tiles, "tile_classes", lambda *_: 20)
 
 
 def weights() -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.framework import op_callbacks
 
-from instcls_tf import partition, softmax
+from instcls_tf import partition, softmax, tiles
 from tests import reference
 from tests.reference import relative_error
 
@@ -26,8 +26,7 @@ def tile_classes(monkeypatch):
     """Sets the number of classes per tile."""
 
     def set_tile_classes(number: int) -> None:
-        monkeypatch.setattr(softmax, "_MIN_TILE_CLASSES", number)
-        monkeypatch.setattr(softmax, "_TILE_ELEMENTS", 0)
+        monkeypatch.setattr(tiles, "tile_classes", lambda *_: number)
 
     return set_tile_classes
 
@@ -55,7 +54,7 @@ class Result(NamedTuple):
     exp_sum: np.ndarray  # [B]
     own_logit: np.ndarray  # [B]
     max_negative: np.ndarray  # [B]
-    shift: softmax.Shift
+    shift: softmax.Shift | None
 
 
 def stream(shards: int, smoothing_loss: str, smoothing: float, temperature: float, shift: str = "maxima") -> Result:
@@ -70,8 +69,8 @@ def stream(shards: int, smoothing_loss: str, smoothing: float, temperature: floa
         rows = tf.constant(w[first:last])
         targets = softmax.select_targets(columns, labels)
         streams.append((lambda begin, end, rows=rows: rows[begin:end], tf.constant(last - first), x, targets))
-    if shift == "constant":
-        shift = softmax.constant_shift(tf.shape(x)[0], temperature)
+    if shift == "none":
+        shift = None
     else:
         maxima = [softmax.row_maxima(*part, temperature) for part in streams]
         shift = softmax.Shift(*(tf.reduce_max(tf.stack(part), axis=0) for part in zip(*maxima)))
@@ -84,8 +83,8 @@ def stream(shards: int, smoothing_loss: str, smoothing: float, temperature: floa
     gradients = [[] for _ in streams]
     for part, received in zip(streams, gradients):
 
-        def update(begin, end, rows, gradient, read=part[0], received=received):
-            np.testing.assert_array_equal(rows, read(begin, end))
+        def update(tile, gradient, read=part[0], received=received):
+            np.testing.assert_array_equal(tile.rows, read(tile.begin, tile.end))
             received.append(gradient.numpy())
             return tf.no_op()
 
@@ -111,7 +110,7 @@ def dense_logits(temperature: float) -> np.ndarray:
     return reference.normalize(x) @ reference.normalize(w).T / temperature
 
 
-@pytest.mark.parametrize(("temperature", "shift"), [(0.15, "constant"), (0.15, "maxima"), (0.01, "maxima")])
+@pytest.mark.parametrize(("temperature", "shift"), [(0.15, "none"), (0.15, "maxima"), (0.01, "maxima")])
 @pytest.mark.parametrize(("smoothing_loss", "smoothing"), LOSSES)
 @pytest.mark.parametrize(("shards", "tile"), SPLITS)
 def test_equals_dense_reference(tile_classes, shards, tile, smoothing_loss, smoothing, temperature, shift):
@@ -187,10 +186,8 @@ def test_shift_keeps_the_worst_row_finite(smoothing_loss, temperature):
     x = tf.constant([[1.0, 0.0]])
     targets = softmax.select_targets(tf.constant([[0]]), tf.constant([[1.0]]))
     part = (lambda begin, end: w[begin:end], tf.constant(2), x, targets)
-    if temperature >= softmax.SMALLEST_CONSTANT_SHIFT_TEMPERATURE:
-        shift = softmax.constant_shift(1, temperature)
-    else:
-        shift = softmax.row_maxima(*part, temperature)
+    cold = temperature < softmax.SMALLEST_UNSHIFTED_TEMPERATURE
+    shift = softmax.row_maxima(*part, temperature) if cold else None
     sums = softmax.forward_pass(*part, shift, temperature, smoothing_loss)
     loss = softmax.loss_per_row(sums.exp_sum, sums.target_sum, shift, smoothing_loss)
     assert loss.numpy() == pytest.approx(2 / temperature, rel=1e-5)
@@ -198,10 +195,11 @@ def test_shift_keeps_the_worst_row_finite(smoothing_loss, temperature):
     np.testing.assert_allclose(gradient, [[2 / temperature, 0]], rtol=1e-5)
 
 
-def test_a_constant_shift_is_enough_only_above_its_limit():
-    # exp(l - 1/tau) is at least exp(-2/tau); TensorFlow flushes what is below the smallest normal float32.
-    smallest = np.exp(-2 / softmax.SMALLEST_CONSTANT_SHIFT_TEMPERATURE)
-    assert smallest > 100 * np.finfo(np.float32).tiny
+def test_no_shift_is_needed_from_its_limit_on():
+    # A thousand million classes at exp(1 / tau), and one at exp(-1 / tau), which must not be flushed to zero.
+    largest = np.exp(1 / softmax.SMALLEST_UNSHIFTED_TEMPERATURE)
+    assert 1e9 * largest < np.finfo(np.float32).max / 1e3
+    assert 1 / largest > 1e3 * np.finfo(np.float32).tiny
 
 
 def test_label_distribution():
@@ -230,8 +228,7 @@ def test_no_tensor_is_larger_than_a_tile(monkeypatch, smoothing_loss):
     """Every output of every operation, and every request for rows, with 64 tiles."""
     batch, tile, size, hard = 32, 64, 8, 3
     num_classes = 64 * tile + 5
-    monkeypatch.setattr(softmax, "_MIN_TILE_CLASSES", 16)
-    monkeypatch.setattr(softmax, "_TILE_ELEMENTS", batch * tile)
+    monkeypatch.setattr(tiles, "tile_classes", lambda *_: tile)
     w = np.random.default_rng(4).normal(size=[num_classes, size]).astype(np.float32)
     random_ids = np.random.default_rng(5).integers(num_classes, size=[batch, hard + 1])
     labels = tf.constant([[0.7, 0.1, 0.1, 0.1]] * batch)
@@ -259,18 +256,3 @@ def test_no_tensor_is_larger_than_a_tile(monkeypatch, smoothing_loss):
     starts = range(0, num_classes, tile)
     assert asked == [(start, min(start + tile, num_classes)) for start in starts] * 3
     assert largest == batch * tile < batch * num_classes
-
-
-def test_tiles_have_a_least_number_of_classes(monkeypatch):
-    """However large the batch: products with a few classes would be slow."""
-    monkeypatch.setattr(softmax, "_MIN_TILE_CLASSES", 30)
-    monkeypatch.setattr(softmax, "_TILE_ELEMENTS", 100)
-    asked = []
-
-    def read(begin, end):
-        asked.append(int(end - begin))
-        return tf.ones([end - begin, 2])
-
-    targets = softmax.select_targets(tf.zeros([50, 1], tf.int32), tf.ones([50, 1]))
-    softmax.row_maxima(read, tf.constant(70), tf.ones([50, 2]), targets, 1.0)
-    assert asked == [30, 30, 10]

@@ -1,0 +1,49 @@
+"""The width of tiles follows shapes and cache; compiled element-wise work equals TensorFlow's."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from instcls_tf import collectives, tiles
+
+
+@pytest.fixture
+def cache(monkeypatch):
+    """Sets the size of the last-level cache, in bytes."""
+    return lambda size: monkeypatch.setattr(tiles, "_last_level_cache_bytes", lambda: size)
+
+
+def test_a_tile_and_its_rows_fit_in_half_of_the_cache(cache):
+    cache(32 * 2**20)
+    for batch, size in ((64, 128), (1024, 128), (1000, 2048)):
+        classes = tiles.tile_classes(batch, size)
+        used = 4 * classes * (batch + 4 * size)
+        assert classes % 64 == 0
+        assert 16 * 2**20 - 4 * 64 * (batch + 4 * size) < used <= 16 * 2**20
+        assert int(tiles.tile_classes(tf.constant(batch), size)) == classes
+
+
+def test_workers_of_one_machine_share_its_cache(cache, monkeypatch):
+    cache(32 * 2**20)
+    alone = tiles.tile_classes(1024, 128)
+    monkeypatch.setattr(collectives, "_local_size", 2)
+    assert tiles.tile_classes(1024, 128) == pytest.approx(alone / 2, abs=64)
+
+
+def test_tiles_have_a_least_number_of_classes(cache):
+    """However large the batch: products with a few classes would be slow."""
+    cache(2**20)
+    assert tiles.tile_classes(100_000, 128) == int(tiles.tile_classes(tf.constant(100_000), 128)) == 256
+
+
+def test_this_machine_has_a_cache():
+    assert 2**15 <= tiles._last_level_cache_bytes() <= 2**31
+
+
+@pytest.mark.parametrize("is_full", [True, False])
+def test_compiled_exp_is_exact_to_float32(is_full):
+    exp = tiles.compiled(tf.exp)
+    x = np.linspace(-40, 40, 100_001, dtype=np.float32)
+    actual = tf.function(exp)(tf.constant(is_full), tf.constant(x)).numpy()
+    expected = np.exp(x.astype(np.float64))
+    assert np.max(np.abs(actual / expected - 1)) < 1e-6

@@ -54,6 +54,8 @@ _DESCRIPTIONS = {
     "seed": "Of weights, order and views.",
     "log_every": "Steps between two lines of metrics.jsonl.",
     "checkpoint_every": "Epochs between two checkpoints; 0 saves at the end only.",
+    "online_knn_every": "Epochs between two measurements of 20-NN accuracy (knn_top1 in metrics.jsonl) on the dataset's"
+    " labelled train and test splits; 0 for none.",
     "max_steps": "Stop after this many steps of the whole run, for trials; 0 saves the initialised run.",
 }
 

@@ -22,7 +22,15 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 REFERENCE_BATCH_SIZE = 4096
 
 # What may differ between a run and its continuation; everything else is the run's recipe.
-NOT_RECIPE = ("workdir", "data_dir", "max_steps", "log_every", "checkpoint_every", "max_bad_fraction")
+NOT_RECIPE = (
+    "workdir",
+    "data_dir",
+    "max_steps",
+    "log_every",
+    "checkpoint_every",
+    "max_bad_fraction",
+    "online_knn_every",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +74,7 @@ class PretrainConfig:
     seed: int = 0
     log_every: int = 10
     checkpoint_every: int = 1
+    online_knn_every: int = 0
     max_steps: int | None = None
 
     def validate(self, num_workers: int = 1) -> None:
@@ -88,7 +97,7 @@ class PretrainConfig:
             _require(self, name, _finite(self, name) and getattr(self, name) > 0, "a number above 0")
         for name in ("learning_rate", "weight_decay", "warmup_epochs"):
             _require(self, name, _finite(self, name) and getattr(self, name) >= 0, "0 or more")
-        for name in ("bn_burn_in", "sampled_classes", "checkpoint_every", "hard_negatives"):
+        for name in ("bn_burn_in", "sampled_classes", "checkpoint_every", "hard_negatives", "online_knn_every"):
             _require(self, name, getattr(self, name) >= 0, "0 or more")
         _require(self, "seed", 0 <= self.seed < 2**31, "0 or more and below 2147483648")
         for name in ("smoothing", "momentum"):

@@ -8,15 +8,15 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from instcls_tf import checkpoint, collectives, grouped, preflight, thermometer
+from instcls_tf import checkpoint, collectives, device, grouped, preflight, thermometer
 from instcls_tf.classifier import ClassifierOutput, ShardedClassifier
 from instcls_tf.config import PretrainConfig, refuse_other_recipe, run_flags_path
 from instcls_tf.data import augment, pipeline
 from instcls_tf.data.bad_files import BadFiles
 from instcls_tf.data.folder import FolderSource
 from instcls_tf.data.sources import Source
+from instcls_tf.evaluation.online_knn import OnlineKnn
 from instcls_tf.hardest_classes import HardNegatives
-from instcls_tf.memory import reuse_freed_memory
 from instcls_tf.optimizer import MomentumSGD, WarmupCosine
 from instcls_tf.prior import initialize_classifier
 from instcls_tf.run_log import MetricsLog, Progress, StepTimer
@@ -41,8 +41,7 @@ def pretrain(config: PretrainConfig, source: Source | None = None) -> dict[str, 
 
     # ---- Workers
     collectives.init()
-    _use_own_device()
-    reuse_freed_memory()
+    device.take()
     tf.keras.utils.set_random_seed(config.seed)
     is_chief = collectives.rank() == 0
     progress = Progress(visible=is_chief)
@@ -56,6 +55,7 @@ def pretrain(config: PretrainConfig, source: Source | None = None) -> dict[str, 
 
     # ---- Model
     run = _make_run(config, source, schedule)
+    online_knn = OnlineKnn(config, run.encoder) if config.online_knn_every else None
     prefix = checkpoint.latest(config.workdir) if resuming else None
     if prefix is not None:
         checkpoint.restore(prefix, run.replicated(), run.sliced(with_lists=_has_lists(prefix)))
@@ -111,7 +111,9 @@ def pretrain(config: PretrainConfig, source: Source | None = None) -> dict[str, 
         images += min(config.batch_size, source.num_instances - step_in_epoch * config.batch_size)
 
         done = step + 1
-        if done % config.log_every == 0 or done == last_step:
+        ends_epoch = step_in_epoch + 1 == steps_per_epoch
+        measures_knn = online_knn is not None and ends_epoch and online_knn.is_due(epoch)
+        if done % config.log_every == 0 or done == last_step or measures_knn:
             bad_files.check()
             metrics = {
                 "step": done,
@@ -122,11 +124,13 @@ def pretrain(config: PretrainConfig, source: Source | None = None) -> dict[str, 
                 **timer.report(images),
             }
             outputs, images = [], 0
+            if measures_knn:
+                metrics.update(online_knn.measure())
+                timer.report(images)  # the measurement is no part of the training's speed
             if log:
                 log.write(metrics)
         if metrics:
             progress("pretraining", done, last_step, _describe(metrics, epoch, config.epochs))
-        ends_epoch = step_in_epoch + 1 == steps_per_epoch
         due = ends_epoch and config.checkpoint_every and (epoch + 1) % config.checkpoint_every == 0
         if due or done == last_step:
             run.save(config.workdir, with_lists=run.hard_negatives is not None and not ends_epoch)
@@ -242,15 +246,6 @@ def _make_run(config: PretrainConfig, source: Source, schedule: WarmupCosine) ->
 
 def _has_lists(prefix: str) -> bool:
     return checkpoint.holds(prefix, "classifier/hard_negatives")
-
-
-def _use_own_device() -> None:
-    """Each worker takes one GPU; without GPUs the workers of a machine share its cores."""
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus:
-        mine = gpus[collectives.local_rank() % len(gpus)]
-        tf.config.set_visible_devices(mine, "GPU")
-        tf.config.experimental.set_memory_growth(mine, True)
 
 
 def _announce(config, source, steps_per_epoch, warmup_steps, first_step, progress) -> None:

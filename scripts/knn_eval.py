@@ -1,23 +1,26 @@
-"""Weighted nearest-neighbour accuracy of a run's frozen features: train split against test split.
+"""Nearest-neighbour accuracy of a run's frozen features, train split against test split: weighted 20-NN, and 1-NN.
 
-Example:
-  python -m scripts.knn_eval --workdir=runs/digits --num_neighbors=20
+Examples:
+  python -m scripts.knn_eval --workdir=runs/digits
+  horovodrun -np 2 python -m scripts.knn_eval --workdir=runs/photos --dataset=folder:/data/pets --features=projection
+  python -m scripts.knn_eval --workdir=runs/digits --train_features=a.npz --test_features=b.npz
 """
 
 from flags import command, evaluation
 
 evaluation.define()
+evaluation.define_dataset()
+evaluation.define_feature_files()
 evaluation.define_knn()
 
 
 def main() -> None:
-    workdir, values = evaluation.required("workdir"), evaluation.FLAGS
-    features = evaluation.choice("features", ("backbone", "projection", "pixels"))
+    workdir, values, files = evaluation.required("workdir"), evaluation.FLAGS, evaluation.feature_files()
+    kind = evaluation.choice("features", ("backbone", "projection", "pixels"))
+    subject = None if files else evaluation.subject()
     from instcls_tf.evaluation.commands import knn_of_run
 
-    result = knn_of_run(
-        workdir, values.dataset, values.data_dir, features, k=values.num_neighbors, temperature=values.knn_temperature
-    )
+    result = knn_of_run(subject, kind, k=values.num_neighbors, temperature=values.knn_temperature, files=files)
     evaluation.answer("knn_eval", workdir, result)
 
 

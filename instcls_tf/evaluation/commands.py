@@ -1,48 +1,150 @@
-"""What the evaluation commands do with a finished run."""
+"""What the evaluation commands do with a finished run; every worker calls the same function."""
 
 from __future__ import annotations
 
+import numpy as np
+
+from instcls_tf import collectives
 from instcls_tf.checkpoint import load_encoder
 from instcls_tf.config import load_run
-from instcls_tf.data.sources import Source, open_source
+from instcls_tf.data.sources import open_source
 from instcls_tf.errors import UserError
-from instcls_tf.evaluation import features
-from instcls_tf.evaluation.knn import knn_accuracy
+from instcls_tf.evaluation import feature_store, features, finetune, linear, workers
+from instcls_tf.evaluation.features import Features
+from instcls_tf.evaluation.knn import shared_knn_accuracy
+from instcls_tf.evaluation.labelled import open_fraction
+from instcls_tf.evaluation.linear_cached import cached_accuracy
+from instcls_tf.evaluation.recipes import CachedRecipe, FinetuneRecipe, LinearRecipe
+from instcls_tf.evaluation.subject import Subject
+from instcls_tf.run_log import Progress
+
+
+def extract_of_run(workdir: str, dataset: str | None, data_dir: str | None, split: str, output: str) -> dict:
+    """Features of a split of any dataset, labelled or not, written for other tools.
+
+    Args:
+      workdir: the run's folder.
+      dataset: its images; None for the run's own.
+      data_dir: TFDS's folder; None for the run's own.
+      split: which part.
+      output: see `feature_store.write_output`.
+
+    Raises:
+      UserError: no run, no checkpoint, no such dataset, or `output` exists.
+    """
+    config = load_run(workdir)
+    dataset = dataset or config.dataset
+    source = open_source(dataset, split, data_dir or config.data_dir)
+    feature_store.refuse_occupied(output)
+    progress = workers.start(config.seed)
+    stored = feature_store.stored_features(
+        workdir, load_encoder(workdir), source, split, image_size=config.image_size, progress=progress
+    )
+    progress.close()
+    files = feature_store.write_output(stored, output) if collectives.rank() == 0 else []
+    return {
+        "output": output,
+        "files": len(files),
+        "dataset": dataset,
+        "split": split,
+        "examples": len(stored.ids),
+        "backbone": stored.backbone.shape[1],
+        "projection": stored.projection.shape[1],
+    }
 
 
 def knn_of_run(
-    workdir: str,
-    dataset: str | None,
-    data_dir: str | None,
+    subject: Subject | None,
     kind: str,
     *,
     k: int,
     temperature: float,
+    files: tuple[str, str] | None = None,
 ) -> dict:
-    """Weighted k-NN accuracy of a run.
+    """Weighted k-NN accuracy.
 
     Args:
-      workdir: the run's folder.
-      dataset: evaluate on this dataset; None for the run's own.
-      data_dir: TFDS's folder; None for the run's own.
+      subject: the run and the images; not needed with `files`.
       kind: `backbone` (pooled features), `projection` (the head's output) or `pixels`.
       k: neighbours that vote.
       temperature: of the votes' weights.
+      files: features of the train and the test split from files instead of a run's encoder.
 
     Raises:
-      UserError: no run, no checkpoint, no labels, or no test split.
+      UserError: a setting is out of range, the run has no checkpoint, or an image has no label.
     """
     if k < 1:
         raise UserError(f"--num_neighbors={k}: must be at least 1")
     if not temperature > 0:
         raise UserError(f"--knn_temperature={temperature}: must be above 0")
-    config = load_run(workdir)
-    dataset, data_dir = dataset or config.dataset, data_dir or config.data_dir
-    train, test = (_labelled(dataset, split, data_dir) for split in ("train", "test"))
-    model = model_of_run(workdir, kind)
-    seen = [features.extract(model, source, image_size=config.image_size) for source in (train, test)]
-    result = knn_accuracy(*seen[0], *seen[1], k=k, temperature=temperature)
-    return {**result, "features": kind, "num_neighbors": k, "dataset": dataset}
+    progress = workers.start()
+    if files:
+        train, test = features_from_files(files, kind)
+    elif kind == "pixels":
+        size = subject.config.image_size
+        train, test = (features.extract(features.pixels, source, image_size=size) for source in subject.splits)
+    else:
+        train, test = _features_of(subject, kind, load_encoder(subject.workdir), progress)
+    progress.close()
+    result = shared_knn_accuracy(*train, *test, k=k, temperature=temperature)
+    return {**result, "features": kind, "num_neighbors": k, **_about(subject, files)}
+
+
+def linear_of_run(subject: Subject, recipe: LinearRecipe) -> dict:
+    """Linear evaluation by the paper's protocol.
+
+    Raises:
+      UserError: the run has no checkpoint, an image has no label, or the training diverged.
+    """
+    progress = workers.start(recipe.seed)
+    encoder = load_encoder(subject.workdir)
+    seen = np.zeros([1, encoder.get_layer(recipe.features).output_shape[-1]], np.float32)
+    if recipe.normalize_features == "standardize":
+        seen = _features_of(subject, recipe.features, encoder, progress)[0].vectors
+    result = linear.linear_accuracy(
+        encoder,
+        subject.splits,
+        recipe,
+        image_size=subject.config.image_size,
+        scaling=linear.scaling_of(recipe.normalize_features, seen),
+        progress=progress,
+    )
+    progress.close()
+    about = {"protocol": "augmented", "epochs": recipe.epochs, "features": recipe.features}
+    return {**result, **about, **_about(subject)}
+
+
+def cached_linear_of_run(subject: Subject | None, recipe: CachedRecipe, files: tuple[str, str] | None = None) -> dict:
+    """Linear evaluation on stored features; arguments and errors as for `knn_of_run` and `linear_of_run`."""
+    progress = workers.start(recipe.seed)
+    if files:
+        train, test = features_from_files(files, recipe.features)
+        num_classes = int(train.labels.max()) + 1
+    else:
+        train, test = _features_of(subject, recipe.features, load_encoder(subject.workdir), progress)
+        num_classes = subject.splits.num_classes
+    result = cached_accuracy(train, test, num_classes, recipe, progress)
+    progress.close()
+    about = {"protocol": "cached", "epochs": recipe.epochs, "features": recipe.features}
+    return {**result, **about, **_about(subject, files)}
+
+
+def finetune_of_run(subject: Subject, recipe: FinetuneRecipe) -> dict:
+    """Fine-tunes a run's encoder, or another network.
+
+    Raises:
+      UserError: there is nothing to start from, an image has no label, or the training diverged.
+    """
+    train = open_fraction(subject.splits, subject.dataset, subject.data_dir, recipe.fraction, recipe.seed)
+    progress = workers.start(recipe.seed)
+    backbone = finetune.initial_backbone(recipe.init, subject.workdir, subject.config)
+    image_size = recipe.image_size or subject.config.image_size
+    result = finetune.finetuned_accuracy(
+        backbone, train, subject.splits, recipe, image_size=image_size, progress=progress
+    )
+    progress.close()
+    about = {"metric": recipe.metric, "score": result[recipe.metric], "init": recipe.init, "fraction": recipe.fraction}
+    return {**result, **about, "epochs": recipe.epochs, "seed": recipe.seed, **_about(subject)}
 
 
 def model_of_run(workdir: str, kind: str):
@@ -53,8 +155,34 @@ def model_of_run(workdir: str, kind: str):
     return encoder if kind == "projection" else encoder.get_layer("backbone")
 
 
-def _labelled(dataset: str, split: str, data_dir: str | None) -> Source:
-    source = open_source(dataset, split, data_dir)
-    if source.class_names is None:
-        raise UserError(f"--dataset={dataset}: the {split} split has no labels, which nearest neighbours are judged by")
-    return source
+def features_from_files(files: tuple[str, str], kind: str) -> tuple[Features, Features]:
+    """Features of the train and of the test split that `extract` or another tool has written.
+
+    Raises:
+      UserError: a file is not fit, or the two do not belong together.
+    """
+    train, test = (feature_store.load_features(path, kind) for path in files)
+    widths = train.vectors.shape[1], test.vectors.shape[1]
+    if widths[0] != widths[1]:
+        raise UserError(f"--test_features={files[1]}: has {widths[1]} features, --train_features has {widths[0]}")
+    unknown = sorted(set(test.labels.tolist()) - set(train.labels.tolist()))
+    if unknown:
+        raise UserError(f"--test_features={files[1]}: class {unknown[0]} is missing in --train_features")
+    return train, test
+
+
+def _features_of(subject: Subject, kind: str, encoder, progress: Progress) -> list[Features]:
+    """Stored features of the train and of the test split."""
+    return [
+        feature_store.stored_features(
+            subject.workdir, encoder, source, split, image_size=subject.config.image_size, progress=progress
+        ).of_kind(kind, subject.dataset)
+        for source, split in zip(subject.splits, ("train", subject.test_split))
+    ]
+
+
+def _about(subject: Subject | None, files: tuple[str, str] | None = None) -> dict:
+    """What was judged, for the answer."""
+    if files:
+        return {"train_features": files[0], "test_features": files[1]}
+    return {"dataset": subject.dataset, "test_split": subject.test_split}

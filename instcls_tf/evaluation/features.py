@@ -1,14 +1,18 @@
-"""Features of a dataset: one pass without augmentation, BN in inference mode."""
+"""Features of a dataset: one pass without augmentation, BN in inference mode, shared out over the workers."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Callable, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from instcls_tf import collectives
 from instcls_tf.data import pipeline
 from instcls_tf.data.sources import Source
+
+Progress = Callable[[str, int, int], None]
 
 
 class Features(NamedTuple):
@@ -18,28 +22,86 @@ class Features(NamedTuple):
     labels: np.ndarray  # [N] int32, -1 if unknown
 
 
-def extract(model, source: Source, *, image_size: int, batch_size: int = 256) -> Features:
-    """Runs `model` over all images of `source` on this worker.
+class Batch(NamedTuple):
+    """One batch of all workers together, the same on each of them."""
+
+    ids: np.ndarray  # [B] int32
+    labels: np.ndarray  # [B] int32, -1 if unknown
+    outputs: list[np.ndarray]  # [B, F] float32, per output of the model
+
+
+class Embedder(tf.Module):
+    """A model, and what its graph needs to bring together the features of all workers.
 
     Args:
-      model: from uint8 images `[b, S, S, 3]` to vectors `[b, F]`; a Keras model is called in inference mode.
+      model: from uint8 images to a tensor `[b, F]`, or to several; a Keras model is called in inference mode.
+    """
+
+    def __init__(self, model):
+        super().__init__(name="embedder")
+        self._model = (lambda images: model(images, training=False)) if isinstance(model, tf.keras.Model) else model
+
+    # One graph for batches of all sizes, made once.
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, None, None, 3], tf.uint8),
+            tf.TensorSpec([None], tf.int32),
+            tf.TensorSpec([None], tf.int32),
+        ]
+    )
+    def of_all_workers(self, images, ids, labels):
+        """Ids `[B]`, labels `[B]` and features `[B, F]` of the global batch, padding left out."""
+        real = ids != pipeline.PADDING_ID
+        outputs = [tf.cast(output, tf.float32)[real] for output in tf.nest.flatten(self._model(images))]
+        gathered = [collectives.all_gather(output, f"features_{i}") for i, output in enumerate(outputs)]
+        return collectives.all_gather(ids[real], "ids"), collectives.all_gather(labels[real], "labels"), gathered
+
+
+def extract(model, source: Source, *, image_size: int, batch_size: int = 256) -> Features:
+    """Runs `model` over all images of `source`; all workers together, each gets the whole.
+
+    Args:
+      model: from uint8 images `[b, S, S, 3]` to vectors `[b, F]`; a Keras model is called in inference mode. To use one
+        several times, wrap it into an `Embedder`, which keeps its graph.
       source: the images.
       image_size: S, pixels.
-      batch_size: images at a time.
+      batch_size: images at a time, all workers together.
     """
-    keras_model = isinstance(model, tf.keras.Model)
-
-    @tf.function(input_signature=[tf.TensorSpec([None, image_size, image_size, 3], tf.uint8)])
-    def embed(images):
-        return model(images, training=False) if keras_model else model(images)
-
     vectors, labels = None, np.full([source.num_instances], -1, np.int32)
-    for images, ids, batch_labels in pipeline.inference_batches(source, image_size=image_size, batch_size=batch_size):
-        batch = tf.cast(embed(images), tf.float32).numpy()
+    for batch in stream(model, source, image_size=image_size, batch_size=batch_size):
+        (rows,) = batch.outputs
         if vectors is None:
-            vectors = np.zeros([source.num_instances, batch.shape[1]], np.float32)
-        vectors[ids], labels[ids] = batch, batch_labels
+            vectors = np.zeros([source.num_instances, rows.shape[1]], np.float32)
+        vectors[batch.ids], labels[batch.ids] = rows, batch.labels
     return Features(vectors, labels)
+
+
+def stream(
+    model,
+    source: Source,
+    *,
+    image_size: int,
+    batch_size: int = 256,
+    progress: Progress = lambda stage, done, total: None,
+) -> Iterator[Batch]:
+    """The batches of `extract`, for a model of one output or of several.
+
+    Args:
+      model, source, image_size, batch_size: see `extract`.
+      progress: called with a stage's name, batches done and batches in all.
+    """
+    embed = model if isinstance(model, Embedder) else Embedder(model)
+    batches = pipeline.inference_batches(
+        source,
+        image_size=image_size,
+        batch_size=batch_size,
+        rank=collectives.rank(),
+        num_workers=collectives.size(),
+    )
+    for done, (images, own_ids, own_labels) in enumerate(batches, start=1):
+        ids, labels, outputs = embed.of_all_workers(images, own_ids, own_labels)
+        yield Batch(ids.numpy(), labels.numpy(), [output.numpy() for output in outputs])
+        progress(f"features of {source.name}", done, len(batches))
 
 
 def pixels(images: tf.Tensor) -> tf.Tensor:

@@ -1,12 +1,18 @@
-"""Nearest-neighbour classification on frozen features."""
+"""Nearest-neighbour classification on frozen features: exact, and streamed over queries and over the index."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import tensorflow as tf
 
-# Elements of one tile of similarities, [queries, training images].
+from instcls_tf import collectives
+
+# Elements of one tile of similarities, [queries, rows of the index].
 _TILE_ELEMENTS = 2**24
+# Queries that vote at a time: their votes are [queries, classes].
+_VOTERS = 4096
 
 
 def knn_accuracy(
@@ -34,31 +40,106 @@ def knn_accuracy(
     Returns:
       `top1` and `top5` as fractions, and `examples`, Q.
     """
+    hits = knn_hits(train_features, train_labels, test_features, test_labels, k=k, temperature=temperature)
+    top1, top5, _ = hits.mean(axis=0).tolist()
+    return {"top1": top1, "top5": top5, "examples": len(test_labels)}
+
+
+def knn_hits(
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    test_features: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> np.ndarray:
+    """Query by query what `knn_accuracy` counts.
+
+    Args:
+      train_features, train_labels, test_features, test_labels, k, temperature: see `knn_accuracy`.
+
+    Returns:
+      `[Q, 3]` bool: the label came first in the weighted vote; was among the first five; is the nearest neighbour's.
+    """
     k = min(k, len(train_labels))
-    num_classes = int(max(train_labels.max(), test_labels.max())) + 1
-    similarities, neighbours = nearest(train_features, test_features, k)
-    votes = np.zeros([len(test_labels), num_classes])
-    weights = np.exp((similarities - similarities[:, :1]) / temperature)
-    np.add.at(votes, (np.arange(len(test_labels))[:, np.newaxis], train_labels[neighbours]), weights)
-    ranked = np.argsort(-votes, axis=1, kind="stable")
-    # A class without any vote is no answer, even where fewer than five classes got one.
-    hits = (ranked == test_labels[:, np.newaxis]) & (np.take_along_axis(votes, ranked, axis=1) > 0)
-    return {
-        "top1": float(hits[:, 0].mean()),
-        "top5": float(hits[:, :5].any(axis=1).mean()),
-        "examples": len(test_labels),
-    }
+    num_classes = int(max(train_labels.max(), test_labels.max(initial=0))) + 1
+    hits = np.zeros([len(test_labels), 3], bool)
+    for start in range(0, len(test_labels), _VOTERS):
+        part = slice(start, start + _VOTERS)
+        similarities, neighbours = nearest(train_features, test_features[part], k)
+        labels, wanted = train_labels[neighbours], np.asarray(test_labels[part])[:, np.newaxis]  # [q, k], [q, 1]
+        votes = np.zeros([len(wanted), num_classes])
+        weights = np.exp((similarities - similarities[:, :1]) / temperature)
+        np.add.at(votes, (np.arange(len(wanted))[:, np.newaxis], labels), weights)
+        ranked = np.argsort(-votes, axis=1, kind="stable")[:, :5]
+        # A class without any vote is no answer, even where fewer than five classes got one.
+        right = (ranked == wanted) & (np.take_along_axis(votes, ranked, axis=1) > 0)
+        hits[part] = np.stack([right[:, 0], right.any(axis=1), labels[:, 0] == wanted[:, 0]], axis=1)
+    return hits
+
+
+def shared_knn_accuracy(
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    test_features: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> dict[str, float]:
+    """`knn_accuracy` with the queries shared out over the workers, and the plain nearest neighbour beside it.
+
+    Args:
+      train_features, train_labels, test_features, test_labels, k, temperature: see `knn_accuracy`; all of them, the
+        same on all workers.
+
+    Returns:
+      What `knn_accuracy` returns, and `nearest_top1`: the accuracy of 1-NN.
+    """
+    own = slice(*collectives.own_bounds(len(test_labels)))
+    hits = knn_hits(train_features, train_labels, test_features[own], test_labels[own], k=k, temperature=temperature)
+    counts = collectives.sum_over_workers(tf.constant(hits.sum(axis=0), tf.int64), "knn_hits").numpy()
+    top1, top5, nearest_top1 = (counts / len(test_labels)).tolist()
+    return {"top1": top1, "top5": top5, "examples": len(test_labels), "nearest_top1": nearest_top1}
 
 
 def nearest(index: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k rows of `index` `[M, F]` most similar to each query `[Q, F]`: cosines `[Q, k]` and positions `[Q, k]`."""
-    index = tf.math.l2_normalize(tf.cast(index, tf.float32), axis=1)
-    tile = max(1, _TILE_ELEMENTS // len(index))
+    """The k rows of `index` most similar to each query; equal ones in the order of their positions.
+
+    Args:
+      index: `[M, F]`; read block by block, so that it may be a file mapped into memory.
+      queries: `[Q, F]`.
+      k: at most M.
+
+    Returns:
+      Cosines `[Q, k]` float32 and positions `[Q, k]` int32.
+    """
+    tile = max(1, min(len(queries), math.isqrt(_TILE_ELEMENTS)))
+    block = max(1, _TILE_ELEMENTS // tile)
     parts = []
     for start in range(0, len(queries), tile):
-        rows = tf.math.l2_normalize(tf.cast(queries[start : start + tile], tf.float32), axis=1)
-        parts.append(tf.math.top_k(tf.matmul(rows, index, transpose_b=True), k))
-    return tuple(np.concatenate([part[i].numpy() for part in parts]) for i in (0, 1))
+        rows = _directions(queries[start : start + tile])
+        best, places = tf.zeros([len(rows), 0]), tf.zeros([len(rows), 0], tf.int32)
+        for first in range(0, len(index), block):
+            best, places = _merge(rows, _directions(index[first : first + block]), first, best, places, k)
+        parts.append((best.numpy(), places.numpy()))
+    if not parts:
+        return np.zeros([0, k], np.float32), np.zeros([0, k], np.int32)
+    return tuple(np.concatenate(column) for column in zip(*parts))
+
+
+def _directions(rows: np.ndarray) -> tf.Tensor:
+    return tf.math.l2_normalize(tf.cast(np.asarray(rows), tf.float32), axis=1)
+
+
+def _merge(rows, block, first: int, best, places, k: int):
+    """Lets a block of the index, whose first position is `first`, into the lists `[q, <= k]` of the queries."""
+    cosines, found = tf.math.top_k(tf.matmul(rows, block, transpose_b=True), min(k, len(block)))
+    # Earlier blocks stand first: top_k prefers them among equals.
+    best, places = tf.concat([best, cosines], axis=1), tf.concat([places, found + first], axis=1)
+    best, order = tf.math.top_k(best, min(k, best.shape[1]))
+    return best, tf.gather(places, order, batch_dims=1)
 
 
 def few_labels_accuracy(
@@ -73,18 +154,16 @@ def few_labels_accuracy(
 ) -> dict[str, float]:
     """Nearest-neighbour accuracy when only a few training images per class have a label.
 
+    A class of fewer images than `labels_per_class` takes part with all that it has.
+
     Returns:
       `mean` and `std` over random draws of the labelled images; the same draws for every network.
     """
     random = np.random.default_rng(seed)
+    members = [np.flatnonzero(train_labels == label) for label in np.unique(train_labels)]
     scores = []
     for _ in range(draws):
-        chosen = np.concatenate(
-            [
-                random.choice(np.flatnonzero(train_labels == label), labels_per_class, replace=False)
-                for label in np.unique(train_labels)
-            ]
-        )
+        chosen = np.concatenate([random.choice(ids, min(labels_per_class, len(ids)), replace=False) for ids in members])
         score = knn_accuracy(train_features[chosen], train_labels[chosen], test_features, test_labels, k=1)
         scores.append(score["top1"])
     return {"mean": float(np.mean(scores)), "std": float(np.std(scores))}

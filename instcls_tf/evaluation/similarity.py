@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import tensorflow as tf
 
-from instcls_tf import checkpoint
+from instcls_tf import checkpoint, collectives
 from instcls_tf.classifier import ShardedClassifier
 from instcls_tf.config import CLASSIFIER_INITS, PretrainConfig, load_run
 from instcls_tf.data import augment, pipeline
 from instcls_tf.data.sources import Source, open_training_source
 from instcls_tf.errors import UserError
+from instcls_tf.evaluation import row_index, workers
+from instcls_tf.evaluation.knn import nearest
+from instcls_tf.evaluation.labelled import labels_of
 from instcls_tf.prior import initialize_classifier
 
+# Other rows to which a view is compared one by one, for the histogram; the mean over all others is exact.
+_SAMPLED_OTHERS = 4
 
-def similarities_of_run(workdir: str, data_dir: str | None, instances: int) -> dict[str, dict[str, float]]:
-    """Mean intra- and inter-instance cosine of the recipe's four initialisations and of the run itself.
+
+class Similarities(NamedTuple):
+    """Cosines of augmented views, one or several per view."""
+
+    intra: np.ndarray  # [R] to the view's own row
+    inter: np.ndarray  # [R] to the other rows, their mean over all of them
+    inter_sample: np.ndarray  # [S] to single other rows
+
+    def summary(self) -> dict[str, float]:
+        """`intra` and `inter`, the means, and `gap`, their difference."""
+        intra, inter = float(np.mean(self.intra)), float(np.mean(self.inter))
+        return {"intra": intra, "inter": inter, "gap": intra - inter}
+
+
+def similarities_of_run(
+    workdir: str, data_dir: str | None, instances: int
+) -> tuple[dict[str, dict[str, float]], dict[str, Similarities]]:
+    """Intra- and inter-instance cosines of the recipe's four initialisations and of the run itself.
+
+    All workers call it together.
 
     Args:
       workdir: the run's folder; its recipe gives network, images and views.
@@ -23,27 +48,45 @@ def similarities_of_run(workdir: str, data_dir: str | None, instances: int) -> d
       instances: how many instances are measured.
 
     Returns:
-      For each initialisation and for `trained`: `intra`, `inter` and `gap`, their difference.
+      By the name of the initialisation, and for `trained`: `intra`, `inter` and `gap`, their difference; and, where
+      the images have labels, `retrieval_top1`: how often the most similar other row is of the same category. Then the
+      cosines themselves, under the same names.
+
+    Raises:
+      UserError: no run, no checkpoint, or no images.
     """
     if instances < 1:
         raise UserError(f"--instances={instances}: must be at least 1")
     config = load_run(workdir)
-    trained = checkpoint.load_encoder(workdir)
     source = open_training_source(config, data_dir, workdir)
-    result = {}
-    for init in CLASSIFIER_INITS:
-        encoder = checkpoint.make_encoder(config)
-        classifier = ShardedClassifier(source.num_instances, config.embedding_size, seed=config.seed)
-        initialize_classifier(config.replace(classifier_init=init), classifier, encoder, source)
+    progress = workers.start(config.seed)
+    trained = checkpoint.load_encoder(workdir)
+    labels = labels_of(source) if source.class_names else None
+    summaries, cosines = {}, {}
+    for init in (*CLASSIFIER_INITS, "trained"):
+        progress.say(f"similarity: {init}")
+        if init == "trained":
+            encoder, rows = trained, row_index.read_rows(checkpoint.latest(workdir), 0, source.num_instances)
+        else:
+            encoder, rows = _initial_rows(config.replace(classifier_init=init), source)
         # Views are embedded in the way the rows were; Gaussian rows have none, training's own is taken.
         training = init in ("raw_batch_bn", "random")
-        result[init] = similarity_gap(config, source, encoder, classifier.local_rows, instances, training=training)
-    rows = tf.train.load_checkpoint(checkpoint.latest(workdir)).get_tensor("classifier/rows")
-    result["trained"] = similarity_gap(config, source, trained, rows, instances, training=False)
-    return result
+        cosines[init] = measure_similarities(config, source, encoder, rows, instances, training=training)
+        summaries[init] = cosines[init].summary()
+        if labels is not None:
+            summaries[init]["retrieval_top1"] = retrieval_top1(rows, labels, instances)
+    return summaries, cosines
 
 
-def similarity_gap(
+def _initial_rows(config: PretrainConfig, source: Source) -> tuple[tf.keras.Model, tf.Tensor]:
+    """The random network and the class weights `[N, D]` with which a run of this recipe starts, on every worker."""
+    encoder = checkpoint.make_encoder(config)
+    classifier = ShardedClassifier(source.num_instances, config.embedding_size, seed=config.seed)
+    initialize_classifier(config, classifier, encoder, source)
+    return encoder, collectives.all_gather(tf.convert_to_tensor(classifier.local_rows), "initial_rows")
+
+
+def measure_similarities(
     config: PretrainConfig,
     source: Source,
     encoder: tf.keras.Model,
@@ -51,8 +94,8 @@ def similarity_gap(
     instances: int,
     *,
     training: bool,
-) -> dict[str, float]:
-    """Cosines between augmented views and class weights.
+) -> Similarities:
+    """Cosines between augmented views and class weights; every worker measures its share and gets the whole.
 
     Args:
       config: gives the views.
@@ -61,9 +104,6 @@ def similarity_gap(
       rows: `[N, D]` class weights.
       instances: about how many instances to measure, in the order of the first epoch.
       training: whether BN uses the batch's own statistics.
-
-    Returns:
-      `intra`: mean cosine of a view and its own row; `inter`: of a view and any other row; `gap`: intra - inter.
     """
     batch_size = min(config.batch_size, source.num_instances)
     batches = pipeline.training_batches(
@@ -73,16 +113,44 @@ def similarity_gap(
         num_views=config.views,
         seed=config.seed,
         last_step=-(-min(instances, source.num_instances) // batch_size),
+        rank=collectives.rank(),
+        num_workers=collectives.size(),
     )
     directions = tf.math.l2_normalize(tf.cast(rows, tf.float32), axis=1)  # [N, D]
     all_rows = tf.reduce_sum(directions, axis=0)  # the mean over other rows needs only their sum
-    intra, inter = [], []
+    parts = []
     for views, ids in batches:
         images = tf.reshape(views, [-1, *views.shape[2:]])
-        embeddings = tf.math.l2_normalize(encoder(images, training=training), axis=1)
-        own = tf.gather(directions, tf.repeat(ids, config.views))
-        intra.append(tf.reduce_sum(embeddings * own, axis=1).numpy())
-        others = (all_rows - own) / (len(directions) - 1)
-        inter.append(tf.reduce_sum(embeddings * others, axis=1).numpy())
-    intra, inter = float(np.mean(np.concatenate(intra))), float(np.mean(np.concatenate(inter)))
-    return {"intra": intra, "inter": inter, "gap": intra - inter}
+        row_ids = tf.repeat(ids, config.views)
+        real = row_ids != pipeline.PADDING_ID
+        embeddings = tf.math.l2_normalize(encoder(images, training=training), axis=1)[real]
+        row_ids = row_ids[real]
+        own = tf.gather(directions, row_ids)
+        # Neighbours in the order of ids may be alike (a folder per class): steps of a prime number leave them.
+        others = [(row_ids + 7919 * step) % len(directions) for step in range(1, _SAMPLED_OTHERS + 1)]
+        sample = [_cosines(embeddings, tf.gather(directions, other))[other != row_ids] for other in others]
+        mean_other = (all_rows - own) / (len(directions) - 1)
+        parts.append((_cosines(embeddings, own), _cosines(embeddings, mean_other), tf.concat(sample, axis=0)))
+    return Similarities(*(collectives.all_gather(tf.concat(part, 0), "cosines").numpy() for part in zip(*parts)))
+
+
+def _cosines(embeddings: tf.Tensor, directions: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_sum(embeddings * directions, axis=1)
+
+
+def retrieval_top1(rows: tf.Tensor, labels: np.ndarray, queries: int) -> float:
+    """How often the most similar other row belongs to an image of the same category (the paper: 3 % on ImageNet).
+
+    Args:
+      rows: `[N, D]`, the same on all workers, which share out the queries.
+      labels: `[N]`.
+      queries: how many rows, evenly spread over the dataset, look for their neighbour among all N.
+    """
+    rows = np.asarray(rows)
+    ids = np.unique(np.linspace(0, len(rows) - 1, min(queries, len(rows))).round().astype(np.int64))
+    own = ids[slice(*collectives.own_bounds(len(ids)))]
+    _, places = nearest(rows, rows[own], 2)
+    # A row is its own nearest, unless another is exactly alike.
+    other = np.where(places[:, 0] == own, places[:, 1], places[:, 0])
+    hits = workers.total([np.sum(labels[other] == labels[own])], "retrieval")
+    return float(hits[0] / len(ids))

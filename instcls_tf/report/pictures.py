@@ -17,10 +17,11 @@ from instcls_tf.config import PretrainConfig
 
 
 def load_metrics(workdir: str) -> dict[str, np.ndarray]:
-    """The columns of a run's `metrics.jsonl`."""
+    """The columns of a run's `metrics.jsonl` that all its lines have."""
     with open(os.path.join(workdir, "metrics.jsonl")) as file:
         lines = [json.loads(line) for line in file]
-    return {name: np.array([line[name] for line in lines]) for name in (lines[0] if lines else ())}
+    names = [name for name in (lines[0] if lines else ()) if all(name in line for line in lines)]
+    return {name: np.array([line[name] for line in lines]) for name in names}
 
 
 def draw_run(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from instcls_tf import config as recipe
-from instcls_tf.config import PretrainConfig, load_run, refuse_other_recipe, run_flags_path
+from instcls_tf.config import NOT_RECIPE, PretrainConfig, load_run, refuse_other_recipe, run_flags_path
 from instcls_tf.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +58,7 @@ CHANGED = PretrainConfig(
     seed=3,
     log_every=1,
     checkpoint_every=0,
+    online_knn_every=2,
     max_steps=0,
 )
 
@@ -238,7 +239,7 @@ def test_continues_the_same_recipe_only(tmp_path, field):
     write_run(tmp_path, VALID.replace(workdir="elsewhere"))
     before, now = getattr(load_run(str(tmp_path)), field), getattr(CHANGED, field)
     config = VALID.replace(workdir=str(tmp_path))
-    if field in ("workdir", "data_dir", "max_steps", "log_every", "checkpoint_every", "max_bad_fraction"):
+    if field in NOT_RECIPE:
         assert refuse_other_recipe(config if field == "workdir" else config.replace(**{field: now}))
         return
     with pytest.raises(UserError) as refusal:

@@ -65,6 +65,24 @@ def test_nearer_neighbours_weigh_more():
     assert knn_accuracy(train, labels, query, np.array([1]), k=3, temperature=0.65)["top1"] == 1.0
 
 
+@pytest.mark.parametrize("voters", [1, 7, TEST])
+def test_hits_in_parts_of_any_size(monkeypatch, voters):
+    expected = knn.knn_hits(*features())
+    monkeypatch.setattr(knn, "_VOTERS", voters)
+    np.testing.assert_array_equal(knn.knn_hits(*features()), expected)
+    nearest_of_all = knn_accuracy(*features(), k=1)["top1"]
+    assert expected[:, 2].mean() == nearest_of_all
+    shared = knn.shared_knn_accuracy(*features())
+    assert shared == {**knn_accuracy(*features()), "nearest_top1": pytest.approx(nearest_of_all)}
+
+
+def test_equal_rows_keep_the_order_of_the_index(monkeypatch):
+    index = np.tile(np.eye(2, dtype=np.float32), [5, 1])
+    for tile_elements in (1, 4, 2**24):
+        monkeypatch.setattr(knn, "_TILE_ELEMENTS", tile_elements)
+        np.testing.assert_array_equal(nearest(index, index[:2], 3)[1], [[0, 2, 4], [1, 3, 5]])
+
+
 @pytest.mark.parametrize("tile_elements", [1, TRAIN * 7, TRAIN * TEST, 2**24])
 def test_nearest_in_tiles_of_any_size(monkeypatch, tile_elements):
     monkeypatch.setattr(knn, "_TILE_ELEMENTS", tile_elements)
@@ -97,6 +115,12 @@ def test_few_labels_draws_as_many_of_each_class(monkeypatch):
     assert draws[4:8] == draws[:4]
     few_labels_accuracy(train, train_labels, test, test_labels, labels_per_class=3, draws=4, seed=2)
     assert draws[8:] != draws[:4]
+
+
+def test_a_small_class_takes_part_with_all_it_has():
+    labels = np.array([0] * 6 + [1])
+    result = few_labels_accuracy(np.eye(2)[labels], labels, np.eye(2), np.arange(2), labels_per_class=5)
+    assert result == {"mean": 1.0, "std": 0.0}
 
 
 def test_few_labels_of_well_separated_classes():

@@ -9,7 +9,8 @@ import tensorflow as tf
 from instcls_tf.config import PretrainConfig, run_flags_path
 from instcls_tf.data.sources import DigitsSource
 from instcls_tf.errors import UserError
-from instcls_tf.evaluation.similarity import similarities_of_run, similarity_gap
+from instcls_tf.evaluation.similarity import measure_similarities, similarities_of_run
+from instcls_tf.report.similarity import draw_histograms
 from tests import reference
 
 NUM_INSTANCES, SIZE, GREY = 10, 6, 20
@@ -45,23 +46,34 @@ def test_equals_all_cosines(source):
     intra = np.trace(cosines) / NUM_INSTANCES
     inter = (cosines.sum() - np.trace(cosines)) / (NUM_INSTANCES * (NUM_INSTANCES - 1))
     encoder = Lookup(embeddings)
-    result = similarity_gap(CONFIG, source, encoder, rows, NUM_INSTANCES, training=False)
-    assert result == pytest.approx({"intra": intra, "inter": inter, "gap": intra - inter}, abs=1e-6)
+    measured = measure_similarities(CONFIG, source, encoder, rows, NUM_INSTANCES, training=False)
+    assert measured.summary() == pytest.approx({"intra": intra, "inter": inter, "gap": intra - inter}, abs=1e-6)
     assert encoder.calls == [(8, False), (8, False), (4, False)]  # two views each
+    np.testing.assert_allclose(np.sort(measured.intra), np.sort(np.repeat(np.diag(cosines), 2)), atol=1e-6)
+    others = cosines[~np.eye(NUM_INSTANCES, dtype=bool)]
+    assert len(measured.inter_sample) == 4 * 2 * NUM_INSTANCES
+    assert all(np.abs(others - cosine).min() < 1e-5 for cosine in measured.inter_sample)
 
 
 def test_rows_that_are_the_embeddings(source):
     table = np.eye(NUM_INSTANCES, dtype=np.float32)
-    result = similarity_gap(CONFIG, source, Lookup(table), table * 3, NUM_INSTANCES, training=True)
-    assert result == pytest.approx({"intra": 1.0, "inter": 0.0, "gap": 1.0}, abs=1e-6)
+    measured = measure_similarities(CONFIG, source, Lookup(table), table * 3, NUM_INSTANCES, training=True)
+    assert measured.summary() == pytest.approx({"intra": 1.0, "inter": 0.0, "gap": 1.0}, abs=1e-6)
 
 
 @pytest.mark.parametrize(("instances", "batches"), [(1, 1), (4, 1), (5, 2), (1000, 3)])
 def test_measures_about_as_many_instances_as_asked(source, instances, batches):
     encoder = Lookup(vectors(1))
-    similarity_gap(CONFIG, source, encoder, vectors(2), instances, training=True)
+    measure_similarities(CONFIG, source, encoder, vectors(2), instances, training=True)
     assert len(encoder.calls) == batches
     assert all(training for _, training in encoder.calls)
+
+
+def test_histograms_are_a_picture(source, tmp_path):
+    table = np.eye(NUM_INSTANCES, dtype=np.float32)  # cosines of 0 and 1 only
+    measured = measure_similarities(CONFIG, source, Lookup(table), table, NUM_INSTANCES, training=False)
+    draw_histograms(str(tmp_path / "x.png"), {"a": measured, "b": measured._replace(inter_sample=measured.intra)})
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_refuses_before_it_measures(tmp_path):

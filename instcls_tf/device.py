@@ -1,14 +1,28 @@
-"""How the process gets and keeps memory."""
+"""The device of a worker, and how its process keeps memory."""
 
 from __future__ import annotations
 
 import ctypes
 
+import tensorflow as tf
+
+from instcls_tf import collectives
+
 # Names and numbers of mallopt(3).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 
-def reuse_freed_memory() -> None:
+def take() -> None:
+    """Each worker takes one GPU; without GPUs the workers of a machine share its cores. After `collectives.init`."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        mine = gpus[collectives.local_rank() % len(gpus)]
+        tf.config.set_visible_devices(mine, "GPU")
+        tf.config.experimental.set_memory_growth(mine, True)
+    _reuse_freed_memory()
+
+
+def _reuse_freed_memory() -> None:
     """Lets glibc keep the memory of freed tiles for the next ones instead of returning it to the system.
 
     Tiles of a few megabytes come and go thousands of times a step. With glibc's defaults each one is mapped anew, and

@@ -1,0 +1,26 @@
+"""Draws instance accuracy against semantic accuracy over a run (Fig. 1b) into WORKDIR/correlation.png.
+
+The run must have measured itself: pretrain with --online_knn_every=1.
+
+Example:
+  python -m scripts.correlation --workdir=runs/digits
+"""
+
+import os
+
+from flags import command, evaluation
+
+evaluation.define_workdir()
+
+
+def main() -> None:
+    workdir = evaluation.required("workdir")
+    from instcls_tf.report.correlation import accuracies_of_run, correlation, draw_correlation
+
+    columns = accuracies_of_run(workdir)
+    draw_correlation(os.path.join(workdir, "correlation.png"), columns)
+    evaluation.answer("correlation", workdir, {"correlation": correlation(columns), **columns})
+
+
+if __name__ == "__main__":
+    command.run(main, __doc__)

@@ -1,0 +1,25 @@
+"""Features of any dataset, labelled or not, by a run's encoder: `backbone` and `projection`, `labels` and `ids`.
+
+They are also kept below WORKDIR/features, where the other evaluations find them; that folder may be deleted any time.
+
+Examples:
+  python -m scripts.extract --workdir=runs/digits --split=test --output=features/digits_test.npz
+  horovodrun -np 2 python -m scripts.extract --workdir=runs/photos --dataset=folder:/data/more --output=features/more
+"""
+
+from flags import command, evaluation
+
+evaluation.define()
+evaluation.define_extract()
+
+
+def main() -> None:
+    workdir, output, values = evaluation.required("workdir"), evaluation.required("output"), evaluation.FLAGS
+    from instcls_tf.evaluation.commands import extract_of_run
+
+    result = extract_of_run(workdir, values.dataset, values.data_dir, values.split, output)
+    evaluation.answer("extract", workdir, result)
+
+
+if __name__ == "__main__":
+    command.run(main, __doc__)

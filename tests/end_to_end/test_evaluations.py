@@ -1,0 +1,169 @@
+"""The evaluations of a finished run: on two workers as on one, their files, and what a user's mistake says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import instcls_tf
+from flags import evaluation
+from instcls_tf.config import PretrainConfig
+from instcls_tf.errors import UserError
+from instcls_tf.evaluation import commands
+from instcls_tf.evaluation.recipes import CachedRecipe
+from instcls_tf.evaluation.subject import Subject, open_subject
+from instcls_tf.report.correlation import accuracies_of_run
+from instcls_tf.report.pictures import load_metrics
+from tests.commands import run_command, run_script, under_launcher
+from tests.end_to_end.runs import TINY, metrics_of, write_images
+from tests.parallel import evaluations
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, whole_run) -> Path:
+    """A copy of the tiny run, to which commands may add their results."""
+    return shutil.copytree(whole_run.workdir, tmp_path_factory.mktemp("judged") / "run")
+
+
+@pytest.fixture(scope="module")
+def subject(workdir) -> Subject:
+    return open_subject(str(workdir), None, None, None)
+
+
+def test_two_workers_judge_as_one(workdir, tmp_path):
+    """Features are extracted by two workers, and classifiers trained; of five photographs one has three, one two."""
+    elsewhere = shutil.copytree(workdir, tmp_path / "run")
+    write_images(tmp_path / "photos", [f"{index}.jpg" for index in range(5)])
+    places = [tmp_path / "photos", tmp_path / "features"]
+    words = [sys.executable, "-m", "tests.parallel.evaluations", elsewhere, *places, tmp_path / "answers.json"]
+    finished = run_command(under_launcher(2, [str(word) for word in words]), timeout=300)
+    assert finished.status == 0, finished.output
+    assert any("fine-tuning: step" in line for line in finished.said_by(0))
+    assert not any("step" in line for line in finished.said_by(1))
+    shared = json.loads((tmp_path / "answers.json").read_text())
+    alone = evaluations.judge(workdir, tmp_path / "photos", tmp_path / "alone")
+    # Two of 360 images; but in fine-tuning BN sees a worker's own images, so that other classifiers come out.
+    for name, tolerance in {"knn": 0.006, "cached": 0.006, "linear": 0.006, "finetune": 0.15}.items():
+        for key in ("top1", "top5"):
+            assert shared[name][key] == pytest.approx(alone[name][key], abs=tolerance), name
+        assert shared[name]["examples"] == 360
+    assert shared["linear"]["loss"] == pytest.approx(alone["linear"]["loss"], rel=1e-3)
+    assert shared["finetune"]["loss"] == pytest.approx(alone["finetune"]["loss"], rel=0.2)
+    assert shared["cached"]["learning_rate"] == pytest.approx(alone["cached"]["learning_rate"], rel=1e-4)
+    assert alone["cached"]["top1"] > 0.3
+    assert (alone["finetune"]["labels"], alone["finetune"]["fraction"]) == (140, 0.1)
+    assert alone["finetune"]["score"] == alone["finetune"]["mean_per_class"]
+    assert (shared["extract"]["examples"], shared["extract"]["files"]) == (5, 4)
+    np.testing.assert_array_equal(np.load(tmp_path / "features" / "labels.npy"), [-1] * 5)
+    same_features(tmp_path / "features", tmp_path / "alone")
+    names = [sorted(path.name for path in (folder / "features").iterdir()) for folder in (elsewhere, workdir)]
+    assert names[0] == names[1]
+    assert len(names[0]) == 3  # train, test and the photographs, each computed once
+    for name in names[0]:
+        same_features(elsewhere / "features" / name, workdir / "features" / name)
+
+
+def same_features(*folders: Path) -> None:
+    for array in ("backbone", "projection", "labels", "ids"):
+        np.testing.assert_allclose(*(np.load(folder / f"{array}.npy") for folder in folders), atol=1e-4)
+
+
+def test_the_answer_is_the_last_line_and_a_file(workdir):
+    finished = run_script("linear_eval", f"--workdir={workdir}", "--cached", "--epochs=1")
+    assert finished.status == 0, finished.output
+    answer = json.loads(finished.stdout)
+    assert answer == json.loads((workdir / "linear_eval.json").read_text())
+    assert {"top1", "top5", "examples", "learning_rate", "held_out_top1"} <= set(answer)
+
+
+def test_extracted_features_can_be_judged_as_the_run_is(workdir, subject, tmp_path):
+    for split in ("train", "test"):
+        about = commands.extract_of_run(str(workdir), None, None, split, str(tmp_path / f"{split}.npz"))
+        assert about["backbone"] == 64
+        assert about["projection"] == 128
+    files = str(tmp_path / "train.npz"), str(tmp_path / "test.npz")
+    for kind in ("backbone", "projection"):
+        settings = {"k": 20, "temperature": 0.07}
+        of_run, of_files = (commands.knn_of_run(subject, kind, files=f, **settings) for f in (None, files))
+        for key in ("top1", "top5", "nearest_top1", "examples"):
+            assert of_run[key] == of_files[key]
+    recipe = CachedRecipe(epochs=2)
+    of_run, of_files = (commands.cached_linear_of_run(subject, recipe, f) for f in (None, files))
+    assert of_run["top1"] == of_files["top1"]
+    np.savez(tmp_path / "wide.npz", backbone=np.zeros([2, 7]), labels=np.zeros(2, int))
+    with pytest.raises(UserError, match=r"wide\.npz: has 7 features, --train_features has 64$"):
+        commands.features_from_files((files[0], str(tmp_path / "wide.npz")), "backbone")
+    np.savez(tmp_path / "new.npz", backbone=np.zeros([2, 64]), labels=np.array([0, 10]))
+    with pytest.raises(UserError, match=r"new\.npz: class 10 is missing in --train_features$"):
+        commands.features_from_files((files[0], str(tmp_path / "new.npz")), "backbone")
+
+
+def test_extract_overwrites_nothing(workdir, tmp_path):
+    with pytest.raises(UserError, match=r"^--output=.*: exists already, name a new file or folder$"):
+        commands.extract_of_run(str(workdir), None, None, "train", str(tmp_path))
+
+
+def test_a_run_measures_itself(tmp_path, whole_run):
+    """At the end of each epoch, whatever the log lines in between, and without a trace in the training."""
+    changes = {"online_knn_every": 1, "log_every": 2, "workdir": str(tmp_path)}
+    instcls_tf.pretrain(PretrainConfig(**{**TINY, **changes}))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 5, 6, 8, 10]
+    measured = {line["step"]: line["knn_top1"] for line in lines if "knn_top1" in line}
+    assert list(measured) == [5, 10]
+    subject = open_subject(str(tmp_path), None, None, None)
+    assert measured[10] == commands.knn_of_run(subject, "backbone", k=20, temperature=0.07)["top1"]
+    losses = metrics_of(whole_run.workdir)["loss"]
+    assert lines[2]["loss"] == pytest.approx(losses[4], abs=1e-4)
+    assert lines[5]["loss"] == pytest.approx(losses[8:10].mean(), abs=1e-4)
+    assert "knn_top1" not in load_metrics(str(tmp_path))
+    with pytest.raises(UserError, match="has 2 measurements of nearest-neighbour accuracy, wanted at least 3"):
+        accuracies_of_run(str(tmp_path))
+
+
+def test_a_run_without_labels_cannot_measure_itself(tmp_path):
+    write_images(tmp_path / "photos", [f"{index}.jpg" for index in range(5)])
+    changes = {"dataset": f"folder:{tmp_path / 'photos'}", "batch_size": 4, "hard_negatives": 2}
+    config = PretrainConfig(**{**TINY, **changes, "online_knn_every": 1, "workdir": str(tmp_path / "run")})
+    with pytest.raises(UserError, match="the train split has no labels"):
+        instcls_tf.pretrain(config)
+    assert not (tmp_path / "run").exists()
+
+
+MISTAKES = {
+    "linear_eval --learning_rate=x": "--learning_rate=x: must be a number",
+    "linear_eval --workdir={run} --dataset=folder:{photos}": "--dataset=folder:{photos}: the train split has no labels,"
+    " wanted PATH/{{train,test}}/CLASS/* or a TFDS dataset with the feature 'label'",
+    "linear_eval --workdir={run} --train_features=x": "--test_features is missing: features come from two files or from"
+    " none",
+    "linear_eval --workdir={run} --train_features=x --test_features=y": "--train_features=x: needs --cached, the other"
+    " protocol trains on images",
+    "finetune --workdir={run} --fraction=2": "--fraction=2.0: must be above 0 and at most 1",
+    "finetune --workdir={run} --test_split=dev": "--dataset=digits: no split 'dev', wanted train or test",
+    "extract --workdir={run}": "--output is missing",
+    "correlation --workdir={run}": "--workdir={run}: has 0 measurements of nearest-neighbour accuracy, wanted at least"
+    " 3: pretrain with --online_knn_every=1",
+    "similarity --workdir={run} --index --threshold=2": "--threshold=2.0: must be a cosine, between -1 and 1",
+}
+
+
+@pytest.mark.parametrize(("command", "sentence"), MISTAKES.items())
+def test_mistakes(whole_run, tmp_path, command, sentence):
+    write_images(tmp_path / "photos", ["0.jpg", "1.jpg"])
+    places = {"run": whole_run.workdir, "photos": tmp_path / "photos"}
+    finished = run_script(*command.format(**places).split())
+    assert (finished.status, finished.stdout) == (2, "")
+    assert finished.stderr == f"error: {sentence.format(**places)}\n"
+
+
+def test_only_rank_0_answers(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOROVOD_RANK", "1")
+    monkeypatch.setenv("HOROVOD_SIZE", "2")
+    evaluation.answer("knn_eval", str(tmp_path), {"top1": 0.5})
+    assert capsys.readouterr().out == ""
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,40 @@
+"""What two workers do to judge a run together, in one process each; rank 0 writes the answers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from instcls_tf import collectives
+from instcls_tf.evaluation import commands
+from instcls_tf.evaluation.recipes import CachedRecipe, FinetuneRecipe, LinearRecipe
+from instcls_tf.evaluation.subject import open_subject
+
+# Rates too high to settle would magnify the rounding of sums over the workers.
+CACHED = CachedRecipe(epochs=10, relative_learning_rates=(0.3, 1.0), normalize_features="l2")
+LINEAR = LinearRecipe(epochs=2, batch_size=359, learning_rate=1.0, augmentation="digits")
+FINETUNE = FinetuneRecipe(
+    fraction=0.1, epochs=2, batch_size=64, augmentation="digits", metric="mean_per_class",
+    encoder_learning_rate=0.0, classifier_learning_rate=0.1,
+)  # fmt: skip
+
+
+def judge(workdir: Path, photos: Path, output: Path) -> dict[str, dict]:
+    """All evaluations of a run on its own images, and features of others, written to `output`."""
+    subject = open_subject(str(workdir), None, None, None)
+    return {
+        "knn": commands.knn_of_run(subject, "backbone", k=20, temperature=0.07),
+        "cached": commands.cached_linear_of_run(subject, CACHED),
+        "linear": commands.linear_of_run(subject, LINEAR),
+        "finetune": commands.finetune_of_run(subject, FINETUNE),
+        "extract": commands.extract_of_run(str(workdir), f"folder:{photos}", None, "train", str(output)),
+    }
+
+
+if __name__ == "__main__":
+    *folders, answers = map(Path, sys.argv[1:])
+    collectives.init()
+    result = judge(*folders)
+    if collectives.rank() == 0:
+        answers.write_text(json.dumps(result))

@@ -1,0 +1,161 @@
+"""Stored features: computed once, found again, refused when they could hold code."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from instcls_tf import checkpoint
+from instcls_tf.config import PretrainConfig
+from instcls_tf.data.sources import DigitsSource, open_source
+from instcls_tf.errors import UserError
+from instcls_tf.evaluation import feature_store, features
+from instcls_tf.evaluation.feature_store import Stored, load_features, source_digest, stored_features, write_output
+from instcls_tf.run_log import Progress
+from tests.end_to_end.runs import write_images
+
+CONFIG = PretrainConfig(
+    dataset="digits", image_size=8, encoder="resnet18", width_multiplier=0.0625, stem="small", embedding_size=6
+)
+STORED = Stored(
+    np.arange(12, dtype=np.float32).reshape(4, 3), np.ones([4, 2], np.float32), np.array([0, 1, 1, 0]), np.arange(4)
+)
+
+
+@pytest.fixture(scope="module")
+def source() -> DigitsSource:
+    whole = open_source("digits")
+    return dataclasses.replace(whole, images=whole.images[:50], labels=whole.labels[:50])
+
+
+@pytest.fixture(scope="module")
+def encoder() -> tf.keras.Model:
+    return checkpoint.make_encoder(CONFIG)
+
+
+def test_features_are_computed_once_per_checkpoint_and_dataset(tmp_path, source, encoder, monkeypatch):
+    passes = []
+    stream = features.stream
+    monkeypatch.setattr(features, "stream", lambda *args, **kwargs: passes.append(1) or stream(*args, **kwargs))
+
+    def stored(encoder=encoder, source=source, image_size=8):
+        return stored_features(
+            str(tmp_path), encoder, source, "train", image_size=image_size, progress=Progress(visible=False)
+        )
+
+    first = stored()
+    expected = features.extract(encoder.get_layer("backbone"), source, image_size=8)
+    passes.clear()
+    np.testing.assert_allclose(first.backbone, expected.vectors, atol=1e-6)
+    np.testing.assert_allclose(first.projection, encoder.get_layer("projection")(first.backbone), atol=1e-5)
+    np.testing.assert_array_equal(first.labels, source.labels)
+    np.testing.assert_array_equal(first.ids, np.arange(50))
+    np.testing.assert_array_equal(stored().backbone, first.backbone)
+    assert passes == []
+    stored(source=dataclasses.replace(source, images=255 - source.images))
+    assert len(passes) == 1
+    stored(image_size=9)
+    assert len(passes) == 2
+    kernel = encoder.trainable_variables[0]
+    kernel.assign_add(tf.ones_like(kernel))
+    moved = stored()
+    assert len(passes) == 3
+    assert np.abs(moved.backbone - first.backbone).max() > 1e-3
+
+
+def test_images_that_a_source_leaves_out_have_no_row(tmp_path, source, encoder, monkeypatch):
+    def without_seven(model, source, *, image_size, progress):
+        ids = np.delete(np.arange(50), 7)
+        yield features.Batch(ids, source.labels[ids], [np.repeat(ids[:, np.newaxis], 2, 1), ids[:, np.newaxis]])
+
+    monkeypatch.setattr(features, "stream", without_seven)
+    stored = stored_features(str(tmp_path), encoder, source, "train", image_size=8, progress=Progress(visible=False))
+    np.testing.assert_array_equal(stored.ids, np.delete(np.arange(50), 7))
+    np.testing.assert_array_equal(stored.backbone[:, 0], stored.ids)
+    np.testing.assert_array_equal(stored.labels, source.labels[stored.ids])
+
+
+def test_digest_of_a_folder_sees_a_changed_file(tmp_path):
+    write_images(tmp_path, ["a/0.jpg", "a/1.jpg"])
+    dataset = f"folder:{tmp_path}"
+    before = source_digest(open_source(dataset))
+    assert source_digest(open_source(dataset)) == before
+    (tmp_path / "a/1.jpg").write_bytes((tmp_path / "a/0.jpg").read_bytes())
+    assert source_digest(open_source(dataset)) != before
+
+
+@pytest.mark.parametrize("name", ["one.npz", "folder"])
+def test_written_features_are_read_again(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(feature_store, "_SHARD_BYTES", 20)
+    files = write_output(STORED, str(tmp_path / name))
+    assert len(files) == (1 if name == "one.npz" else 3 + 2 + 2 + 2)
+    for kind in ("backbone", "projection"):
+        vectors, labels = load_features(str(tmp_path / name), kind)
+        np.testing.assert_array_equal(vectors, getattr(STORED, kind))
+        np.testing.assert_array_equal(labels, STORED.labels)
+    with pytest.raises(UserError, match=r"exists already, name a new file or folder$"):
+        write_output(STORED, str(tmp_path / name))
+
+
+def test_too_large_for_one_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_store, "_LARGEST_NPZ_BYTES", 10)
+    with pytest.raises(UserError, match=r"too large for one file, name a folder \(without .npz\)$"):
+        write_output(STORED, str(tmp_path / "x.npz"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_image_without_a_label_cannot_be_judged():
+    np.testing.assert_array_equal(STORED.of_kind("projection", "some").vectors, STORED.projection)
+    with pytest.raises(UserError, match=r"^--dataset=some: image 2 of the split has no label$"):
+        STORED._replace(labels=np.array([0, 1, -1, 0])).of_kind("backbone", "some")
+
+
+class Evil:
+    """Would write a file while it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_pickles_are_refused_and_not_run(tmp_path):
+    evil = np.array([Evil(tmp_path / "owned")], dtype=object)
+    np.savez(tmp_path / "bad.npz", backbone=evil, labels=np.zeros(1, int))
+    (tmp_path / "folder").mkdir()
+    np.save(tmp_path / "folder" / "backbone.npy", evil)
+    (tmp_path / "pickle.npz").write_bytes(b"\x80\x04K\x01.")
+    for name in ("bad.npz", "folder", "pickle.npz"):
+        with pytest.raises(UserError, match="pickled objects"):
+            load_features(str(tmp_path / name))
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "sentence"),
+    [
+        ({"backbone": np.zeros([2, 3])}, "has no array 'labels'"),
+        ({"labels": np.zeros(2, int)}, "has no array 'backbone'"),
+        ({"backbone": np.zeros([2, 3]), "labels": np.zeros(3, int)}, "wanted backbone [N, F] and integer labels [N]"),
+        ({"backbone": np.zeros([2, 3]), "labels": np.zeros(2)}, "wanted backbone [N, F] and integer labels [N]"),
+        ({"backbone": np.zeros([2, 3]), "labels": np.array([0, -1])}, "has images without labels"),
+        ({"backbone": np.zeros([0, 3]), "labels": np.zeros(0, int)}, "holds no images"),
+    ],
+)
+def test_files_that_are_not_features(tmp_path, arrays, sentence):
+    path = str(tmp_path / "x.npz")
+    np.savez(path, **arrays)
+    with pytest.raises(UserError) as refusal:
+        load_features(path)
+    assert str(refusal.value).startswith(f"{path}: {sentence}")
+
+
+def test_no_such_file(tmp_path):
+    with pytest.raises(UserError, match=r"none\.npz: cannot read features \(No such file or directory\)$"):
+        load_features(str(tmp_path / "none.npz"))
+    with pytest.raises(UserError, match=r"has no backbone\.npy$"):
+        load_features(str(tmp_path))

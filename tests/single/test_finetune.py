@@ -1,0 +1,99 @@
+"""Fine-tuning: where it starts, at which rates, and that everything moves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from instcls_tf import checkpoint
+from instcls_tf.config import PretrainConfig
+from instcls_tf.errors import UserError
+from instcls_tf.evaluation.finetune import finetuned_accuracy, initial_backbone
+from instcls_tf.evaluation.labelled import open_fraction, open_splits
+from instcls_tf.evaluation.recipes import FinetuneRecipe
+from instcls_tf.export.saved_model import export_saved_model
+from instcls_tf.run_log import Progress
+
+QUIET = Progress(visible=False)
+CONFIG = PretrainConfig(
+    dataset="digits", image_size=8, encoder="resnet18", width_multiplier=0.0625, stem="small", embedding_size=8
+)
+
+
+def finetune(recipe: FinetuneRecipe, backbone: tf.keras.Model) -> dict:
+    splits = open_splits("digits")
+    train = open_fraction(splits, "digits", None, recipe.fraction, recipe.seed)
+    return finetuned_accuracy(backbone, train, splits, recipe, image_size=8, progress=QUIET)
+
+
+def test_learns_with_some_labels():
+    backbone = initial_backbone("scratch", "", CONFIG)
+    before = [variable.numpy() for variable in backbone.variables]
+    recipe = FinetuneRecipe(
+        fraction=0.1, epochs=20, batch_size=32, encoder_learning_rate=0.05, classifier_learning_rate=0.5,
+        augmentation="none",
+    )  # fmt: skip
+    result = finetune(recipe, backbone)
+    assert result["labels"] == 140
+    assert result["top1"] > 0.5
+    assert result["examples"] == 360
+    assert all(np.any(variable.numpy() != value) for variable, value in zip(backbone.variables, before))
+
+
+def test_rates_of_encoder_and_classifier_are_separate():
+    recipe = FinetuneRecipe(
+        epochs=1, batch_size=500, encoder_learning_rate=0.0, classifier_learning_rate=1.0, augmentation="none"
+    )
+    backbone = initial_backbone("scratch", "", CONFIG)
+    before = [variable.numpy() for variable in backbone.trainable_variables]
+    finetune(recipe, backbone)
+    for variable, value in zip(backbone.trainable_variables, before):
+        np.testing.assert_array_equal(variable, value)
+
+
+def test_divergence_is_one_sentence():
+    recipe = FinetuneRecipe(epochs=3, fraction=0.1, encoder_learning_rate=0.5, classifier_learning_rate=1e38)
+    sentence = (
+        r"^--encoder_learning_rate=0.5 --classifier_learning_rate=1e\+38: the training diverged, wanted lower ones$"
+    )
+    with pytest.raises(UserError, match=sentence):
+        finetune(recipe, initial_backbone("scratch", "", CONFIG))
+
+
+def test_starts_from_an_exported_model(tmp_path):
+    encoder = checkpoint.make_encoder(CONFIG)
+    kernel = encoder.get_layer("backbone").trainable_variables[0]
+    kernel.assign_add(tf.ones_like(kernel))
+    export_saved_model(encoder, str(tmp_path / "1"), image_size=8)
+    loaded = initial_backbone(str(tmp_path / "1"), "", CONFIG)
+    images = np.random.default_rng(0).integers(0, 256, [2, 8, 8, 3], np.uint8)
+    expected = encoder.get_layer("backbone")(images, training=False)
+    np.testing.assert_allclose(loaded(images, training=False), expected, atol=1e-5)
+    assert loaded.output_shape == (None, 32)
+
+
+def test_starts_from_somebody_elses_model(tmp_path):
+    inputs = tf.keras.Input([None, None, 3])
+    pooled = tf.keras.layers.GlobalAveragePooling2D()(tf.keras.layers.Conv2D(5, 3)(inputs))
+    tf.keras.Model(inputs, pooled).save(tmp_path / "pooled", save_format="tf")
+    assert initial_backbone(str(tmp_path / "pooled"), "", CONFIG).output_shape == (None, 5)
+    tf.keras.Model(inputs, tf.keras.layers.Conv2D(5, 3)(inputs)).save(tmp_path / "map", save_format="tf")
+    with pytest.raises(UserError, match=r"wanted a model whose output is \[batch, features\], this one's is \(None,"):
+        initial_backbone(str(tmp_path / "map"), "", CONFIG)
+    with pytest.raises(UserError, match=r"wanted checkpoint, scratch or the folder of a Keras SavedModel$"):
+        initial_backbone(str(tmp_path / "none"), "", CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rates"),
+    [
+        ({"fraction": 0.01}, (0.001, 15.0)),
+        ({"fraction": 0.1}, (0.001, 10.0)),
+        ({}, (0.01, 0.1)),
+        ({"fraction": 0.01, "classifier_learning_rate": 0.0}, (0.001, 0.0)),
+        ({"encoder_learning_rate": 2.0}, (2.0, 0.1)),
+    ],
+)
+def test_learning_rates_follow_the_fraction_of_labels(settings, rates):
+    assert FinetuneRecipe(**settings).learning_rates == rates

@@ -1,0 +1,148 @@
+"""Labelled splits: what is refused, and what a class-balanced subset holds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from instcls_tf.data.sources import DigitsSource, open_source
+from instcls_tf.errors import UserError
+from instcls_tf.evaluation import labelled
+from instcls_tf.evaluation.labelled import (
+    balanced_subset,
+    default_test_split,
+    labels_of,
+    open_fraction,
+    open_splits,
+    take,
+)
+from tests.end_to_end.runs import write_images
+
+LABELS = np.repeat([0, 1, 2], [100, 60, 3])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    def make(*names: str) -> str:
+        write_images(tmp_path, list(names))
+        return f"folder:{tmp_path}"
+
+    return make
+
+
+def pairs(*folders: str) -> list[str]:
+    return [f"{folder}/{index}.png" for folder in folders for index in range(2)]
+
+
+def test_splits_of_a_folder(folder):
+    splits = open_splits(folder(*pairs("train/a", "train/b", "test/a", "test/b")))
+    assert splits.num_classes == 2
+    assert [source.num_instances for source in splits] == [4, 4]
+    np.testing.assert_array_equal(labels_of(splits.train), [0, 0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (["train/0.png", "train/1.png", *pairs("test/a")], "the train split has no labels, wanted PATH/{train,test}/"),
+        ([*pairs("train/a", "train/b"), "test/0.png", "test/1.png"], "the test split has no labels, wanted PATH/"),
+        (pairs("train/a", "test/b"), "class folder 'b' is missing in "),
+        (pairs("a", "b"), "no test split, wanted a folder "),
+        (pairs("a", "test/b"), "the classes of the train and the test split differ: 'a' is in the train split only"),
+    ],
+)
+def test_what_cannot_judge_is_refused(folder, names, sentence):
+    dataset = folder(*names)
+    with pytest.raises(UserError) as refusal:
+        open_splits(dataset)
+    assert str(refusal.value).startswith(f"--dataset={dataset}: {sentence}")
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_empty_test_split_is_refused(folder, tmp_path):
+    dataset = folder(*pairs("train/a", "train/b"))
+    (tmp_path / "test" / "a").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"^--dataset=folder:.*: no images \(.*\) in .*/test$"):
+        open_splits(dataset)
+
+
+def test_an_image_without_a_label_is_refused():
+    source = DigitsSource("some", ("a",), np.zeros([3, 2, 2, 3], np.uint8), np.array([0, -1, 0], np.int32))
+    with pytest.raises(UserError, match=r"^--dataset=some: image 1 of the split has no label$"):
+        labels_of(source)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "split"),
+    [
+        ("imagenet2012", "validation"),
+        ("imagenet2012_subset/1pct", "validation"),
+        ("i_naturalist2018", "validation"),
+        ("cifar10", "test"),
+        ("folder:/imagenet2012", "test"),
+    ],
+)
+def test_split_with_public_labels(dataset, split):
+    assert default_test_split(dataset) == split
+
+
+def test_subsets_are_balanced_and_seeded():
+    ids = balanced_subset(LABELS, 0.1, seed=1)
+    # A tenth of 163 is about 5 for each of three classes; the smallest has only 3.
+    np.testing.assert_array_equal(np.bincount(LABELS[ids]), [5, 5, 3])
+    assert len(set(ids.tolist())) == len(ids)
+    np.testing.assert_array_equal(ids, balanced_subset(LABELS, 0.1, seed=1))
+    assert ids.tolist() != balanced_subset(LABELS, 0.1, seed=2).tolist()
+    np.testing.assert_array_equal(np.bincount(LABELS[balanced_subset(LABELS, 1e-6, seed=1)]), [1, 1, 1])
+    np.testing.assert_array_equal(balanced_subset(LABELS, 1, seed=1), np.arange(len(LABELS)))
+
+
+def test_a_subset_shows_the_images_of_its_ids():
+    whole = open_source("digits")
+    ids = np.array([3, 700, 1436])
+    part = take(whole, ids)
+    assert part.num_instances == 3
+    np.testing.assert_array_equal(part.labels, whole.labels[ids])
+    load = part.loader()
+    for place, instance_id in enumerate(ids):
+        np.testing.assert_array_equal(load(place), whole.images[instance_id])
+
+
+class Stream:
+    """Three records that are read in turn, as TFDS gives them; the names are their images."""
+
+    name, class_names, random_access, num_instances = "stream", ("a", "b"), False, 3
+
+    def __init__(self, encoded: bytes):
+        self.encoded = encoded
+
+    def records(self, begin, end, in_order):
+        import tensorflow as tf
+
+        assert (begin, end, in_order) == (0, 3, True)
+        names, labels = tf.constant(["r0", "r1", "r2"]), tf.constant([1, 0, 1])
+        return tf.data.Dataset.from_tensor_slices((([self.encoded] * 3, names), tf.range(3, dtype=tf.int64), labels))
+
+
+def test_a_subset_of_a_stream_is_held_in_memory(folder, tmp_path):
+    folder("image.png")
+    stream = Stream((tmp_path / "image.png").read_bytes())
+    np.testing.assert_array_equal(labels_of(stream), [1, 0, 1])
+    part = take(stream, np.array([1, 2]))
+    np.testing.assert_array_equal(part.labels, [0, 1])
+    assert part.names == (b"r1", b"r2")
+    assert part.loader()(1).shape == [20, 24, 3]
+
+
+def test_imagenet_has_published_subsets(monkeypatch):
+    asked = []
+    monkeypatch.setattr(labelled, "open_source", lambda *arguments: asked.append(arguments) or open_source("digits"))
+    splits = open_splits("digits")
+    asked.clear()
+    for fraction in (0.01, 0.1):
+        open_fraction(splits, "imagenet2012", "data", fraction, seed=0)
+    names = [("imagenet2012_subset/1pct", "train", "data"), ("imagenet2012_subset/10pct", "train", "data")]
+    assert asked == names
+    assert open_fraction(splits, "imagenet2012", "data", 1.0, seed=0) is splits.train
+    assert open_fraction(splits, "digits", None, 0.1, seed=0).num_instances == 140
+    assert asked == names

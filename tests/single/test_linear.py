@@ -1,0 +1,181 @@
+"""The frozen encoder's proof, the protocol's classifier, and the sweep on stored features against scikit-learn."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler, normalize
+
+from instcls_tf import checkpoint, networks
+from instcls_tf.config import PretrainConfig
+from instcls_tf.data import pipeline
+from instcls_tf.errors import UserError
+from instcls_tf.evaluation import frozen, linear
+from instcls_tf.evaluation.features import Features, extract
+from instcls_tf.evaluation.labelled import Splits, open_splits, take
+from instcls_tf.evaluation.linear_cached import cached_accuracy
+from instcls_tf.evaluation.recipes import CachedRecipe, LinearRecipe
+from instcls_tf.run_log import Progress
+
+QUIET = Progress(visible=False)
+# With zeroed gammas an untrained network would see nothing of 8 x 8 pixels but a corner.
+CONFIG = PretrainConfig(
+    dataset="digits", image_size=8, encoder="resnet18", width_multiplier=0.125, stem="small", embedding_size=16,
+    zero_init_last_gamma=False,
+)  # fmt: skip
+QUICK = LinearRecipe(epochs=6, batch_size=200, learning_rate=1.0, augmentation="none")
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    train, test = open_splits("digits")
+    return Splits(take(train, np.arange(400)), test)
+
+
+@pytest.fixture
+def encoder(splits) -> tf.keras.Model:
+    """A random network whose BN has seen the images: one that has not says next to nothing about them."""
+    model = checkpoint.make_encoder(CONFIG)
+    ((images, _, _),) = pipeline.inference_batches(splits.train, image_size=8, batch_size=400)
+    for _ in range(30):
+        model(images, training=True)
+    return model
+
+
+def evaluate(encoder, splits, recipe=QUICK):
+    seen = extract(encoder.get_layer(recipe.features), splits.train, image_size=8).vectors
+    scaling = linear.scaling_of(recipe.normalize_features, seen)
+    return linear.linear_accuracy(encoder, splits, recipe, image_size=8, scaling=scaling, progress=QUIET)
+
+
+def test_learns_and_leaves_the_encoder_alone(encoder, splits):
+    before = [variable.numpy() for variable in encoder.variables]
+    recipe = dataclasses.replace(QUICK, epochs=15, normalize_features="standardize", learning_rate=0.05)
+    result = evaluate(encoder, splits, recipe)
+    assert 0.35 < result["top1"] < result["top5"] <= 1
+    assert result["examples"] == 360
+    for variable, value in zip(encoder.variables, before):
+        np.testing.assert_array_equal(variable, value)
+    again = evaluate(encoder, splits, recipe)
+    assert again["top1"] == pytest.approx(result["top1"], abs=0.01)
+
+
+def test_batch_norm_left_in_training_mode_is_noticed(encoder, splits, monkeypatch):
+    monkeypatch.setattr(frozen, "frozen_features", lambda backbone, images: backbone(images, training=True))
+    with pytest.raises(frozen.EncoderMovedError, match=r"variable bn1/moving_mean:0 changed during the linear eval"):
+        evaluate(encoder, splits, dataclasses.replace(QUICK, epochs=1))
+
+
+@pytest.mark.parametrize("which", ["gamma", "moving_variance"])
+def test_the_check_sees_the_last_bit_of_any_variable(encoder, which):
+    layer = networks.batch_norm_layers(encoder)[-1]
+    variable = getattr(layer, which)
+    with pytest.raises(frozen.EncoderMovedError, match=f"{layer.name}/{which}"), frozen.stays_frozen(encoder):
+        variable.assign(np.nextafter(variable.numpy(), np.float32(2)))
+
+
+def test_divergence_is_one_sentence(encoder, splits):
+    with pytest.raises(UserError, match=r"^--learning_rate=1e\+38: the training diverged, wanted a lower one$"):
+        linear.linear_accuracy(
+            encoder,
+            splits,
+            dataclasses.replace(QUICK, epochs=2, learning_rate=1e38),
+            image_size=8,
+            scaling=linear.scaling_of("none", np.zeros([1, 64])),
+            progress=QUIET,
+        )
+
+
+def test_views_of_the_protocol_are_crops_and_flips(splits):
+    """Of images that are one colour nothing is changed; of others the sides are sometimes swapped, and parts cut."""
+    views = linear.make_linear_views("crop_flip", 8, seed=0)
+    draws = views.draws(tf.constant(0, tf.int64), 50, 1)
+    flat = tf.fill([50, 8, 8, 3], tf.constant(77, tf.uint8))
+    np.testing.assert_array_equal(views.augment(flat, draws[:, 0]), flat)
+    ramp = tf.broadcast_to(np.arange(16, dtype=np.uint8)[None, :, None], [16, 16, 3])
+    crops = tf.concat([views.crop(ramp, draws[index]) for index in range(50)], axis=0)
+    means = tf.reduce_mean(tf.cast(crops, tf.float32), axis=[1, 2, 3]).numpy()
+    assert means.std() > 0.5
+    mirrored = np.sum(views.augment(crops, draws[:, 0]).numpy()[:, 0, 0, 0] > crops.numpy()[:, 0, 0, 0])
+    assert 15 < mirrored < 35
+
+
+def test_standardized_features():
+    rows = np.random.default_rng(0).normal(3, [1.0, 20.0, 0.0], size=[1000, 3]).astype(np.float32)
+    scaled = linear.scaling_of("standardize", rows)(rows)
+    np.testing.assert_allclose(scaled.mean(axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose(scaled.std(axis=0), [1, 1, 0], atol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(linear.scaling_of("l2", rows)(rows), axis=1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(linear.scaling_of("none", rows)(rows), rows)
+
+
+def test_every_worker_knows_the_labels_of_its_images(splits):
+    labels = np.asarray(splits.train.labels)
+    recipe = dataclasses.replace(QUICK, augmentation="none")
+    batches = linear.labelled_batches(splits.train, recipe, 8, labels, batch_size=100, steps=4)
+    seen = [
+        (image.tobytes(), label) for images, batch in batches for image, label in zip(images.numpy(), batch.numpy())
+    ]
+    inference = pipeline.inference_batches(splits.train, image_size=8, batch_size=400)
+    ((images, _, expected),) = inference
+    assert sorted(seen) == sorted((image.tobytes(), label) for image, label in zip(images.numpy(), expected.numpy()))
+
+
+# --------------------------------------------------------------------------------------------------- stored features
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Features, Features]:
+    """Half of the scans to learn from, the other 897 to be judged by: half a point is four of them."""
+    scans, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(labels))
+    scans, labels = scans[order].astype(np.float32), labels[order].astype(np.int32)
+    return Features(scans[:900], labels[:900]), Features(scans[900:], labels[900:])
+
+
+SCALERS = {
+    "none": lambda train, rows: rows,
+    "l2": lambda train, rows: normalize(rows),
+    "standardize": lambda train, rows: StandardScaler().fit(train).transform(rows),
+}
+
+
+@pytest.mark.parametrize("normalization", SCALERS)
+def test_equals_scikit_learn_within_half_a_point(digits, normalization):
+    train, test = digits
+    scale = SCALERS[normalization]
+    judge = LogisticRegression(max_iter=5000).fit(scale(train.vectors, train.vectors), train.labels)
+    expected = judge.score(scale(train.vectors, test.vectors), test.labels)
+    result = cached_accuracy(train, test, 10, CachedRecipe(normalize_features=normalization), QUIET)
+    assert result["top1"] == pytest.approx(expected, abs=0.005)
+    assert result["examples"] == 897
+    assert expected > 0.9
+
+
+def test_the_learning_rate_is_chosen_without_the_test_split(digits):
+    train, test = digits
+    recipe = CachedRecipe(epochs=3)
+    result = cached_accuracy(train, test, 10, recipe, QUIET)
+    wrong = Features(test.vectors, (test.labels + 1) % 10)
+    blind = cached_accuracy(train, wrong, 10, recipe, QUIET)
+    assert blind["held_out_top1"] == result["held_out_top1"]
+    assert blind["learning_rate"] == result["learning_rate"]
+    assert blind["top1"] < 0.1 < result["top1"]
+    assert len(set(result["held_out_top1"].values())) > 1
+    best = max(result["held_out_top1"].values())
+    assert result["held_out_top1"][f"{result['learning_rate']:.4g}"] == best
+
+
+def test_nothing_to_learn_from(digits):
+    train, test = digits
+    for vectors in (np.zeros_like(train.vectors), np.full_like(train.vectors, np.nan)):
+        with pytest.raises(UserError, match="there is nothing to learn from"):
+            cached_accuracy(Features(vectors, train.labels), test, 10, CachedRecipe(), QUIET)
+    one_each = Features(train.vectors[:3], np.arange(3, dtype=np.int32))
+    with pytest.raises(UserError, match="none can be held out"):
+        cached_accuracy(one_each, test, 10, CachedRecipe(), QUIET)

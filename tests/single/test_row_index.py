@@ -1,0 +1,100 @@
+"""The rows of a checkpoint as an index, against all cosines at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from instcls_tf import checkpoint
+from instcls_tf.config import PretrainConfig, run_flags_path
+from instcls_tf.errors import UserError
+from instcls_tf.evaluation import row_index
+from instcls_tf.evaluation.row_index import index_of_run, nearest_others, read_rows
+from instcls_tf.evaluation.similarity import retrieval_top1
+from instcls_tf.report.similarity import draw_index
+from tests import reference
+from tests.end_to_end.runs import write_images
+
+ROWS = 23
+
+
+@pytest.fixture
+def rows() -> np.ndarray:
+    return np.random.default_rng(4).normal(size=[ROWS, 5]).astype(np.float32)
+
+
+def write_checkpoint(folder, rows: np.ndarray) -> str:
+    parts = {"classifier/rows": checkpoint.Slices(tf.Variable(rows), 0, len(rows))}
+    return checkpoint.save(str(folder), 1, tf.train.Checkpoint(), parts)
+
+
+def test_rows_are_read_in_slices(tmp_path, rows):
+    prefix = write_checkpoint(tmp_path, rows)
+    np.testing.assert_array_equal(read_rows(prefix, 3, 11), rows[3:11])
+    assert row_index.num_rows(prefix) == ROWS
+
+
+@pytest.mark.parametrize("block", [1, 4, 22, 23, 100])
+def test_equals_all_cosines(tmp_path, rows, monkeypatch, block):
+    monkeypatch.setattr(row_index, "_BLOCK_ROWS", block)
+    prefix = write_checkpoint(tmp_path, rows)
+    cosines, places = nearest_others(prefix)
+    dense = reference.normalize(rows.astype(np.float64))
+    dense = dense @ dense.T
+    np.fill_diagonal(dense, -np.inf)
+    np.testing.assert_array_equal(places, dense.argmax(axis=1))
+    np.testing.assert_allclose(cosines, dense.max(axis=1), atol=1e-6)
+
+
+@pytest.fixture
+def run(tmp_path, rows):
+    """A run on 23 images of which 5 and 17 are alike, and 9 is like no other."""
+    rows[:, 0] += 3
+    rows[17] = rows[5] * 2 + 1e-4
+    rows[9] = [-1, 0, 0, 0, 0]
+    write_images(tmp_path / "images", [f"{index:02d}.png" for index in range(ROWS)])
+    workdir = tmp_path / "run"
+    write_checkpoint(workdir, rows)
+    config = PretrainConfig(dataset=f"folder:{tmp_path / 'images'}")
+    with open(run_flags_path(str(workdir)), "w") as file:
+        file.write(config.as_flags())
+    return workdir
+
+
+def test_near_duplicates_and_outliers_are_named(run):
+    index = index_of_run(str(run), None, threshold=0.999, listed=1)
+    result = index.summary(1)
+    assert result["examples"] == ROWS
+    pair = {"first": "05.png", "second": "17.png", "cosine": pytest.approx(1.0, abs=1e-3)}
+    assert result["near_duplicates"] == {"pairs": 1, "listed": [pair]}
+    assert [outlier["image"] for outlier in result["outliers"]] == ["09.png"]
+    assert result["outliers"][0]["cosine"] < 0
+    everything = index_of_run(str(run), None, threshold=-1.0, listed=3).summary(3)["near_duplicates"]
+    assert everything["pairs"] > 10
+    assert len(everything["listed"]) == 3
+    assert everything["listed"][0] == pair
+    draw_index(str(run / "x.png"), index)
+    assert (run / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_refusals(run, tmp_path):
+    with pytest.raises(UserError, match=r"^--threshold=1\.5: must be a cosine, between -1 and 1$"):
+        index_of_run(str(run), None, threshold=1.5, listed=1)
+    with pytest.raises(UserError, match=r"^--listed=0: must be at least 1$"):
+        index_of_run(str(run), None, threshold=0.5, listed=0)
+    write_images(tmp_path / "images", ["new.png"])
+    with pytest.raises(UserError, match=r"was made for 23 instances, the dataset has 24 now$"):
+        index_of_run(str(run), None, threshold=0.5, listed=1)
+
+
+def test_retrieval_counts_neighbours_of_the_same_category(rows):
+    rows[1], rows[2], rows[3] = rows[0] * 3, rows[0], -rows[0]
+    dense = reference.normalize(rows.astype(np.float64))
+    dense = dense @ dense.T
+    np.fill_diagonal(dense, -np.inf)
+    labels = np.arange(ROWS) % 2
+    labels[:3] = 1  # rows 0 to 2 are exactly alike: whichever comes first is of their category
+    expected = np.mean(labels[dense.argmax(axis=1)] == labels)
+    assert retrieval_top1(rows, labels, 1000) == pytest.approx(expected)
+    assert retrieval_top1(rows, np.zeros(ROWS), 5) == 1.0

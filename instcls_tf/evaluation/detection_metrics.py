@@ -1,10 +1,10 @@
 """Average precision of detections, as COCO counts it (pycocotools) and as PASCAL VOC 2007 did.
 
-The published VOC tables give AP, AP50 and AP75 by the metric of 2007 (as Detectron2's evaluator computes it): precision
-at 11 recalls, averaged over the classes, and for AP over the overlaps .50, .55, ... .95 as well. COCO's differs in
-three ways: 101 recalls instead of 11, a detection may take its second best object if another detection has the best one,
-and an overlap of just the threshold counts. Objects marked difficult are in neither: to find one is neither right nor
-wrong, to miss one costs nothing.
+The published VOC tables give AP, AP50 and AP75 by the metric of 2007 (as Detectron2's evaluator computes it):
+precision at 11 recalls, averaged over the classes, and for AP over the overlaps .50, .55, ... .95 as well. COCO's
+differs in three ways: 101 recalls instead of 11, a detection may take its second best object if another detection has
+the best one, and an overlap of just the threshold counts. Objects marked difficult are in neither: to find one is
+neither right nor wrong, to miss one costs nothing.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
 RetinaNet (Lin et al., arXiv:1708.02002) rather than Faster R-CNN, which the published VOC tables use: it is the one of
 keras-cv 0.9's detectors that trains on Keras 2 (the train step of the legacy Faster R-CNN fails, keras-cv issue 2449;
 YOLOv8 wants its own CSP backbone). From keras-cv come the assembly, the anchors, the matching of anchors with objects,
-both losses and the decoding with per-class suppression. Pyramid and heads are those of the paper, but written here for
-three reasons: keras-cv fixes them to 256 channels, which is most of the work on small images; it draws the last layer
-orthogonally, with which the focal loss starts at tens instead of about one (the paper draws it from N(0, 0.01)); and
-group normalisation lets them learn from scratch in a short schedule (Wu & He, arXiv:1803.08494).
+the loss of boxes and the decoding with per-class suppression. Pyramid and heads are those of the paper, but written
+here for three reasons: keras-cv fixes them to 256 channels, which is most of the work on small images; it draws the
+last layer orthogonally, where the paper draws it from N(0, 0.01) so that all scores start at 0.01; and group
+normalisation lets them learn from scratch in a short schedule (Wu & He, arXiv:1803.08494).
 
 Images are squeezed to a square, as in SSD: nothing is padded, and no pixel of a small budget is wasted.
 """
@@ -111,10 +111,13 @@ def detection_losses(
     predicted = detector(images, training=True)
     is_object, is_used = wanted > -1.0, wanted > -2.0  # [b, A]; -1 is background, -2 neither
     one_hot = tf.one_hot(tf.cast(wanted, tf.int32), detector.num_classes)  # [b, A, C]; zeros for background
-    focal = keras_cv.losses.FocalLoss(from_logits=True, reduction="none")(one_hot, predicted["classification"])
+    # keras-cv's FocalLoss computes in float64 on Keras 2, and clips probabilities where this one keeps to logits.
+    focal = tf.keras.backend.binary_focal_crossentropy(
+        one_hot, predicted["classification"], apply_class_balancing=True, alpha=0.25, gamma=2.0, from_logits=True
+    )  # [b, A, C]
     smooth_l1 = keras_cv.losses.SmoothL1Loss(l1_cutoff=1.0, reduction="none")(wanted_boxes, predicted["box"])
     return Losses(
-        tf.reduce_sum(tf.where(is_used, focal, 0.0)),
+        tf.reduce_sum(tf.where(is_used[..., None], focal, 0.0)),
         tf.reduce_sum(tf.where(is_object, smooth_l1, 0.0)),
         tf.reduce_sum(tf.cast(is_object, tf.float32)),
     )

@@ -44,7 +44,7 @@ class Annotation:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DetectionSource:
-    """One split. `encoded` are the images' bytes (from TFDS), `paths` their files (from a folder); one of them is None."""
+    """One split. Either `paths` are the images' files (a folder) or `encoded` their bytes (TFDS), the other is None."""
 
     class_names: tuple[str, ...]
     annotations: tuple[Annotation, ...]

@@ -30,7 +30,8 @@ def open_tfds_split(dataset: str, split: str, data_dir: str | None) -> Detection
         where = f" --data_dir={data_dir}" if data_dir else ""
         raise UserError(f"--dataset={dataset}: not prepared, run first: tfds build {dataset}{where}")
     features = builder.info.features
-    if "objects" not in features or not {"bbox", "label", "is_difficult"} <= set(features["objects"]):
+    objects = getattr(features.get("objects"), "feature", {})  # a sequence of dictionaries
+    if not {"bbox", "label", "is_difficult"} <= set(objects.keys()):
         raise UserError(f"--dataset={dataset}: wanted objects with bbox, label and is_difficult, as in TFDS's voc")
     split = _SPLITS.get(split, split)
     missing = [name for name in split.split("+") if name not in builder.info.splits]
@@ -46,7 +47,7 @@ def open_tfds_split(dataset: str, split: str, data_dir: str | None) -> Detection
         annotations.append(_annotation(record))
     if not annotations:
         raise UserError(f"--dataset={dataset}: the {split} split is empty")
-    return DetectionSource(tuple(features["objects"]["label"].names), tuple(annotations), encoded=tuple(encoded))
+    return DetectionSource(tuple(objects["label"].names), tuple(annotations), encoded=tuple(encoded))
 
 
 def _annotation(record: dict) -> Annotation:

@@ -11,7 +11,8 @@ from instcls_tf.evaluation.detection_config import DetectConfig
 FLAGS = flags.FLAGS
 
 _DESCRIPTIONS = {
-    "workdir": "Folder of the run whose encoder is the backbone; receives detect.json and detect.png.",
+    "workdir": "Folder of the run whose encoder is the backbone; receives detect.json, detect.png and detector/, the"
+    " state from which the same command goes on.",
     "dataset": "`folder:PATH` in Pascal VOC layout (Annotations/, ImageSets/Main/, JPEGImages/ there or one folder"
     " deeper), or a prepared TFDS `voc/2007` or `voc/2012`.",
     "data_dir": "Where TFDS keeps its datasets (TFDS datasets only).",

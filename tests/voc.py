@@ -24,9 +24,9 @@ def write_voc(root: Path, splits: dict[str, int], width: int = 48, height: int =
         names = [f"{split}_{index}" for index in range(count)]
         (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names) + "\n")
         for index, name in enumerate(names):
-            everything[name] = items = [
-                _random_item(random, index + turn, width, height) for turn in range(1 + index % 2)
-            ]
+            labels = [list(COLOURS)[(index // 2 + place) % 2] for place in range(1 + index % 2)]
+            items = [_random_item(random, label, place, width, height) for place, label in enumerate(labels)]
+            everything[name] = items
             picture = random.integers(90, 140, [height, width, 3], np.uint8)
             for label, xmin, ymin, xmax, ymax, _ in items:
                 picture[ymin - 1 : ymax, xmin - 1 : xmax] = COLOURS[label]
@@ -35,10 +35,12 @@ def write_voc(root: Path, splits: dict[str, int], width: int = 48, height: int =
     return everything
 
 
-def _random_item(random: np.random.Generator, turn: int, width: int, height: int) -> Item:
+def _random_item(random: np.random.Generator, label: str, place: int, width: int, height: int) -> Item:
+    """A square in the left (place 0) or the right half, so that none covers another."""
     side = int(random.integers(10, 16))
-    xmin, ymin = (int(random.integers(1, length - side)) for length in (width, height))
-    return list(COLOURS)[turn % 2], xmin, ymin, xmin + side - 1, ymin + side - 1, 0
+    xmin, ymin = (int(random.integers(1, length - side)) for length in (width // 2, height))
+    xmin += place * width // 2
+    return label, xmin, ymin, xmin + side - 1, ymin + side - 1, 0
 
 
 def write_annotation(path: Path, items: list[Item], width: int, height: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -19,6 +20,7 @@ from instcls_tf import collectives, networks, partition
 from instcls_tf.checkpoint import load_encoder, make_encoder
 from instcls_tf.config import load_run
 from instcls_tf.errors import UserError
+from instcls_tf.evaluation import detection_checkpoint
 from instcls_tf.evaluation.detection_batches import inference_batches, training_batches
 from instcls_tf.evaluation.detection_config import DetectConfig
 from instcls_tf.evaluation.detection_metrics import Detections, average_precisions
@@ -30,12 +32,14 @@ from instcls_tf.run_log import Progress
 
 # Single anchors of a fresh box head can have gradients of hundreds; keras-cv's guides clip at the same norm.
 _CLIP_NORM = 10.0
+_QUOTED = r"\[\s*(.*?)\s*\]"
 
 
 def detect(config: DetectConfig, train: DetectionSource, test: DetectionSource) -> dict[str, float | int | str]:
     """Fine-tunes a detector and evaluates it on the test split; all workers call it.
 
-    Writes `detect.png` into the workdir: test images with their objects and what was found.
+    Writes `detect.png` into the workdir (test images with their objects and what was found) and `detector/`, the state
+    of the fine-tune after every epoch, from which the same settings go on.
 
     Args:
       config: the settings; with 0 epochs the untrained detector is evaluated.
@@ -116,24 +120,31 @@ def _train(
     optimizer = MomentumSGD(schedule, config.momentum, config.weight_decay)
     optimizer.build(detector.trainable_variables)
     train_step = make_train_step(detector, optimizer, config.image_size)
+    state = tf.train.Checkpoint(detector=detector, optimizer=optimizer)
+    first_step = detection_checkpoint.restore(config, state)
+    if first_step:
+        progress.say(f"continuing the fine-tune in {config.workdir} from step {first_step}")
     batches = training_batches(
         train,
         image_size=config.image_size,
         batch_size=config.batch_size,
         steps=steps,
+        first_step=first_step,
         seed=config.seed,
         rank=collectives.rank(),
         num_workers=collectives.size(),
     )
-    for step, batch in enumerate(_readable(batches), start=1):
+    for step, batch in enumerate(_readable(batches, config.dataset), start=first_step + 1):
         loss = float(train_step(*batch))
         if not math.isfinite(loss):
             raise UserError(
                 f"--learning_rate={config.learning_rate}: the loss is not finite after {step} steps; try a lower rate"
             )
         progress("fine-tuning", step, steps, f"loss {loss:.3f}")
-    # The moving statistics saw different images on each worker.
-    collectives.average_variables(networks.batch_norm_statistics(detector), "detector_bn")
+        if step % (steps // config.epochs) == 0:
+            # The moving statistics saw different images on each worker.
+            collectives.average_variables(networks.batch_norm_statistics(detector), "detector_bn")
+            detection_checkpoint.save(config, state, step)
 
 
 def make_train_step(detector: tf.keras.Model, optimizer: tf.keras.optimizers.Optimizer, image_size: int):
@@ -176,7 +187,7 @@ def _detections(
     share = max(1, config.batch_size // workers)
     batches = inference_batches(test, image_size=config.image_size, batch_size=share, begin=begin, end=end)
     rows = [np.zeros([0, MAX_DETECTIONS, 6], np.float32)]
-    for step, (images, _, _) in enumerate(_readable(batches), start=1):
+    for step, (images, _, _) in enumerate(_readable(batches, config.dataset), start=1):
         rows.append(look(images).numpy())
         progress("testing", step, math.ceil((end - begin) / share))
     everything = gather(tf.constant(np.concatenate(rows))).numpy()  # [N, MAX_DETECTIONS, 6]
@@ -188,7 +199,7 @@ def _in_pixels(rows: np.ndarray, height: int, width: int) -> Detections:
     return Detections(rows[:, :4] * [width, height, width, height], rows[:, 4], rows[:, 5].astype(int))
 
 
-def _readable(batches: tf.data.Dataset) -> Iterator:
+def _readable(batches: tf.data.Dataset, name: str) -> Iterator:
     """The batches; an image that cannot be used ends the command with one sentence."""
     iterator = iter(batches)
     while True:
@@ -197,6 +208,7 @@ def _readable(batches: tf.data.Dataset) -> Iterator:
         except StopIteration:
             return
         except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
-            said = error.message.partition("assertion failed: ")[2] or error.message
-            raise UserError(f"--dataset: {said.splitlines()[0]}") from error
+            # "... assertion failed: [cannot decode the image] [cat.jpg]", and lines on the graph below
+            said = error.message.splitlines()[0].partition("assertion failed: ")[2]
+            raise UserError(f"--dataset={name}: {' '.join(re.findall(_QUOTED, said)) or error.message}") from error
         yield batch

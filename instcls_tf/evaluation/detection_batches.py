@@ -21,6 +21,7 @@ def training_batches(
     batch_size: int,
     steps: int,
     seed: int,
+    first_step: int = 0,
     rank: int = 0,
     num_workers: int = 1,
 ) -> tf.data.Dataset:
@@ -33,8 +34,9 @@ def training_batches(
       source: the images.
       image_size: side S of the squares that images are squeezed to, pixels.
       batch_size: images per step, all workers together; at least the number of workers.
-      steps: length of the dataset.
+      steps: of the whole fine-tune.
       seed: of order and flips.
+      first_step: where to begin, as if the steps before had been taken.
       rank: this worker.
       num_workers: T.
 
@@ -48,7 +50,7 @@ def training_batches(
     order = np.concatenate([*orders, np.zeros(0, np.int64)])[: steps * batch_size]
     flips = np.random.default_rng([seed, epochs, _FLIP_TAG]).random(len(order)) < 0.5
     begin, end = partition.bounds(batch_size, num_workers, rank)
-    shares = [values.reshape(steps, batch_size)[:, begin:end].reshape(-1) for values in (order, flips)]
+    shares = [values.reshape(steps, batch_size)[first_step:, begin:end].reshape(-1) for values in (order, flips)]
     return _squares(source, *shares, image_size).batch(end - begin).prefetch(2)
 
 
@@ -78,7 +80,7 @@ def _loader(source: DetectionSource, size: int) -> Callable:
         shape = tf.shape(image)[:2]
         same = tf.debugging.Assert(
             tf.reduce_all(shape == shapes[index]),
-            ["the image is not of the height and width that its annotation says:", names[index], shape, shapes[index]],
+            ["image", names[index], "has height and width", shape, "but its annotation says", shapes[index]],
         )
         with tf.control_dependencies([same]):
             image = tf.image.resize(image, [size, size], antialias=True)

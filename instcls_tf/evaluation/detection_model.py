@@ -13,15 +13,19 @@ Images are squeezed to a square, as in SSD: nothing is padded, and no pixel of a
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import re
 from typing import NamedTuple
 
-import keras_cv
 import tensorflow as tf
 
 from instcls_tf.errors import UserError
 from instcls_tf.evaluation.detection_config import NORM_GROUPS
+
+with contextlib.redirect_stdout(io.StringIO()):  # it announces its backend on standard output
+    import keras_cv
 
 MAX_DETECTIONS = 100
 _LEVELS = 5  # P3 to P7

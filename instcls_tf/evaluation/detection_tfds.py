@@ -30,7 +30,7 @@ def open_tfds_split(dataset: str, split: str, data_dir: str | None) -> Detection
         where = f" --data_dir={data_dir}" if data_dir else ""
         raise UserError(f"--dataset={dataset}: not prepared, run first: tfds build {dataset}{where}")
     features = builder.info.features
-    objects = getattr(features.get("objects"), "feature", {})  # a sequence of dictionaries
+    objects = getattr(features["objects"], "feature", {}) if "objects" in features else {}  # one per object
     if not {"bbox", "label", "is_difficult"} <= set(objects.keys()):
         raise UserError(f"--dataset={dataset}: wanted objects with bbox, label and is_difficult, as in TFDS's voc")
     split = _SPLITS.get(split, split)

@@ -45,6 +45,17 @@ def test_two_workers_learn_what_an_untrained_detector_cannot(workdir, data):
     assert trained["steps"] == 72 and trained["init"] == "scratch"
     assert trained["AP50"] > untrained["AP50"] + 0.2
     assert trained["voc07_AP50"] > trained["voc07_AP"] > 0
+    # The same settings again, now on one worker: nothing is left to train.
+    assert result_of(workdir, data, "--epochs=12", "--init=scratch") == pytest.approx(trained, abs=1e-3)
+
+
+def test_an_image_that_is_none(workdir, tmp_path):
+    write_voc(tmp_path, {"trainval": 2, "test": 1})
+    (tmp_path / "JPEGImages" / "test_0.jpg").write_text("no picture")
+    finished = run_script("detect", f"--workdir={workdir}", f"--dataset=folder:{tmp_path}", *QUICK, "--epochs=0")
+    assert finished.status == 2, finished.output
+    said = finished.stderr.splitlines()[-1]
+    assert said == f"error: --dataset=folder:{tmp_path}: cannot decode the image test_0"
 
 
 MISTAKES = {

@@ -89,7 +89,7 @@ def test_ap_is_the_mean_over_overlaps_and_classes():
         [found((MOST, 0.9)), found((SQUARE, 0.1), labels=[1])],
     )
     result = average_precisions(truths, seen, 3)
-    assert result["voc07_AP50"] == result["voc07_AP75"] == result["AP50"] == result["AP75"] == 0.5
+    assert [result[name] for name in ("voc07_AP50", "voc07_AP75", "AP50", "AP75")] == pytest.approx([0.5] * 4)
     # COCO counts the overlap of just 0.8, VOC does not.
     assert result["voc07_AP"] == pytest.approx(0.3) and result["AP"] == pytest.approx(0.35)
 

@@ -85,13 +85,17 @@ def test_losses_are_sums_over_objects_and_the_rest(detector):
 
 
 def test_an_image_without_objects_is_all_background(detector):
-    images = np.zeros([1, SIZE, SIZE, 3], np.uint8)
-    with tf.GradientTape() as tape:
-        losses = detection_losses(detector, images, -tf.ones([1, 3, 4]), -tf.ones([1, 3], tf.int32))
-        total = losses.classification + losses.box
-    assert losses.positives == 0 and losses.box == 0 and 0 < losses.classification < 10
-    gradients = tape.gradient(total, detector.trainable_variables)
-    assert all(np.isfinite(tf.convert_to_tensor(gradient)).all() for gradient in gradients if gradient is not None)
+    @tf.function
+    def losses_and_gradients():
+        with tf.GradientTape() as tape:
+            nothing = -tf.ones([1, 3, 4]), -tf.ones([1, 3], tf.int32)
+            losses = detection_losses(detector, tf.zeros([1, SIZE, SIZE, 3]), *nothing)
+            total = losses.classification + losses.box
+        return losses, tape.gradient(total, detector.trainable_variables)
+
+    losses, gradients = losses_and_gradients()
+    assert losses.positives == 0 and losses.box == 0 and 0 < losses.classification < 50
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
 
 
 def test_the_schedule_of_the_published_fine_tunes():

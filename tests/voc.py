@@ -13,26 +13,23 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30)}
 Item = tuple[str, float, float, float, float, int]
 
 
-def write_voc(root: Path, splits: dict[str, int], width: int = 48, height: int = 36) -> dict[str, list[Item]]:
-    """Writes `splits` (name -> number of images) of `width` x `height` pixels; returns the objects of every image."""
+def write_voc(root: Path, splits: dict[str, int], width: int = 48, height: int = 36) -> None:
+    """Writes `splits` (name -> number of images) of `width` x `height` pixels."""
     random = np.random.default_rng(0)
     (root / "ImageSets" / "Main").mkdir(parents=True)
     for folder in ("Annotations", "JPEGImages"):
         (root / folder).mkdir()
-    everything = {}
     for split, count in splits.items():
         names = [f"{split}_{index}" for index in range(count)]
         (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names) + "\n")
         for index, name in enumerate(names):
             labels = [list(COLOURS)[(index // 2 + place) % 2] for place in range(1 + index % 2)]
             items = [_random_item(random, label, place, width, height) for place, label in enumerate(labels)]
-            everything[name] = items
             picture = random.integers(90, 140, [height, width, 3], np.uint8)
             for label, xmin, ymin, xmax, ymax, _ in items:
                 picture[ymin - 1 : ymax, xmin - 1 : xmax] = COLOURS[label]
             Image.fromarray(picture).save(root / "JPEGImages" / f"{name}.jpg", quality=95)
             write_annotation(root / "Annotations" / f"{name}.xml", items, width, height)
-    return everything
 
 
 def _random_item(random: np.random.Generator, label: str, place: int, width: int, height: int) -> Item:

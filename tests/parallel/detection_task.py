@@ -31,7 +31,7 @@ def batch(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def main(folder: Path) -> None:
     collectives.init()
     tf.keras.utils.set_random_seed(collectives.rank())  # what rank 0 drew must reach the others
-    encoder = networks.build_encoder(encoder="resnet18", width_multiplier=1 / 16, stem="small", embedding_size=8)
+    encoder = networks.build_encoder(encoder="resnet18", width_multiplier=1 / 4, stem="small", embedding_size=8)
     detector = build_detector(encoder, 2, image_size=SIZE, pyramid_channels=16)
     for layer in networks.batch_norm_layers(detector):
         layer.trainable = False  # It normalises with each worker's own images otherwise.

@@ -16,7 +16,8 @@ SIZE = 64
 
 
 def encoder_of(name: str, stem: str) -> tf.keras.Model:
-    return networks.build_encoder(encoder=name, width_multiplier=1 / 16, stem=stem, embedding_size=8)
+    # Narrower ones corrupt the heap in the backward pass: oneDNN's convolutions of TensorFlow 2.15, at 64 pixels.
+    return networks.build_encoder(encoder=name, width_multiplier=1 / 4, stem=stem, embedding_size=8)
 
 
 @pytest.fixture(scope="module")

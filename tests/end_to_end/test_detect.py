@@ -72,9 +72,6 @@ MISTAKES = {
     "--workdir={run} --dataset=folder:{data} --test_split=val": (
         "--dataset=folder:{data}: no split 'val', found in {data}/shapes/ImageSets/Main: test, trainval"
     ),
-    "--workdir={run} --dataset=folder:{data} --image_size=60": (
-        "--image_size=60: must be a multiple of 8, the encoder's largest stride"
-    ),
 }
 
 

@@ -1,0 +1,214 @@
+"""Detection, top to bottom: a run's encoder becomes the backbone of a detector, which is fine-tuned and judged.
+
+All of the backbone learns, its batch normalisation included, as in the paper's and MoCo's VOC fine-tunes. The loss is
+summed over all workers' images and divided once by the global number of anchors that belong to an object (RetinaNet's
+normaliser), so that a step does not depend on how the batch is shared out, but for batch normalisation, which sees each
+worker's own images.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from instcls_tf import collectives, networks, partition
+from instcls_tf.checkpoint import load_encoder, make_encoder
+from instcls_tf.config import load_run
+from instcls_tf.errors import UserError
+from instcls_tf.evaluation import detection_checkpoint
+from instcls_tf.evaluation.detection_batches import inference_batches, training_batches
+from instcls_tf.evaluation.detection_config import DetectConfig
+from instcls_tf.evaluation.detection_metrics import Detections, average_precisions
+from instcls_tf.evaluation.detection_model import MAX_DETECTIONS, build_detector, detection_losses, find_objects
+from instcls_tf.evaluation.detection_pictures import draw_detections
+from instcls_tf.evaluation.detection_sources import DetectionSource
+from instcls_tf.optimizer import MomentumSGD
+from instcls_tf.run_log import Progress
+
+# Single anchors of a fresh box head can have gradients of hundreds; keras-cv's guides clip at the same norm.
+_CLIP_NORM = 10.0
+_QUOTED = r"\[\s*(.*?)\s*\]"
+
+
+def detect(config: DetectConfig, train: DetectionSource, test: DetectionSource) -> dict[str, float | int | str]:
+    """Fine-tunes a detector and evaluates it on the test split; all workers call it.
+
+    Writes `detect.png` into the workdir (test images with their objects and what was found) and `detector/`, the state
+    of the fine-tune after every epoch, from which the same settings go on.
+
+    Args:
+      config: the settings; with 0 epochs the untrained detector is evaluated.
+      train, test: the splits, from `open_detection_data`.
+
+    Returns:
+      `AP`, `AP50`, `AP75`, `voc07_AP`, `voc07_AP50`, `voc07_AP75` (fractions), `examples` and the main settings on
+      rank 0; nothing elsewhere.
+
+    Raises:
+      UserError: a setting, the run or an image is not right, or the loss is no longer finite.
+    """
+    # ---- Workers
+    collectives.init()
+    config.validate(collectives.size())
+    tf.keras.utils.set_random_seed(config.seed)
+    is_chief = collectives.rank() == 0
+    progress = Progress(visible=is_chief)
+
+    # ---- Model
+    if config.init == "checkpoint":
+        encoder = load_encoder(config.workdir)
+    else:
+        encoder = make_encoder(load_run(config.workdir))
+    detector = build_detector(
+        encoder, len(train.class_names), image_size=config.image_size, pyramid_channels=config.pyramid_channels
+    )
+    # All workers drew the same weights from the same seed; this makes it certain.
+    collectives.broadcast_variables(detector.variables)
+
+    # ---- Training
+    steps = config.epochs * math.ceil(len(train.annotations) / config.batch_size)
+    progress.say(
+        f"{len(train.annotations)} images to train on, {len(test.annotations)} to test on, {len(train.class_names)}"
+        f" classes ({', '.join(train.class_names[:20])}), {collectives.size()} worker(s), {steps} steps"
+    )
+    _train(config, detector, train, steps, progress)
+
+    # ---- Evaluation
+    found = _detections(config, detector, test, progress)
+    progress.close()
+    if not is_chief:
+        return {}
+    draw_detections(os.path.join(config.workdir, "detect.png"), test, found)
+    precisions = average_precisions(test.annotations, found, len(train.class_names))
+    settings = ("dataset", "init", "image_size", "batch_size", "epochs", "learning_rate")
+    return {
+        **precisions,
+        "examples": len(test.annotations),
+        "steps": steps,
+        **{name: getattr(config, name) for name in settings},
+    }
+
+
+class WarmupSteps(tf.keras.optimizers.schedules.LearningRateSchedule):
+    """Linear warm-up to `peak`, which is divided by 10 after 3/4 and again after 11/12 of `total_steps`.
+
+    The warm-up takes a tenth of the run at most.
+    """
+
+    def __init__(self, peak: float, warmup_steps: int, total_steps: int):
+        self.peak, self.total_steps = peak, total_steps
+        self.warmup_steps = min(warmup_steps, total_steps // 10)
+
+    def __call__(self, step) -> tf.Tensor:
+        """The learning rate of `step` (float32 scalar)."""
+        step = tf.cast(step, tf.float32)
+        warmup = tf.minimum(1.0, (step + 1.0) / (self.warmup_steps + 1.0))
+        drops = tf.cast(step * 4 >= 3.0 * self.total_steps, tf.float32)
+        drops += tf.cast(step * 12 >= 11.0 * self.total_steps, tf.float32)
+        return self.peak * warmup * 0.1**drops
+
+
+def _train(
+    config: DetectConfig, detector: tf.keras.Model, train: DetectionSource, steps: int, progress: Progress
+) -> None:
+    schedule = WarmupSteps(config.learning_rate, config.warmup_steps, steps)
+    optimizer = MomentumSGD(schedule, config.momentum, config.weight_decay)
+    optimizer.build(detector.trainable_variables)
+    train_step = make_train_step(detector, optimizer, config.image_size)
+    state = tf.train.Checkpoint(detector=detector, optimizer=optimizer)
+    first_step = detection_checkpoint.restore(config, state)
+    if first_step:
+        progress.say(f"continuing the fine-tune in {config.workdir} from step {first_step}")
+    batches = training_batches(
+        train,
+        image_size=config.image_size,
+        batch_size=config.batch_size,
+        steps=steps,
+        first_step=first_step,
+        seed=config.seed,
+        rank=collectives.rank(),
+        num_workers=collectives.size(),
+    )
+    for step, batch in enumerate(_readable(batches, config.dataset), start=first_step + 1):
+        loss = float(train_step(*batch))
+        if not math.isfinite(loss):
+            raise UserError(
+                f"--learning_rate={config.learning_rate}: the loss is not finite after {step} steps; try a lower rate"
+            )
+        progress("fine-tuning", step, steps, f"loss {loss:.3f}")
+        if step % (steps // config.epochs) == 0:
+            # The moving statistics saw different images on each worker.
+            collectives.average_variables(networks.batch_norm_statistics(detector), "detector_bn")
+            detection_checkpoint.save(config, state, step)
+
+
+def make_train_step(detector: tf.keras.Model, optimizer: tf.keras.optimizers.Optimizer, image_size: int):
+    """The training step as a `tf.function` of a batch of `training_batches`; returns the global loss."""
+    variables = detector.trainable_variables
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, image_size, image_size, 3], tf.uint8),
+            tf.TensorSpec([None, None, 4], tf.float32),
+            tf.TensorSpec([None, None], tf.int32),
+        ]
+    )
+    def train_step(images, boxes, labels) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            losses = detection_losses(detector, images, boxes, labels)
+            total = losses.classification + losses.box
+        # The one division, by a global number: gradients are summed, never averaged.
+        normalizer = tf.maximum(1.0, collectives.sum_over_workers(losses.positives, "detector_positives"))
+        gradients = [
+            collectives.sum_over_workers(gradient, f"detector_gradient_{index}") / normalizer
+            for index, gradient in enumerate(tape.gradient(total, variables))
+        ]
+        gradients, _ = tf.clip_by_global_norm(gradients, _CLIP_NORM)
+        optimizer.apply_gradients(zip(gradients, variables))
+        return collectives.sum_over_workers(total, "detector_loss") / normalizer
+
+    return train_step
+
+
+def _detections(
+    config: DetectConfig, detector: tf.keras.Model, test: DetectionSource, progress: Progress
+) -> list[Detections]:
+    """What the detector finds in every test image, on all workers; each looks at an even share of them."""
+    images_spec = tf.TensorSpec([None, config.image_size, config.image_size, 3], tf.uint8)
+    look = tf.function(lambda images: find_objects(detector, images), input_signature=[images_spec])
+    gather = tf.function(lambda rows: collectives.all_gather(rows, "detections"), reduce_retracing=True)
+    count, workers = len(test.annotations), collectives.size()
+    begin, end = partition.bounds(count, workers, collectives.rank())
+    share = max(1, config.batch_size // workers)
+    batches = inference_batches(test, image_size=config.image_size, batch_size=share, begin=begin, end=end)
+    rows = [np.zeros([0, MAX_DETECTIONS, 6], np.float32)]
+    for step, (images, _, _) in enumerate(_readable(batches, config.dataset), start=1):
+        rows.append(look(images).numpy())
+        progress("testing", step, math.ceil((end - begin) / share))
+    everything = gather(tf.constant(np.concatenate(rows))).numpy()  # [N, MAX_DETECTIONS, 6]
+    return [_in_pixels(rows, truth.height, truth.width) for rows, truth in zip(everything, test.annotations)]
+
+
+def _in_pixels(rows: np.ndarray, height: int, width: int) -> Detections:
+    rows = rows[rows[:, 5] >= 0].astype(np.float64)
+    return Detections(rows[:, :4] * [width, height, width, height], rows[:, 4], rows[:, 5].astype(int))
+
+
+def _readable(batches: tf.data.Dataset, name: str) -> Iterator:
+    """The batches; an image that cannot be used ends the command with one sentence."""
+    iterator = iter(batches)
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
+            # "... assertion failed: [cannot decode the image] [cat.jpg]", and lines on the graph below
+            said = error.message.splitlines()[0].partition("assertion failed: ")[2]
+            raise UserError(f"--dataset={name}: {' '.join(re.findall(_QUOTED, said)) or error.message}") from error
+        yield batch

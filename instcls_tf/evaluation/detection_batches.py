@@ -1,0 +1,108 @@
+"""Batches of square images with their boxes. The order and the flips depend on the seed alone, not on the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from instcls_tf import partition
+from instcls_tf.data.sources import decode_image
+from instcls_tf.evaluation.detection_sources import DetectionSource
+
+_FLIP_TAG = 1
+
+
+def training_batches(
+    source: DetectionSource,
+    *,
+    image_size: int,
+    batch_size: int,
+    steps: int,
+    seed: int,
+    first_step: int = 0,
+    rank: int = 0,
+    num_workers: int = 1,
+) -> tf.data.Dataset:
+    """This worker's share of every batch, half of the images mirrored.
+
+    Permutations of all images follow each other without a gap, so that all batches are full. Of a batch that does not
+    divide by the workers, the first ones get one image more.
+
+    Args:
+      source: the images.
+      image_size: side S of the squares that images are squeezed to, pixels.
+      batch_size: images per step, all workers together; at least the number of workers.
+      steps: of the whole fine-tune.
+      seed: of order and flips.
+      first_step: where to begin, as if the steps before had been taken.
+      rank: this worker.
+      num_workers: T.
+
+    Returns:
+      A prefetched dataset of `(images, boxes, labels)`: uint8 `[b, S, S, 3]`, float32 `[b, M, 4]` (x0, y0, x1, y1 in
+      pixels of the squares) and int32 `[b, M]`. Rows of -1 pad to the most objects of any image, M.
+    """
+    count = len(source.annotations)
+    epochs = -(-steps * batch_size // count)
+    orders = [np.random.default_rng([seed, epoch]).permutation(count) for epoch in range(epochs)]
+    order = np.concatenate([*orders, np.zeros(0, np.int64)])[: steps * batch_size]
+    flips = np.random.default_rng([seed, epochs, _FLIP_TAG]).random(len(order)) < 0.5
+    begin, end = partition.bounds(batch_size, num_workers, rank)
+    shares = [values.reshape(steps, batch_size)[first_step:, begin:end].reshape(-1) for values in (order, flips)]
+    return _squares(source, *shares, image_size).batch(end - begin).prefetch(2)
+
+
+def inference_batches(
+    source: DetectionSource, *, image_size: int, batch_size: int, begin: int, end: int
+) -> tf.data.Dataset:
+    """The images `begin` to `end` of a split, in order and as in `training_batches`, without flips."""
+    order = np.arange(begin, end)
+    return _squares(source, order, np.zeros(len(order), bool), image_size).batch(batch_size).prefetch(2)
+
+
+def _squares(source: DetectionSource, order: np.ndarray, flips: np.ndarray, size: int) -> tf.data.Dataset:
+    load = _loader(source, size)
+    elements = tf.data.Dataset.from_tensor_slices((order.astype(np.int64), flips))
+    return elements.map(load, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _loader(source: DetectionSource, size: int) -> Callable:
+    read, annotations = source.reader(), source.annotations
+    names = tf.constant([annotation.name for annotation in annotations])
+    shapes = tf.constant([(annotation.height, annotation.width) for annotation in annotations])
+    most = max(len(annotation.labels) for annotation in annotations)
+    boxes, labels = (tf.constant(values) for values in _padded(source, max(1, most)))
+
+    def load(index: tf.Tensor, flip: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        image = decode_image(read(index), names[index])
+        readable = tf.debugging.Assert(tf.size(image) > 0, ["cannot decode the image", names[index]])
+        with tf.control_dependencies([readable]):
+            image = tf.identity(image)
+        shape = tf.shape(image)[:2]
+        same = tf.debugging.Assert(
+            tf.reduce_all(shape == shapes[index]),
+            ["image", names[index], "has height and width", shape, "but its annotation says", shapes[index]],
+        )
+        with tf.control_dependencies([same]):
+            image = tf.image.resize(image, [size, size], antialias=True)
+        image = tf.cast(tf.round(tf.clip_by_value(image, 0.0, 255.0)), tf.uint8)
+        scaled = boxes[index] * float(size)
+        is_padding = labels[index] < 0  # [M]
+        mirrored = tf.stack([size - scaled[:, 2], scaled[:, 1], size - scaled[:, 0], scaled[:, 3]], axis=1)
+        placed = tf.where(is_padding[:, None], -1.0, tf.where(flip, mirrored, scaled))
+        return tf.where(flip, image[:, ::-1], image), placed, labels[index]
+
+    return load
+
+
+def _padded(source: DetectionSource, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """All boxes relative to their images `[N, M, 4]` and labels `[N, M]`, padded with -1."""
+    boxes = np.full([len(source.annotations), most, 4], -1, np.float32)
+    labels = np.full([len(source.annotations), most], -1, np.int32)
+    for row, annotation in enumerate(source.annotations):
+        sides = [annotation.width, annotation.height, annotation.width, annotation.height]
+        boxes[row, : len(annotation.labels)] = annotation.boxes / np.array(sides, np.float32)
+        labels[row, : len(annotation.labels)] = annotation.labels
+    return boxes, labels

@@ -1,0 +1,56 @@
+"""A picture of what a detector found."""
+
+from __future__ import annotations
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.patches import Rectangle
+
+from instcls_tf.data.sources import decode_image
+from instcls_tf.evaluation.detection_metrics import Detections
+from instcls_tf.evaluation.detection_sources import DetectionSource
+
+# Scores of the focal loss stay low in a short schedule; below this, most boxes are second guesses.
+SHOWN_SCORE = 0.3
+
+
+def draw_detections(path: str, source: DetectionSource, found: list[Detections], columns: int = 4) -> None:
+    """Writes a PNG of up to 2 x `columns` images, evenly spread over a split.
+
+    Args:
+      path: the file.
+      source: the split.
+      found: what was found in each of its images; scores above `SHOWN_SCORE` are drawn in their class's colour, the
+        objects themselves in dashed white.
+      columns: images per row.
+    """
+    count = min(2 * columns, len(source.annotations))
+    chosen = np.unique(np.linspace(0, len(source.annotations) - 1, count).astype(int))
+    rows = -(-len(chosen) // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(3.2 * columns, 2.5 * rows + 0.4), squeeze=False)
+    read = source.reader()
+    for axes, index in zip(grid.flat, chosen):
+        annotation = source.annotations[index]
+        axes.imshow(decode_image(read(index), annotation.name).numpy())
+        for box in annotation.boxes:
+            _draw_box(axes, box, "white", "--")
+        for box, score, label in zip(*found[index]):
+            if score > SHOWN_SCORE:
+                _draw_box(axes, box, f"C{label}", "-")
+    for axes in grid.flat:
+        axes.axis("off")
+    drawn = [Rectangle((0, 0), 1, 1, fill=False, color=f"C{label}") for label in range(len(source.class_names))]
+    dashed = Rectangle((0, 0), 1, 1, facecolor="grey", edgecolor="white", linestyle="--")
+    figure.legend([dashed, *drawn], ["labelled", *source.class_names], loc="upper center", ncols=8)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.4 / figure.get_figheight()))
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def _draw_box(axes, box: np.ndarray, colour: str, style: str) -> None:
+    x0, y0, x1, y1 = box
+    axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color=colour, linestyle=style, linewidth=1.3))

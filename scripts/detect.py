@@ -1,0 +1,29 @@
+"""Fine-tunes a detector on a run's encoder and evaluates it: AP, AP50, AP75 by COCO's and by VOC 2007's metric.
+
+Examples:
+  python -m scripts.detect --workdir=runs/imagenet --dataset=voc/2007
+  python -m scripts.detect --workdir=runs/cells --dataset=folder:/data/cells --image_size=256 --pyramid_channels=64
+  horovodrun -np 8 python -m scripts.detect --workdir=runs/imagenet --dataset=folder:/data/VOC2007 --init=scratch
+"""
+
+from flags import command, detection, evaluation
+
+detection.define()
+
+
+def main() -> None:
+    config = detection.config_from_flags()
+    from instcls_tf.config import load_run
+    from instcls_tf.evaluation.detection_sources import open_detection_data
+
+    load_run(config.workdir)
+    data = open_detection_data(config.dataset, config.train_split, config.test_split, config.data_dir)
+    from instcls_tf.evaluation.detection import detect
+
+    result = detect(config, *data)
+    if result:  # rank 0
+        evaluation.answer("detect", config.workdir, result)
+
+
+if __name__ == "__main__":
+    command.run(main, __doc__)

@@ -1,0 +1,198 @@
+"""Reading data sets in Pascal VOC layout and TFDS's form of them; mistakes in them are answered with one sentence."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from instcls_tf.errors import UserError
+from instcls_tf.evaluation.detection_sources import open_detection_data
+from tests.voc import write_annotation, write_voc
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A data set one folder below `tmp_path`, as downloads often have it."""
+    write_voc(tmp_path / "inner", {"trainval": 3, "test": 2})
+    return tmp_path / "inner"
+
+
+def open_below(tmp_path, train_split="trainval", test_split="test"):
+    return open_detection_data(f"folder:{tmp_path}", train_split, test_split)
+
+
+def test_boxes_lie_on_the_continuous_plane(tmp_path, root):
+    items = [("red", 1, 2, 10, 20, 0), ("green", 0, 3.5, 48, 36, 1), ("red", 7, 7, 7, 7, 0)]
+    write_annotation(root / "Annotations" / "test_0.xml", items, 48, 36)
+    train, test = open_below(tmp_path)
+    assert train.class_names == test.class_names == ("green", "red")
+    assert [len(source.annotations) for source in (train, test)] == [3, 2]
+    first = test.annotations[0]
+    assert (first.name, first.height, first.width) == ("test_0", 36, 48)
+    # VOC counts from 1 and includes the last pixel: one pixel is one wide. A tool that counts from 0 is clipped.
+    np.testing.assert_array_equal(first.boxes, [[0, 1, 10, 20], [0, 2.5, 48, 36], [6, 6, 7, 7]])
+    assert first.labels.tolist() == [1, 0, 1] and first.difficult.tolist() == [False, True, False]
+    assert test.paths == (str(root / "JPEGImages" / "test_0.jpg"), str(root / "JPEGImages" / "test_1.jpg"))
+
+
+def test_the_layout_may_lie_at_the_path_itself(root):
+    train, _ = open_below(root)
+    assert len(train.annotations) == 3
+
+
+def test_an_image_without_objects_is_background(tmp_path, root):
+    write_annotation(root / "Annotations" / "trainval_0.xml", [], 48, 36)
+    train, _ = open_below(tmp_path)
+    assert train.annotations[0].boxes.shape == (0, 4)
+
+
+ANNOTATION = "Annotations/test_0.xml"
+MISTAKES = {
+    "not XML": (
+        {ANNOTATION: "labels: none"},
+        "{root}/Annotations/test_0.xml: not XML (syntax error: line 1, column 0)",
+    ),
+    "a page": (
+        {ANNOTATION: "<html></html>"},
+        "{root}/Annotations/test_0.xml: not an annotation in Pascal VOC's form, its outermost element is <html>",
+    ),
+    "no annotation": (
+        {ANNOTATION: None},
+        "{root}/Annotations/test_0.xml: cannot read the labels of image 'test_0' (No such file or directory)",
+    ),
+    "outside": (
+        {ANNOTATION: [("red", 5, 5, 49, 9, 0)]},
+        "{root}/Annotations/test_0.xml: the box of a 'red' (xmin=5, ymin=5, xmax=49, ymax=9) leaves the image of"
+        " 48 x 36 pixels",
+    ),
+    "negative": (
+        {ANNOTATION: [("red", -3, 5, 9, 9, 0)]},
+        "{root}/Annotations/test_0.xml: the box of a 'red' (xmin=-3, ymin=5, xmax=9, ymax=9) leaves the image of"
+        " 48 x 36 pixels",
+    ),
+    "inside out": (
+        {ANNOTATION: [("red", 9, 5, 4, 9, 0)]},
+        "{root}/Annotations/test_0.xml: the box of a 'red' is inside out (xmin=9, ymin=5, xmax=4, ymax=9)",
+    ),
+    "not a number": (
+        {ANNOTATION: [("red", "left", 5, 4, 9, 0)]},
+        "{root}/Annotations/test_0.xml: wanted a number in <bndbox><xmin>, found 'left'",
+    ),
+    "no name": ({ANNOTATION: [("", 1, 5, 4, 9, 0)]}, "{root}/Annotations/test_0.xml: an <object> has no <name>"),
+    "no size": (
+        {ANNOTATION: "<annotation></annotation>"},
+        "{root}/Annotations/test_0.xml: wanted a number in <size><height>, found None",
+    ),
+    "unknown class": (
+        {ANNOTATION: [("blue", 1, 5, 4, 9, 0)]},
+        "{root}/Annotations/test_0.xml: class 'blue' of the test split is not in the split that is trained on",
+    ),
+    "empty split": (
+        {"ImageSets/Main/test.txt": "\n"},
+        "--dataset=folder:{top}: the test split is empty ({root}/ImageSets/Main/test.txt names no image)",
+    ),
+    "no split": (
+        {"ImageSets/Main/test.txt": None, "ImageSets/Main/red_test.txt": "test_0 1\n"},
+        "--dataset=folder:{top}: no split 'test', found in {root}/ImageSets/Main: trainval",
+    ),
+    "no image": (
+        {"JPEGImages/test_1.jpg": None},
+        "{root}/JPEGImages/test_1: no such image (.jpg, .jpeg, .png, .bmp, .gif)",
+    ),
+    "only difficult objects": (
+        {ANNOTATION: [("red", 1, 5, 4, 9, 1)], "ImageSets/Main/test.txt": "test_0\n"},
+        "--dataset=folder:{top}: no image of the test split has a labelled object that counts",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_in_the_data(tmp_path, root, mistake):
+    changes, sentence = MISTAKES[mistake]
+    for name, content in changes.items():
+        if content is None:
+            (root / name).unlink()
+        elif isinstance(content, str):
+            (root / name).write_text(content)
+        else:
+            write_annotation(root / name, content, 48, 36)
+    with pytest.raises(UserError) as error:
+        open_below(tmp_path)
+    assert str(error.value) == sentence.format(top=tmp_path, root=root)
+
+
+def test_folders_that_are_no_data_set(tmp_path, root):
+    for path, sentence in [
+        (tmp_path / "none", "no such folder"),
+        (root / "Annotations", "not in Pascal VOC layout, wanted Annotations/, ImageSets/Main/, JPEGImages/ there or"),
+    ]:
+        with pytest.raises(UserError, match="--dataset=folder:") as error:
+            open_below(path)
+        assert sentence in str(error.value)
+    write_voc(tmp_path / "other", {"trainval": 1, "test": 1})
+    with pytest.raises(UserError) as error:
+        open_below(tmp_path)
+    assert "holds several data sets" in str(error.value)
+
+
+def test_reading_a_folder_does_not_import_tensorflow(tmp_path, root):
+    code = (
+        "import sys; from instcls_tf.evaluation.detection_sources import open_detection_data\n"
+        f"open_detection_data('folder:{tmp_path}', 'trainval', 'test'); print('tensorflow' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_tfds_holds_the_same(tmp_path, root):
+    import tensorflow_datasets as tfds
+
+    folders = open_below(tmp_path)
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(encoding_format="jpeg"),
+            "objects": tfds.features.Sequence(
+                {
+                    "label": tfds.features.ClassLabel(names=["green", "red"]),
+                    "bbox": tfds.features.BBoxFeature(),
+                    "is_difficult": np.bool_,
+                }
+            ),
+        }
+    )
+    # As TFDS's voc does: VOC's own pixel numbers, divided by the image's size.
+    examples = {
+        split: [
+            {
+                "image": path,
+                "objects": [
+                    {
+                        "label": int(label),
+                        "bbox": tfds.features.BBox((y0 + 1) / 36, (x0 + 1) / 48, y1 / 36, x1 / 48),
+                        "is_difficult": bool(difficult),
+                    }
+                    for (x0, y0, x1, y1), label, difficult in zip(image.boxes, image.labels, image.difficult)
+                ],
+            }
+            for path, image in zip(source.paths, source.annotations)
+        ]
+        for split, source in zip(("train", "test"), folders)
+    }
+    splits = {split: enumerate(images) for split, images in examples.items()}
+    tfds.dataset_builders.store_as_tfds_dataset("tiny_voc", "1.0.0", features, splits, data_dir=tmp_path / "tfds")
+    streams = open_detection_data("tiny_voc", "train", "test", str(tmp_path / "tfds"))
+    for folder, stream in zip(folders, streams):
+        assert folder.class_names == stream.class_names
+        read = folder.reader()
+        files = {read(index).numpy(): image for index, image in enumerate(folder.annotations)}
+        for index, image in enumerate(stream.annotations):
+            same = files[stream.reader()(index).numpy()]
+            assert (image.height, image.width) == (same.height, same.width)
+            np.testing.assert_allclose(image.boxes, same.boxes, atol=1e-4)
+            assert image.labels.tolist() == same.labels.tolist()
+    with pytest.raises(UserError) as error:
+        open_detection_data("tiny_voc", "trainval", "test", str(tmp_path / "tfds"))
+    assert str(error.value) == "--dataset=tiny_voc: no split 'validation', wanted one of test, train"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 
 from absl import flags
 
 from flags import pretraining
+from instcls_tf.benchmark.sizes import ClassifierBenchmark
 from instcls_tf.config import PretrainConfig
 from instcls_tf.errors import UserError
 
@@ -40,7 +42,31 @@ def input_config() -> PretrainConfig:
     return config
 
 
-_SUBJECTS = {"input": define_input}
+def define_classifier() -> None:
+    """The flags of `benchmark classifier`."""
+    defaults = {field.name: field.default for field in dataclasses.fields(ClassifierBenchmark)}
+    flags.DEFINE_integer("num_instances", defaults["num_instances"], "N, the classes of all workers together.")
+    flags.DEFINE_integer("batch_rows", defaults["batch_rows"], "B, rows (views) of the global batch.")
+    flags.DEFINE_bool("bare", defaults["bare"], "Time three bare matrix products, whose logits take 4 B N / T bytes.")
+    flags.DEFINE_bool("plain", defaults["plain"], "Time the plain Dense layer, each worker with all N classes.")
+    flags.DEFINE_integer("repeats", defaults["repeats"], "Steps that are timed; their median counts.")
+    pretraining.define(only=("embedding_size", "hard_negatives", "smoothing"))
+
+
+def classifier_benchmark() -> ClassifierBenchmark:
+    """Sizes as the parsed command line has them."""
+    fields = dataclasses.fields(ClassifierBenchmark)
+    return ClassifierBenchmark(**{field.name: FLAGS[field.name].value for field in fields})
+
+
+def define_hard_negatives() -> None:
+    """The flags of `benchmark hard_negatives`."""
+    flags.DEFINE_integer("num_instances", 50_000, "N, the classes of all workers together.")
+    flags.DEFINE_integer("repeats", 3, "Searches that are timed; their median counts.")
+    pretraining.define(only=("embedding_size", "hard_negatives"))
+
+
+_SUBJECTS = {"input": define_input, "classifier": define_classifier, "hard_negatives": define_hard_negatives}
 
 
 def take_subject() -> None:

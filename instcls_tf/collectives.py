@@ -142,6 +142,11 @@ def average_variables(variables: list[tf.Variable], name: str) -> None:
         variable.assign(sum_over_workers(variable.read_value(), f"{name}_{index}") / _size)
 
 
+def averaging_tape() -> tf.GradientTape:
+    """Horovod's own tape for plain data parallelism, which averages gradients; for comparison, not for the method."""
+    return tf.GradientTape() if _size == 1 else _horovod().DistributedGradientTape(tf.GradientTape())
+
+
 def barrier() -> None:
     """Returns once every worker has arrived."""
     if _size > 1:

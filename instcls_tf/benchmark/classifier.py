@@ -1,0 +1,115 @@
+"""The sharded classifier's step against what any exact softmax must compute, and against the plain way to do it.
+
+Any exact training step needs three matrix products of B rows, n classes and D columns: logits, the gradient for the
+embeddings and the one for the class weights. Their time alone is the yardstick; the streamed step computes a fourth
+(the logits again) instead of keeping B x n numbers, and does everything else a step needs: exp, sums, labels,
+collectives, weight decay, momentum. The plain way is a Keras `Dense` layer over all N classes on every worker, softmax
+cross-entropy, Horovod's `DistributedGradientTape` and SGD.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import psutil
+import tensorflow as tf
+
+from instcls_tf import collectives, device
+from instcls_tf.benchmark.sizes import ClassifierBenchmark
+from instcls_tf.benchmark.timing import seconds_of, slowest
+from instcls_tf.classifier import ShardedClassifier
+from instcls_tf.config import PretrainConfig
+
+
+def measure_classifier(settings: ClassifierBenchmark) -> dict[str, float]:
+    """All workers together; the figures are those of the slowest worker.
+
+    Returns:
+      `seconds_per_step`, `bare_matmul_seconds`, `ratio_to_matmul`, `plain_seconds_per_step` (the last three if asked
+      for), `state_bytes` (class weights and momentum of a worker), `peak_rss_bytes`, `peak_bytes_above_state` (what the
+      step adds to the process, weights and momentum excluded) and `workers`.
+    """
+    collectives.init()
+    settings.validate(collectives.size())
+    device.take()
+    tf.keras.utils.set_random_seed(0)
+    layer = ShardedClassifier(settings.num_instances, settings.embedding_size, smoothing=settings.smoothing)
+    layer.initialize_gaussian()
+    batch = _batch(settings)
+    result = {"workers": collectives.size(), "num_instances": settings.num_instances, "batch_rows": settings.batch_rows}
+    result["state_bytes"] = 2 * 4 * layer.num_local * settings.embedding_size
+    before = psutil.Process().memory_info().rss
+    with _PeakMemory() as peak:
+        result["seconds_per_step"] = seconds_of(lambda: layer(*batch, learning_rate=0.1).loss.numpy(), settings.repeats)
+    result["peak_rss_bytes"] = int(slowest(peak.bytes))
+    result["peak_bytes_above_state"] = int(slowest(peak.bytes - before))
+    if settings.bare:
+        result["bare_matmul_seconds"] = _bare_products(settings, layer.local_rows.read_value())
+        result["ratio_to_matmul"] = result["seconds_per_step"] / result["bare_matmul_seconds"]
+    if settings.plain:
+        del layer
+        result["plain_seconds_per_step"] = _plain_step(settings)
+    return result
+
+
+def _batch(settings: ClassifierBenchmark) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+    """This worker's share: embeddings `[b, D]`, instance ids `[b]` and hard negatives `[b, K]`."""
+    begin, end = collectives.own_bounds(settings.batch_rows)
+    random = tf.random.Generator.from_seed(1 + collectives.rank())
+    ids = random.uniform([end - begin], 0, settings.num_instances, tf.int32)
+    hard = None
+    if settings.smoothing:
+        hard = random.uniform([end - begin, settings.hard_negatives], 0, settings.num_instances, tf.int32)
+    return random.normal([end - begin, settings.embedding_size]), ids, hard
+
+
+def _bare_products(settings: ClassifierBenchmark, rows: tf.Tensor) -> float:
+    """Seconds of the three products on this worker's classes, the `[B, n]` logits written once and read twice."""
+    embeddings = tf.random.normal([settings.batch_rows, settings.embedding_size])
+
+    @tf.function
+    def products(embeddings, rows):
+        logits = tf.matmul(embeddings, rows, transpose_b=True)  # [B, n]
+        for_embeddings = tf.matmul(logits, rows)  # [B, D]
+        for_rows = tf.matmul(logits, embeddings, transpose_a=True)  # [n, D]
+        return for_embeddings[0, 0] + for_rows[0, 0]
+
+    return seconds_of(lambda: products(embeddings, rows).numpy(), settings.repeats)
+
+
+def _plain_step(settings: ClassifierBenchmark) -> float:
+    """Seconds of a step in which each worker holds all classes and its share of the rows."""
+    dense = tf.keras.layers.Dense(settings.num_instances, use_bias=False)
+    optimizer = tf.keras.optimizers.legacy.SGD(0.1, momentum=PretrainConfig.momentum)
+    embeddings, ids, _ = _batch(settings)
+
+    @tf.function
+    def step():
+        with collectives.averaging_tape() as tape:
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(ids, dense(embeddings) / PretrainConfig.temperature)
+            loss = tf.reduce_mean(losses)
+        optimizer.apply_gradients(zip(tape.gradient(loss, dense.trainable_variables), dense.trainable_variables))
+        return loss
+
+    return seconds_of(lambda: step().numpy(), settings.repeats)
+
+
+class _PeakMemory:
+    """The largest resident size of this process while the block runs, looked at every few milliseconds."""
+
+    def __enter__(self) -> _PeakMemory:
+        self.bytes, self._stop = 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        process = psutil.Process()
+        while not self._stop.is_set():
+            self.bytes = max(self.bytes, process.memory_info().rss)
+            time.sleep(0.005)
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()

@@ -1,0 +1,60 @@
+"""The benchmarks of the classifier: sensible figures at small sizes, and mistakes in one sentence."""
+
+import json
+
+import pytest
+
+from instcls_tf.benchmark.sizes import ClassifierBenchmark
+from instcls_tf.benchmark.timing import seconds_of
+from instcls_tf.errors import UserError
+from tests.commands import run_script
+
+SIZES = ["--num_instances=3001", "--embedding_size=16", "--hard_negatives=7", "--repeats=2"]
+
+
+def test_classifier_on_two_workers():
+    finished = run_script("benchmark", "classifier", *SIZES, "--batch_rows=33", workers=2)
+    assert finished.status == 0, finished.output
+    (line,) = [line for line in finished.stdout.splitlines() if "{" in line]
+    result = json.loads(line[line.index("{") :])
+    assert result["workers"] == 2 and result["state_bytes"] == 2 * 4 * 1501 * 16
+    assert result["ratio_to_matmul"] == pytest.approx(result["seconds_per_step"] / result["bare_matmul_seconds"])
+    assert 0 < result["bare_matmul_seconds"] < result["seconds_per_step"] < 10
+    assert 0 < result["plain_seconds_per_step"] < 10
+    assert 0 <= result["peak_bytes_above_state"] < result["peak_rss_bytes"] < 4e9
+
+
+def test_hard_negatives_agree_with_faiss():
+    finished = run_script("benchmark", "hard_negatives", *SIZES)
+    assert finished.status == 0, finished.output
+    result = json.loads(finished.stdout.splitlines()[-1])
+    assert result["agreement"] > 0.999  # ties and float32 may swap the last members
+    assert result["ratio_to_faiss"] == pytest.approx(result["seconds"] / result["faiss_seconds"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"num_instances": 0}, "--num_instances=0: must be at least 1"),
+        ({"repeats": 0}, "--repeats=0: must be at least 1"),
+        ({"batch_rows": 2}, "--batch_rows=2: must be at least the 3 workers"),
+        ({"smoothing": 1.0}, "--smoothing=1.0: must be 0 or more and below 1"),
+        ({"num_instances": 100}, "--hard_negatives=100: must be at least 1 and below --num_instances=100"),
+    ],
+)
+def test_sizes_that_cannot_be_measured(changes, sentence):
+    with pytest.raises(UserError) as refusal:
+        ClassifierBenchmark(**changes).validate(num_workers=3)
+    assert str(refusal.value) == sentence
+
+
+def test_seconds_leave_out_the_first_call():
+    import time
+
+    calls = []
+
+    def action():
+        calls.append(1)
+        time.sleep(0.5 if len(calls) == 1 else 0.01)
+
+    assert 0.01 <= seconds_of(action, 3) < 0.3 and len(calls) == 4

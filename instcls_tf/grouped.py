@@ -47,7 +47,8 @@ def encode(encoder: tf.keras.Model, images: tf.Tensor, is_real: tf.Tensor, group
         return embeddings, after
 
     if several:
-        embeddings, sums, count = _encode_groups(in_training_mode, images, is_real, group_rows, before)
+        size = encoder.output_shape[-1]
+        embeddings, sums, count = _encode_groups(in_training_mode, images, is_real, group_rows, size, before)
     else:
         with tf.GradientTape() as tape:
             embeddings, after = in_training_mode(images)
@@ -70,15 +71,15 @@ def encode(encoder: tf.keras.Model, images: tf.Tensor, is_real: tf.Tensor, group
     return Encoded(embeddings, backpropagate)
 
 
-def map_groups(function: Callable, images: tf.Tensor, group_rows: int, state):
+def map_groups(function: Callable, images: tf.Tensor, group_rows: int, embedding_size: int, state):
     """Runs `embeddings, state = function(group, first row, state)` over the groups of `images`, one at a time.
 
     Returns:
-      All embeddings `[b, D]`, and the last state.
+      All embeddings `[b, D]` float32, and the last state.
     """
     num_rows = tf.shape(images)[0]
     num_groups = (num_rows + group_rows - 1) // group_rows
-    parts = tf.TensorArray(tf.float32, num_groups, infer_shape=False)
+    parts = tf.TensorArray(tf.float32, num_groups, infer_shape=False, element_shape=[None, embedding_size])
 
     def step(index, parts, state):
         begin = index * group_rows
@@ -88,10 +89,10 @@ def map_groups(function: Callable, images: tf.Tensor, group_rows: int, state):
     _, parts, state = tf.while_loop(
         lambda index, *_: index < num_groups, step, (tf.constant(0), parts, state), parallel_iterations=1
     )
-    return parts.concat(), state
+    return tf.ensure_shape(parts.concat(), [None, embedding_size]), state
 
 
-def _encode_groups(in_training_mode, images, is_real, group_rows, before):
+def _encode_groups(in_training_mode, images, is_real, group_rows, embedding_size, before):
     def add_group(group, begin, state):
         sums, count = state
         embeddings, after = in_training_mode(group)
@@ -99,7 +100,7 @@ def _encode_groups(in_training_mode, images, is_real, group_rows, before):
         return embeddings, ([total + counted * value for total, value in zip(sums, after)], count + counted)
 
     start = ([tf.zeros_like(value) for value in before], tf.constant(0.0))
-    embeddings, (sums, count) = map_groups(add_group, images, group_rows, start)
+    embeddings, (sums, count) = map_groups(add_group, images, group_rows, embedding_size, start)
     return embeddings, sums, count
 
 

@@ -85,7 +85,11 @@ def _gather(embeddings: tf.Tensor, instance_ids: tf.Tensor) -> tuple[tf.Tensor, 
 def _fixed_bn(encoder: tf.keras.Model, group_rows: int):
     def embed(images, instance_ids):
         embeddings, _ = grouped.map_groups(
-            lambda group, begin, state: (encoder(group, training=False), state), images, group_rows, ()
+            lambda group, begin, state: (encoder(group, training=False), state),
+            images,
+            group_rows,
+            encoder.output_shape[-1],
+            (),
         )
         return _gather(embeddings, instance_ids)
 
@@ -110,8 +114,8 @@ def _running_bn(encoder: tf.keras.Model, group_rows: int):
             real = instance_ids[begin : begin + group_rows] >= 0
             return embeddings, sums + _moments([tf.cast(x, tf.float32)[real] for x in inputs])
 
-        width = sum(layer.moving_mean.shape[0] for layer in layers)
-        embeddings, sums = grouped.map_groups(add_group, images, group_rows, tf.zeros([3, width]))
+        size, width = encoder.output_shape[-1], sum(layer.moving_mean.shape[0] for layer in layers)
+        embeddings, sums = grouped.map_groups(add_group, images, group_rows, size, tf.zeros([3, width]))
         gathered = _gather(embeddings, instance_ids)
         sums, squares, counts = tf.unstack(collectives.sum_over_workers(sums, "prior_bn_moments"))
         means = sums / counts

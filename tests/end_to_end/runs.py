@@ -1,6 +1,7 @@
 """A tiny recipe: two epochs of five steps over 1,437 digits.
 
-1,437 divides by neither 2 nor 4, and the last batch of an epoch is a single instance, less than two workers need.
+1,437 divides by neither 2 nor 4. A batch has BN groups of 180 and of 179; the last batch of an epoch is a
+single instance, less than two workers need.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ TINY = {
     "width_multiplier": 0.125,
     "stem": "small",
     "batch_size": 359,
+    "micro_batch": 180,
     "epochs": 2,
     "learning_rate": 0.4,
     "scale_learning_rate": False,

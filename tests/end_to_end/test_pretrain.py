@@ -17,8 +17,6 @@ from tests.end_to_end.conftest import PastRun
 from tests.end_to_end.runs import NUM_INSTANCES, STEPS, STEPS_PER_EPOCH, TINY, flags_of, metrics_of, write_images
 
 INTERRUPTED_AT = 3  # in mid-epoch
-# Where runs on different numbers of workers compare, up to BN: each worker normalises with its own share of a batch.
-FULL_BATCHES = np.arange(1, STEPS + 1) % STEPS_PER_EPOCH != 0
 METRICS = {"step", "epoch", "loss", "instance_top1", "learning_rate", "images_per_second", "data_wait_fraction"}
 
 
@@ -50,7 +48,7 @@ def test_a_run_leaves_what_the_documentation_promises(request, fixture):
     np.testing.assert_array_equal(metrics["step"], np.arange(1, STEPS + 1))
     np.testing.assert_allclose(metrics["epoch"], metrics["step"] / STEPS_PER_EPOCH)
     assert metrics["loss"][0] == pytest.approx(metrics["loss_expected_start"][0], abs=0.5)
-    assert metrics["loss"][STEPS_PER_EPOCH:].mean() < metrics["loss"][:STEPS_PER_EPOCH].mean() - 0.02
+    assert metrics["loss"][STEPS_PER_EPOCH:].mean() < metrics["loss"][:STEPS_PER_EPOCH].mean() - 0.01
     assert metrics["instance_top1"].min() >= 0
     assert metrics["instance_top1"].max() <= 1
     assert metrics["images_per_second"].min() > 0
@@ -90,7 +88,7 @@ def test_progress_comes_from_rank_0_only(whole_run_of_two):
 
 def test_two_workers_train_as_one_does(whole_run, whole_run_of_two):
     one, two = metrics_of(whole_run.workdir), metrics_of(whole_run_of_two.workdir)
-    np.testing.assert_allclose(two["loss"][FULL_BATCHES], one["loss"][FULL_BATCHES], atol=0.05)
+    np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-4)
     np.testing.assert_array_equal(two["learning_rate"], one["learning_rate"])
 
 
@@ -113,20 +111,15 @@ def test_an_interrupted_run_goes_on(request, tmp_path, interrupted_run_of_two, w
         tf.train.load_checkpoint(str(folder / "checkpoints")).get_tensor("classifier/rows")
         for folder in (workdir, whole)
     )
-    if workers == 2:
-        np.testing.assert_allclose(metrics["loss"], expected["loss"], atol=1e-4)
-        np.testing.assert_allclose(rows, expected_rows, atol=1e-4)
-    else:
-        np.testing.assert_allclose(metrics["loss"][FULL_BATCHES], expected["loss"][FULL_BATCHES], atol=0.05)
-        cosines = np.sum(rows * expected_rows, 1) / np.linalg.norm(rows, axis=1) / np.linalg.norm(expected_rows, axis=1)
-        assert cosines.mean() > 0.98
+    np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-4)
+    np.testing.assert_allclose(rows, expected_rows, atol=1e-3)
 
 
 def test_nine_images_on_three_workers(tmp_path):
     """Batches of 4, 4 and 1 for three workers, two of whom have nothing in the last; begun by one worker."""
     write_images(tmp_path / "photos", [f"{index}.jpg" for index in range(9)])
     dataset = {"dataset": f"folder:{tmp_path / 'photos'}", "augmentation": "none"}
-    changes = {**dataset, "batch_size": 4, "hard_negatives": 8, "learning_rate": 0.01}
+    changes = {**dataset, "batch_size": 4, "micro_batch": 1, "hard_negatives": 8, "learning_rate": 0.01}
     workdir = tmp_path / "run"
     instcls_tf.pretrain(PretrainConfig(**{**TINY, **changes, "workdir": str(workdir), "max_steps": 4}))
     launched(workdir, workers=3, **changes)

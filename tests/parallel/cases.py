@@ -12,6 +12,8 @@ HARD = 7
 STEPS = 20
 LISTS_EVERY = 10
 LEARNING_RATE = 0.7
+# Instances per BN group: 3 to 4 groups a batch, the last one smaller, and a single one in step 7.
+MICRO_BATCH = 4
 
 
 class Case(NamedTuple):

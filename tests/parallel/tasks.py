@@ -85,13 +85,15 @@ def train_step(folder: Path) -> None:
     hard = HardNegatives(layer, cases.HARD)
     encoder = linear_encoder()
     optimizer = MomentumSGD(cases.LEARNING_RATE, momentum=0.9, weight_decay=1e-4)
-    step = make_train_step(encoder, layer, hard, optimizer, tf.TensorSpec([None, 2, 2, 2, 3], tf.float32))
+    views_spec = tf.TensorSpec([None, 2, 2, 2, 3], tf.float32)
+    step = make_train_step(encoder, layer, hard, optimizer, views_spec, cases.MICRO_BATCH, several_groups=True)
     results = {}
     for number in range(cases.STEPS):
         if number % cases.LISTS_EVERY == 0:
             hard.refresh()
         views, ids = views_of(number)
-        begin, end = collectives.own_bounds(len(ids))
+        first, last = collectives.own_bounds(-(-len(ids) // cases.MICRO_BATCH))
+        begin, end = (min(group * cases.MICRO_BATCH, len(ids)) for group in (first, last))
         own_views, own_ids = views[begin:end], ids[begin:end]
         if begin == end:  # What the pipeline gives to a worker without a share.
             own_views, own_ids = views[:1], np.array([-1], np.int32)

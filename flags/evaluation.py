@@ -129,6 +129,10 @@ def answer(command: str, workdir: str, result: dict) -> None:
     rank, _ = launched_rank_and_size() or (0, 1)
     if rank != 0:
         return
-    with open(os.path.join(workdir, f"{command}.json"), "w") as file:
-        json.dump(result, file)
+    path = os.path.join(workdir, f"{command}.json")
+    try:
+        with open(path, "w") as file:
+            json.dump(result, file)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: cannot write {path} ({error.strerror})") from error
     print(json.dumps(result), flush=True)

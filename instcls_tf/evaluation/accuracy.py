@@ -71,7 +71,10 @@ def accuracy_of(
       batch_size: images at a time, all workers together.
 
     Returns:
-      See `summarize`.
+      See `summarize`. Images that cannot be read are left out.
+
+    Raises:
+      UserError: an image has no label, none can be read, or a logit is not finite.
     """
     counts = np.zeros([num_classes, 3])
     batches = pipeline.inference_batches(
@@ -83,5 +86,10 @@ def accuracy_of(
     )
     for images, ids, labels in batches:
         real = ids.numpy() != pipeline.PADDING_ID
+        if np.any(labels.numpy()[real] < 0):
+            raise UserError(f"--dataset={source.name}: an image of the test split has no label")
         counts += count_hits(predict(images).numpy()[real], labels.numpy()[real], num_classes)
-    return summarize(workers.total(counts, "accuracy"))
+    counts = workers.total(counts, "accuracy")
+    if not counts.any():
+        raise UserError(f"--dataset={source.name}: no image of the test split can be read")
+    return summarize(counts)

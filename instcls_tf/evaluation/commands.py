@@ -135,8 +135,8 @@ def finetune_of_run(subject: Subject, recipe: FinetuneRecipe) -> dict:
     Raises:
       UserError: there is nothing to start from, an image has no label, or the training diverged.
     """
+    progress = workers.start(recipe.seed)  # first: reading labels starts TensorFlow, which then takes no other device
     train = open_fraction(subject.splits, subject.dataset, subject.data_dir, recipe.fraction, recipe.seed)
-    progress = workers.start(recipe.seed)
     backbone = finetune.initial_backbone(recipe.init, subject.workdir, subject.config)
     image_size = recipe.image_size or subject.config.image_size
     result = finetune.finetuned_accuracy(

@@ -20,13 +20,14 @@ from instcls_tf import collectives, networks, partition
 from instcls_tf.checkpoint import load_encoder, make_encoder
 from instcls_tf.config import load_run
 from instcls_tf.errors import UserError
-from instcls_tf.evaluation import detection_checkpoint
+from instcls_tf.evaluation import detection_checkpoint, workers
 from instcls_tf.evaluation.detection_batches import inference_batches, training_batches
 from instcls_tf.evaluation.detection_config import DetectConfig
 from instcls_tf.evaluation.detection_metrics import Detections, average_precisions
 from instcls_tf.evaluation.detection_model import MAX_DETECTIONS, build_detector, detection_losses, find_objects
 from instcls_tf.evaluation.detection_pictures import draw_detections
 from instcls_tf.evaluation.detection_sources import DetectionSource
+from instcls_tf.evaluation.feature_store import encoder_digest
 from instcls_tf.optimizer import MomentumSGD
 from instcls_tf.run_log import Progress
 
@@ -53,17 +54,16 @@ def detect(config: DetectConfig, train: DetectionSource, test: DetectionSource) 
       UserError: a setting, the run or an image is not right, or the loss is no longer finite.
     """
     # ---- Workers
-    collectives.init()
+    progress = workers.start(config.seed)
     config.validate(collectives.size())
-    tf.keras.utils.set_random_seed(config.seed)
     is_chief = collectives.rank() == 0
-    progress = Progress(visible=is_chief)
 
     # ---- Model
     if config.init == "checkpoint":
         encoder = load_encoder(config.workdir)
     else:
         encoder = make_encoder(load_run(config.workdir))
+    origin = f"{encoder_digest(encoder)} {train.digest()}"
     detector = build_detector(
         encoder, len(train.class_names), image_size=config.image_size, pyramid_channels=config.pyramid_channels
     )
@@ -76,7 +76,7 @@ def detect(config: DetectConfig, train: DetectionSource, test: DetectionSource) 
         f"{len(train.annotations)} images to train on, {len(test.annotations)} to test on, {len(train.class_names)}"
         f" classes ({', '.join(train.class_names[:20])}), {collectives.size()} worker(s), {steps} steps"
     )
-    _train(config, detector, train, steps, progress)
+    _train(config, origin, detector, train, steps, progress)
 
     # ---- Evaluation
     found = _detections(config, detector, test, progress)
@@ -114,14 +114,19 @@ class WarmupSteps(tf.keras.optimizers.schedules.LearningRateSchedule):
 
 
 def _train(
-    config: DetectConfig, detector: tf.keras.Model, train: DetectionSource, steps: int, progress: Progress
+    config: DetectConfig,
+    origin: str,
+    detector: tf.keras.Model,
+    train: DetectionSource,
+    steps: int,
+    progress: Progress,
 ) -> None:
     schedule = WarmupSteps(config.learning_rate, config.warmup_steps, steps)
     optimizer = MomentumSGD(schedule, config.momentum, config.weight_decay)
     optimizer.build(detector.trainable_variables)
     train_step = make_train_step(detector, optimizer, config.image_size)
     state = tf.train.Checkpoint(detector=detector, optimizer=optimizer)
-    first_step = detection_checkpoint.restore(config, state)
+    first_step = detection_checkpoint.restore(config, origin, state)
     if first_step:
         progress.say(f"continuing the fine-tune in {config.workdir} from step {first_step}")
     batches = training_batches(
@@ -144,7 +149,7 @@ def _train(
         if step % (steps // config.epochs) == 0:
             # The moving statistics saw different images on each worker.
             collectives.average_variables(networks.batch_norm_statistics(detector), "detector_bn")
-            detection_checkpoint.save(config, state, step)
+            detection_checkpoint.save(config, origin, state, step)
 
 
 def make_train_step(detector: tf.keras.Model, optimizer: tf.keras.optimizers.Optimizer, image_size: int):
@@ -182,9 +187,8 @@ def _detections(
     images_spec = tf.TensorSpec([None, config.image_size, config.image_size, 3], tf.uint8)
     look = tf.function(lambda images: find_objects(detector, images), input_signature=[images_spec])
     gather = tf.function(lambda rows: collectives.all_gather(rows, "detections"), reduce_retracing=True)
-    count, workers = len(test.annotations), collectives.size()
-    begin, end = partition.bounds(count, workers, collectives.rank())
-    share = max(1, config.batch_size // workers)
+    begin, end = partition.bounds(len(test.annotations), collectives.size(), collectives.rank())
+    share = max(1, config.batch_size // collectives.size())
     batches = inference_batches(test, image_size=config.image_size, batch_size=share, begin=begin, end=end)
     rows = [np.zeros([0, MAX_DETECTIONS, 6], np.float32)]
     for step, (images, _, _) in enumerate(_readable(batches, config.dataset), start=1):

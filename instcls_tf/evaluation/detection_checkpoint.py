@@ -16,23 +16,29 @@ from instcls_tf.evaluation.detection_config import DetectConfig
 _NOT_RECIPE = ("workdir", "data_dir")
 
 
-def save(config: DetectConfig, state: tf.train.Checkpoint, step: int) -> None:
-    """Writes `state` after `step` steps, in place of the one before; rank 0 does."""
+def save(config: DetectConfig, origin: str, state: tf.train.Checkpoint, step: int) -> None:
+    """Writes `state` after `step` steps, in place of the one before; rank 0 does. `origin` as in `restore`."""
     if collectives.rank() > 0:
         return
     folder = _folder(config)
     os.makedirs(folder, exist_ok=True)
     state.write(_prefix(config, step))
     with open(_record(config) + ".new", "w") as file:
-        json.dump({"step": step, "settings": _recipe(config)}, file)
+        json.dump({"step": step, "settings": _recipe(config), "origin": origin}, file)
     os.replace(_record(config) + ".new", _record(config))
     for path in glob.glob(os.path.join(glob.escape(folder), "step-*")):
         if not path.startswith(_prefix(config, step)):
             os.remove(path)
 
 
-def restore(config: DetectConfig, state: tf.train.Checkpoint) -> int:
+def restore(config: DetectConfig, origin: str, state: tf.train.Checkpoint) -> int:
     """Reads the state that a fine-tune with the same settings left.
+
+    Args:
+      config: the settings.
+      origin: a hash of the weights and the annotations that the fine-tune starts from: a run that went on, or another
+        data set at the same place, is another fine-tune.
+      state: receives it.
 
     Returns:
       Its completed steps; 0 if there is none, or one with other settings, which the next `save` replaces.
@@ -44,7 +50,7 @@ def restore(config: DetectConfig, state: tf.train.Checkpoint) -> int:
         return 0
     with open(_record(config)) as file:
         record = json.load(file)
-    if record["settings"] != _recipe(config):
+    if record["settings"] != _recipe(config) or record.get("origin") != origin:
         return 0
     checkpoint.restore(_prefix(config, record["step"]), state, {})
     return record["step"]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
@@ -50,6 +51,16 @@ class DetectionSource:
     annotations: tuple[Annotation, ...]
     paths: tuple[str, ...] | None = None
     encoded: tuple[bytes, ...] | None = None
+
+    def digest(self) -> str:
+        """A hash of the classes, the images' names and sizes, and their objects."""
+        digest = hashlib.sha256(repr(self.class_names).encode())
+        for annotation in self.annotations:
+            head = f"{annotation.name!r} {annotation.height} {annotation.width} {len(annotation.labels)}"
+            digest.update(head.encode(errors="surrogateescape"))
+            for values in (annotation.boxes, annotation.labels, annotation.difficult):
+                digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
 
     def reader(self) -> Callable[[Any], Any]:
         """A graph function from an image's place (int64 scalar) to its encoded bytes."""
@@ -157,7 +168,7 @@ def _read_annotation(path: str, name: str) -> tuple[list[str], np.ndarray, np.nd
         root = ElementTree.parse(path).getroot()
     except OSError as error:
         raise UserError(f"{path}: cannot read the labels of image {name!r} ({error.strerror})") from error
-    except (ElementTree.ParseError, ValueError) as error:
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise UserError(f"{path}: not XML ({error})") from error
     if root.tag != "annotation":
         raise UserError(f"{path}: not an annotation in Pascal VOC's form, its outermost element is <{root.tag}>")

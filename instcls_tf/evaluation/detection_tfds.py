@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from instcls_tf import collectives, device
 from instcls_tf.errors import UserError
 from instcls_tf.evaluation.detection_sources import Annotation, DetectionSource
 
@@ -29,6 +30,8 @@ def open_tfds_split(dataset: str, split: str, data_dir: str | None) -> Detection
     if not builder.is_prepared():
         where = f" --data_dir={data_dir}" if data_dir else ""
         raise UserError(f"--dataset={dataset}: not prepared, run first: tfds build {dataset}{where}")
+    collectives.init()
+    device.take()  # before TensorFlow reads anything: after that it takes no other device
     features = builder.info.features
     objects = getattr(features["objects"], "feature", {}) if "objects" in features else {}  # one per object
     if not {"bbox", "label", "is_difficult"} <= set(objects.keys()):

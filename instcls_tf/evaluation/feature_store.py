@@ -42,6 +42,8 @@ class Stored(NamedTuple):
         Raises:
           UserError: an image of `dataset` has no label.
         """
+        if not len(self.labels):
+            raise UserError(f"--dataset={dataset}: no image of the split can be read")
         if self.labels.min(initial=0) < 0:
             unlabelled = int(self.ids[np.argmin(self.labels)])
             raise UserError(f"--dataset={dataset}: image {unlabelled} of the split has no label")
@@ -62,13 +64,22 @@ def source_digest(source: Source) -> str:
     if hasattr(source, "builder"):
         info = source.builder.info
         digest.update(f"{info.full_name} {source.split} {info.splits[source.split].shard_lengths}".encode())
+        for path in source.shards.paths:
+            digest.update(_file_identity("", path))
     elif hasattr(source, "paths"):
         for path in source.paths:
-            status = os.stat(os.path.join(source.root, path))
-            digest.update(os.fsencode(path) + f" {status.st_size} {status.st_mtime_ns}\n".encode())
+            digest.update(_file_identity(source.root, path))
     else:
         digest.update(np.ascontiguousarray(source.images).tobytes())
     return digest.hexdigest()
+
+
+def _file_identity(root: str, path: str) -> bytes:
+    try:
+        status = os.stat(os.path.join(root, path))
+        return os.fsencode(path) + f" {status.st_size} {status.st_mtime_ns}\n".encode()
+    except OSError:  # a broken link is skipped when images are read
+        return os.fsencode(path) + b" -\n"
 
 
 def stored_features(

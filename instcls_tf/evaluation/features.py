@@ -66,14 +66,18 @@ def extract(model, source: Source, *, image_size: int, batch_size: int = 256) ->
       source: the images.
       image_size: S, pixels.
       batch_size: images at a time, all workers together.
+
+    Returns:
+      Vectors and labels of the images that can be read.
     """
     vectors, labels = None, np.full([source.num_instances], -1, np.int32)
+    seen = np.zeros([source.num_instances], bool)
     for batch in stream(model, source, image_size=image_size, batch_size=batch_size):
         (rows,) = batch.outputs
         if vectors is None:
             vectors = np.zeros([source.num_instances, rows.shape[1]], np.float32)
-        vectors[batch.ids], labels[batch.ids] = rows, batch.labels
-    return Features(vectors, labels)
+        vectors[batch.ids], labels[batch.ids], seen[batch.ids] = rows, batch.labels, True
+    return Features(vectors, labels) if seen.all() else Features(vectors[seen], labels[seen])
 
 
 def stream(

@@ -128,9 +128,12 @@ def _make_train_step(backbone, classifier, optimizers, image_size: int):
         ]
     )
     def train_step(images, labels):
+        real = labels >= 0
+        # Images that cannot be read stay out of BN, too, unless there are no others: it must see something.
+        seen = tf.logical_or(real, tf.logical_not(tf.reduce_any(real)))
         with tf.GradientTape() as tape:
-            logits = classifier(backbone(images, training=True))
-            own_part, loss = global_cross_entropy(logits, labels, "finetune_loss")
+            logits = classifier(backbone(images[seen], training=True))
+            own_part, loss = global_cross_entropy(logits[real[seen]], labels[real], "finetune_loss")
         groups = [backbone.trainable_variables, classifier.trainable_variables]
         gradients = tape.gradient(own_part, [variable for group in groups for variable in group])
         gradients = [collectives.sum_over_workers(g, f"finetune_gradient_{i}") for i, g in enumerate(gradients)]

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from instcls_tf import collectives
+from instcls_tf.errors import UserError
 
 # Elements of one tile of similarities, [queries, rows of the index].
 _TILE_ELEMENTS = 2**24
@@ -96,7 +97,14 @@ def shared_knn_accuracy(
 
     Returns:
       What `knn_accuracy` returns, and `nearest_top1`: the accuracy of 1-NN.
+
+    Raises:
+      UserError: a split is empty or lacks labels, or a feature is not finite.
     """
+    for labels, split in ((train_labels, "train"), (test_labels, "test")):
+        if not len(labels) or labels.min() < 0:
+            problem = "has images without labels" if len(labels) else "has no image that can be read"
+            raise UserError(f"the {split} split {problem}")
     own = slice(*collectives.own_bounds(len(test_labels)))
     hits = knn_hits(train_features, train_labels, test_features[own], test_labels[own], k=k, temperature=temperature)
     counts = collectives.sum_over_workers(tf.constant(hits.sum(axis=0), tf.int64), "knn_hits").numpy()
@@ -130,6 +138,8 @@ def nearest(index: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray,
 
 
 def _directions(rows: np.ndarray) -> tf.Tensor:
+    if not np.isfinite(rows).all():
+        raise UserError("the features are not finite: did the training of their network diverge?")
     return tf.math.l2_normalize(tf.cast(np.asarray(rows), tf.float32), axis=1)
 
 

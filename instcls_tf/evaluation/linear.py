@@ -101,6 +101,7 @@ def global_cross_entropy(logits: tf.Tensor, labels: tf.Tensor, name: str) -> tup
     local = tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
     both = tf.stack([tf.stop_gradient(local), tf.cast(tf.shape(labels)[0], tf.float32)])
     loss_sum, count = tf.unstack(collectives.sum_over_workers(both, name))
+    count = tf.maximum(count, 1.0)  # a batch of images that cannot be read
     return local / count, loss_sum / count
 
 

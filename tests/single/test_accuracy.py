@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from instcls_tf.data.sources import open_source
 from instcls_tf.errors import UserError
-from instcls_tf.evaluation.accuracy import count_hits, summarize
+from instcls_tf.evaluation.accuracy import accuracy_of, count_hits, summarize
 
 
 def test_counts_by_class():
@@ -30,3 +34,10 @@ def test_a_classifier_that_says_nothing_is_not_right():
     assert summarize(count_hits(np.zeros([10, 10]), labels, 10))["top1"] == 0.1
     with pytest.raises(UserError, match="diverged"):
         count_hits(np.full([10, 10], np.nan), labels, 10)
+
+
+def test_a_test_split_without_labels_is_refused():
+    digits = open_source("digits", "test")
+    unlabelled = dataclasses.replace(digits, labels=np.full_like(digits.labels, -1))
+    with pytest.raises(UserError, match="an image of the test split has no label"):
+        accuracy_of(lambda images: tf.zeros([len(images), 10]), unlabelled, image_size=8, num_classes=10)

@@ -55,6 +55,10 @@ MISTAKES = {
         {ANNOTATION: "labels: none"},
         "{root}/Annotations/test_0.xml: not XML (syntax error: line 1, column 0)",
     ),
+    "no encoding": (
+        {ANNOTATION: '<?xml version="1.0" encoding="none"?><annotation/>'},
+        "{root}/Annotations/test_0.xml: not XML (unknown encoding: none)",
+    ),
     "a page": (
         {ANNOTATION: "<html></html>"},
         "{root}/Annotations/test_0.xml: not an annotation in Pascal VOC's form, its outermost element is <html>",
@@ -100,7 +104,7 @@ MISTAKES = {
     ),
     "no image": (
         {"JPEGImages/test_1.jpg": None},
-        "{root}/JPEGImages/test_1: no such image (.jpg, .jpeg, .png, .bmp, .gif)",
+        "{root}/JPEGImages/test_1: no such image (.jpg, .jpeg, .png, .webp, .bmp, .gif)",
     ),
     "only difficult objects": (
         {ANNOTATION: [("red", 1, 5, 4, 9, 1)], "ImageSets/Main/test.txt": "test_0\n"},
@@ -196,3 +200,10 @@ def test_tfds_holds_the_same(tmp_path, root):
     with pytest.raises(UserError) as error:
         open_detection_data("tiny_voc", "trainval", "test", str(tmp_path / "tfds"))
     assert str(error.value) == "--dataset=tiny_voc: no split 'validation', wanted one of test, train"
+
+
+def test_another_data_set_at_the_same_place_has_another_digest(tmp_path, root):
+    before, _ = open_below(tmp_path)
+    assert open_below(tmp_path)[0].digest() == before.digest()
+    write_annotation(root / "Annotations" / "trainval_0.xml", [("red", 1, 2, 10, 20, 0)], 48, 36)
+    assert open_below(tmp_path)[0].digest() != before.digest()

@@ -159,3 +159,12 @@ def test_no_such_file(tmp_path):
         load_features(str(tmp_path / "none.npz"))
     with pytest.raises(UserError, match=r"has no backbone\.npy$"):
         load_features(str(tmp_path))
+
+
+def test_images_that_cannot_be_read_have_a_key_and_no_row(tmp_path, encoder):
+    write_images(tmp_path, ["train/a/1.jpg", "train/a/2.jpg", "train/b/3.jpg"])
+    (tmp_path / "train" / "b" / "4.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    folder = open_source(f"folder:{tmp_path}")
+    assert source_digest(folder) == source_digest(open_source(f"folder:{tmp_path}"))
+    vectors, labels = features.extract(features.pixels, folder, image_size=8)
+    assert vectors.shape == (3, 192) and labels.tolist() == [0, 0, 1]

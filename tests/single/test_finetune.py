@@ -14,6 +14,7 @@ from instcls_tf.evaluation.labelled import open_fraction, open_splits
 from instcls_tf.evaluation.recipes import FinetuneRecipe
 from instcls_tf.export.saved_model import export_saved_model
 from instcls_tf.run_log import Progress
+from tests.end_to_end.runs import write_images
 
 QUIET = Progress(visible=False)
 CONFIG = PretrainConfig(
@@ -97,3 +98,15 @@ def test_starts_from_somebody_elses_model(tmp_path):
 )
 def test_learning_rates_follow_the_fraction_of_labels(settings, rates):
     assert FinetuneRecipe(**settings).learning_rates == rates
+
+
+def test_images_that_cannot_be_read_are_left_out(tmp_path):
+    for split in ("train", "test"):
+        write_images(tmp_path, [f"{split}/{label}/{index}.jpg" for label in "ab" for index in range(3)])
+        (tmp_path / split / "a" / "1.jpg").write_bytes(b"")
+    splits = open_splits(f"folder:{tmp_path}")
+    recipe = FinetuneRecipe(epochs=1, batch_size=2, encoder_learning_rate=0.01, classifier_learning_rate=0.1)
+    backbone = initial_backbone("scratch", "", CONFIG)
+    result = finetuned_accuracy(backbone, splits.train, splits, recipe, image_size=8, progress=QUIET)
+    assert result["examples"] == 5
+    assert np.isfinite(result["loss"])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
+from instcls_tf.errors import UserError
 from instcls_tf.evaluation import knn
 from instcls_tf.evaluation.knn import few_labels_accuracy, knn_accuracy, nearest
 from tests import reference
@@ -127,3 +128,14 @@ def test_few_labels_of_well_separated_classes():
     labels = np.repeat(np.arange(3), 6)
     result = few_labels_accuracy(np.eye(3)[labels], labels, np.eye(3), np.arange(3), labels_per_class=2)
     assert result == {"mean": 1.0, "std": 0.0}
+
+
+def test_what_cannot_be_judged_is_one_sentence():
+    vectors, labels = np.eye(4, dtype=np.float32), np.arange(4)
+    for wrong, sentence in [
+        ((np.full_like(vectors, np.nan), labels, vectors, labels), "the features are not finite"),
+        ((vectors, labels, vectors, labels - 1), "the test split has images without labels"),
+        ((vectors, labels, vectors[:0], labels[:0]), "the test split has no image that can be read"),
+    ]:
+        with pytest.raises(UserError, match=sentence):
+            knn.shared_knn_accuracy(*wrong)

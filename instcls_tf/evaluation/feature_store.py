@@ -64,11 +64,18 @@ def source_digest(source: Source) -> str:
         digest.update(f"{info.full_name} {source.split} {info.splits[source.split].shard_lengths}".encode())
     elif hasattr(source, "paths"):
         for path in source.paths:
-            status = os.stat(os.path.join(source.root, path))
-            digest.update(os.fsencode(path) + f" {status.st_size} {status.st_mtime_ns}\n".encode())
+            digest.update(os.fsencode(path) + _state(os.path.join(source.root, path)))
     else:
         digest.update(np.ascontiguousarray(source.images).tobytes())
     return digest.hexdigest()
+
+
+def _state(path: str) -> bytes:
+    try:
+        status = os.stat(path)
+    except OSError:  # a broken link is a bad file, which has no features
+        return b" -\n"
+    return f" {status.st_size} {status.st_mtime_ns}\n".encode()
 
 
 def stored_features(

@@ -32,5 +32,14 @@ class OnlineKnn:
 
     def measure(self) -> dict[str, float]:
         """Weighted 20-NN accuracy of the backbone's features, as `knn_top1`; all workers together."""
-        train, test = (features.extract(self._backbone, s, image_size=self._config.image_size) for s in self._splits)
+        train, test = (
+            _readable(features.extract(self._backbone, split, image_size=self._config.image_size))
+            for split in self._splits
+        )
         return {"knn_top1": shared_knn_accuracy(*train, *test)["top1"]}
+
+
+def _readable(seen: features.Features) -> features.Features:
+    """Without the images that could not be read, which have no label and no features."""
+    kept = seen.labels >= 0
+    return seen if kept.all() else features.Features(seen.vectors[kept], seen.labels[kept])

@@ -14,6 +14,7 @@ from instcls_tf.data.sources import DigitsSource, open_source
 from instcls_tf.errors import UserError
 from instcls_tf.evaluation import feature_store, features
 from instcls_tf.evaluation.feature_store import Stored, load_features, source_digest, stored_features, write_output
+from instcls_tf.evaluation.online_knn import _readable
 from instcls_tf.run_log import Progress
 from tests.end_to_end.runs import write_images
 
@@ -159,3 +160,15 @@ def test_no_such_file(tmp_path):
         load_features(str(tmp_path / "none.npz"))
     with pytest.raises(UserError, match=r"has no backbone\.npy$"):
         load_features(str(tmp_path))
+
+
+def test_digest_of_a_folder_with_a_broken_link(tmp_path):
+    write_images(tmp_path, ["0.jpg", "1.jpg"])
+    (tmp_path / "2.jpg").symlink_to(tmp_path / "nowhere")
+    assert source_digest(open_source(f"folder:{tmp_path}"))
+
+
+def test_online_knn_leaves_bad_images_out():
+    seen = features.Features(np.arange(6, dtype=np.float32).reshape(3, 2), np.array([1, -1, 0], np.int32))
+    kept = _readable(seen)
+    assert kept.labels.tolist() == [1, 0] and kept.vectors.tolist() == [[0, 1], [4, 5]]

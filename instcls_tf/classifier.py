@@ -165,9 +165,9 @@ class ShardedClassifier(tf.keras.layers.Layer):
         sums = tf.stack([local.exp_sum, local.target_sum, local.own_logit])  # [3, B]
         exp_sum, target_sum, own_logit = tf.unstack(collectives.sum_over_workers(sums, f"{self.name}_sums"))
         max_negative = collectives.max_over_workers(local.max_negative, f"{self.name}_max_negative")
-        loss = tf.reduce_mean(softmax.loss_per_row(exp_sum, target_sum, shift, self.smoothing_loss))
+        loss = _mean(softmax.loss_per_row(exp_sum, target_sum, shift, self.smoothing_loss))
         loss = tf.debugging.check_numerics(loss, "the loss of the global batch")
-        instance_top1 = tf.reduce_mean(tf.cast(own_logit > max_negative, tf.float32))
+        instance_top1 = _mean(tf.cast(own_logit > max_negative, tf.float32))
 
         gradient = softmax.embedding_gradient(local, exp_sum, target_sum, self.temperature, self.smoothing_loss)
         gradient = collectives.sum_and_keep_own_rows(
@@ -264,6 +264,11 @@ def sample_classes(instance_ids: tf.Tensor, num_instances: int, size: int, seed)
 
 def _local_index(streamed, begin, end):
     return tf.range(begin, end) if streamed is None else streamed[begin:end]
+
+
+def _mean(per_row):
+    """0 for a batch without rows, which has bad images only: no reason to end a run."""
+    return tf.math.divide_no_nan(tf.reduce_sum(per_row), tf.cast(tf.size(per_row), tf.float32))
 
 
 def _flat(tensor):

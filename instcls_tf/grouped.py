@@ -55,7 +55,7 @@ def encode(encoder: tf.keras.Model, images: tf.Tensor, is_real: tf.Tensor, group
         count = tf.cast(tf.reduce_any(is_real), tf.float32)
         sums = [count * value for value in after]
 
-    moved = _mean_over_groups(sums, count)
+    moved = _mean_over_groups(sums, count, before)
     for variable, value in zip(statistics, moved):
         variable.assign(value)
 
@@ -104,14 +104,17 @@ def _encode_groups(in_training_mode, images, is_real, group_rows, embedding_size
     return embeddings, sums, count
 
 
-def _mean_over_groups(sums: list[tf.Tensor], count: tf.Tensor) -> list[tf.Tensor]:
-    """The mean of every statistic over the groups of all workers, from each worker's sums; one message."""
+def _mean_over_groups(sums: list[tf.Tensor], count: tf.Tensor, before: list[tf.Tensor]) -> list[tf.Tensor]:
+    """The mean of every statistic over the groups of all workers, from each worker's sums; one message.
+
+    Without any group that counts (all images of the batch are bad) the statistics stay as they were `before`.
+    """
     if not sums:
         return []
     sizes = [value.shape[0] for value in sums]
     message = collectives.sum_over_workers(tf.concat([*sums, count[tf.newaxis]], axis=0), "batch_norm_statistics")
     *totals, count = tf.split(message, [*sizes, 1])
-    return [total / count for total in totals]
+    return [tf.where(count > 0, tf.math.divide_no_nan(total, count), old) for total, old in zip(totals, before)]
 
 
 def _backpropagate_groups(encoder, images, gradient, group_rows) -> list[tf.Tensor]:

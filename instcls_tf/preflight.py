@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from instcls_tf.config import PretrainConfig, refuse_other_recipe
+from instcls_tf.data import manifest
 from instcls_tf.data.folder import FolderSource
 from instcls_tf.data.sources import Source, open_training_source
 from instcls_tf.errors import UserError
@@ -33,7 +34,12 @@ def open_training_data(config: PretrainConfig) -> Source:
 def _refuse_added_files(config: PretrainConfig, source: Source) -> None:
     """A run that has a checkpoint has a class for each of the files it began with, and no more."""
     has_checkpoint = os.path.exists(os.path.join(config.workdir, "checkpoints", "checkpoint"))
-    if isinstance(source, FolderSource) and source.changes.added and has_checkpoint:
+    if not isinstance(source, FolderSource) or not has_checkpoint:
+        return
+    path = os.path.join(config.workdir, manifest.MANIFEST_NAME)
+    if not os.path.exists(path):
+        raise UserError(f"{path}: is missing, and with it the ids of the images: without it this run cannot go on")
+    if source.changes.added:
         before = source.num_instances - len(source.changes.added)
         raise UserError(
             f"--dataset={config.dataset}: {source.changes.added[0]!r} was added after the run in"

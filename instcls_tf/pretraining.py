@@ -14,7 +14,8 @@ from instcls_tf.config import PretrainConfig, refuse_other_recipe, run_flags_pat
 from instcls_tf.data import augment, pipeline
 from instcls_tf.data.bad_files import BadFiles
 from instcls_tf.data.folder import FolderSource
-from instcls_tf.data.sources import Source
+from instcls_tf.data.sources import Source, ids_digest
+from instcls_tf.errors import UserError
 from instcls_tf.evaluation.online_knn import OnlineKnn
 from instcls_tf.hardest_classes import HardNegatives
 from instcls_tf.optimizer import MomentumSGD, WarmupCosine
@@ -41,6 +42,7 @@ def pretrain(config: PretrainConfig, source: Source | None = None) -> dict[str, 
 
     # ---- Workers
     collectives.init()
+    _refuse_different_ids(source)
     device.take()
     tf.keras.utils.set_random_seed(config.seed)
     is_chief = collectives.rank() == 0
@@ -241,6 +243,22 @@ def _make_run(config: PretrainConfig, source: Source, schedule: WarmupCosine) ->
     # All workers drew the same weights from the same seed; this makes it certain.
     collectives.broadcast_variables(encoder.variables)
     return Run(encoder, classifier, hard_negatives, optimizer)
+
+
+def _refuse_different_ids(source: Source) -> None:
+    """Each worker has listed the images by itself: copies on other machines may differ, or files arrive meanwhile.
+
+    Raises:
+      UserError: on all workers alike.
+    """
+    mine = tf.constant(np.frombuffer(ids_digest(source), np.int64))
+    digests = collectives.all_gather(mine, "ids_digest").numpy()
+    different = np.flatnonzero(digests != digests[0])
+    if len(different):
+        raise UserError(
+            f"--dataset={source.name}: worker {different[0]} does not see the same images as worker 0, wanted the same"
+            f" files under the same names on all workers, and none added while they start"
+        )
 
 
 def _has_lists(prefix: str) -> bool:

@@ -118,13 +118,13 @@ def _running_bn(encoder: tf.keras.Model, group_rows: int):
         embeddings, sums = grouped.map_groups(add_group, images, group_rows, size, tf.zeros([3, width]))
         gathered = _gather(embeddings, instance_ids)
         sums, squares, counts = tf.unstack(collectives.sum_over_workers(sums, "prior_bn_moments"))
-        means = sums / counts
-        variances = tf.maximum(squares / counts - tf.square(means), 0.0)
+        means = tf.math.divide_no_nan(sums, counts)
+        variances = tf.maximum(tf.math.divide_no_nan(squares, counts) - tf.square(means), 0.0)
         sizes = [layer.moving_mean.shape[0] for layer in layers]
         # The features above used the statistics of previous iterations; only now does this one enter.
         with tf.control_dependencies(gathered):
             for layer, mean, variance in zip(layers, tf.split(means, sizes), tf.split(variances, sizes)):
-                _update_moving(layer, mean, variance)
+                _update_moving(layer, mean, variance, counts[0] > 0)
         return gathered
 
     return embed
@@ -138,6 +138,7 @@ def _moments(inputs: list[tf.Tensor]) -> tf.Tensor:
     return tf.stack([sums, squares, counts])
 
 
-def _update_moving(layer: tf.keras.layers.BatchNormalization, mean: tf.Tensor, variance: tf.Tensor) -> None:
-    layer.moving_mean.assign(layer.momentum * layer.moving_mean + (1.0 - layer.momentum) * mean)
-    layer.moving_variance.assign(layer.momentum * layer.moving_variance + (1.0 - layer.momentum) * variance)
+def _update_moving(layer: tf.keras.layers.BatchNormalization, mean, variance, is_real: tf.Tensor) -> None:
+    """One step towards a batch's statistics, none if all of its images are bad."""
+    for moving, value in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
+        moving.assign(tf.where(is_real, layer.momentum * moving + (1.0 - layer.momentum) * value, moving))

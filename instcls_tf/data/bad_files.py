@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from collections.abc import Iterable
 from typing import Callable
 
 import numpy as np
@@ -33,15 +34,15 @@ class BadFiles:
     def __init__(self, workdir: str, source: Source, max_fraction: float):
         self._path = os.path.join(workdir, BAD_FILES_NAME)
         self._source, self._max_fraction = source, max_fraction
-        self._lines: set[str] = set()
+        self._reasons: dict[str, str] = {}  # by the name as it is written
         if os.path.exists(self._path):
             with open(self._path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-                self._lines = set(file.read().split("\n")) - {""}
+                self._remember(line for line in file.read().split("\n") if line)
         self._told = 0
 
     def __len__(self) -> int:
         """Bad files so far."""
-        return len(self._lines)
+        return len(self._reasons)
 
     def check(self) -> None:
         """Merges the workers' findings and writes the list; all workers call it together.
@@ -59,15 +60,15 @@ class BadFiles:
         damage, lines = self._merged(sorted(damage.values()), sorted(map(_line, reasons, reasons.values())))
         if damage:
             raise UserError(f"--dataset={self._source.name}: {damage[0]}")
-        self._lines.update(lines)
+        self._remember(lines)
         if collectives.rank() == 0:
             with open(self._path + ".new", "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-                file.writelines(line + "\n" for line in sorted(self._lines))
+                file.writelines(f"{name}\t{reason}\n" for name, reason in sorted(self._reasons.items()))
             os.replace(self._path + ".new", self._path)
-        if len(self._lines) > self._max_fraction * self._source.num_instances:
-            names = ", ".join(line.partition("\t")[0] for line in sorted(self._lines)[:_NAMED])
+        if len(self) > self._max_fraction * self._source.num_instances:
+            names = ", ".join(sorted(self._reasons)[:_NAMED])
             raise UserError(
-                f"--max_bad_fraction={self._max_fraction}: {len(self._lines)} of {self._source.num_instances} images"
+                f"--max_bad_fraction={self._max_fraction}: {len(self)} of {self._source.num_instances} images"
                 f" cannot be read, see {self._path}: {names}"
             )
 
@@ -80,6 +81,12 @@ class BadFiles:
                 self.check()
 
         return report_and_check
+
+    def _remember(self, lines: Iterable[str]) -> None:
+        # Once per image: another worker, or another day, may have met it for another reason.
+        for line in lines:
+            name, _, reason = line.partition("\t")
+            self._reasons.setdefault(name, reason)
 
     def _merged(self, *parts: list[str]) -> list[list[str]]:
         text = "\n".join(map(json.dumps, parts)) + "\n"

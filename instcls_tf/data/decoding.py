@@ -1,7 +1,7 @@
 """Encoded bytes to pixels, in a graph, without an error: what cannot be read becomes an empty image and is reported.
 
 TensorFlow decodes JPEG, PNG, BMP and GIF. What it refuses goes once more through Pillow, in Python: WebP, rare kinds of
-the others, and broken files, which only then cost more time than the rest.
+the others (BMP with a palette), and broken files, which only then cost more time than the rest.
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ def _decode(encoded: Any) -> Any:
 
     def bmp() -> tf.Tensor:  # Unlike the others, the BMP decoder refuses to convert channels.
         image = tf.image.decode_bmp(encoded)
-        return tf.cond(tf.shape(image)[-1] < 3, lambda: tf.repeat(image, 3, -1), lambda: image[..., :3])
+        # It takes the places in a palette for greys: an empty image is tried once more, by Pillow.
+        nothing = tf.zeros([0, 0, 3], tf.uint8)
+        return tf.cond(tf.shape(image)[-1] < 3, lambda: nothing, lambda: image[..., :3])
 
     def other() -> tf.Tensor:
         # Not decode_and_crop_jpeg: it takes a truncated file for a whole one.

@@ -144,9 +144,11 @@ def _in_order(source: Source, shares: Shares, slots: int) -> tf.data.Dataset:
     """An epoch of this worker's records by ascending ids, `(serialized, id)`; `slots` per step."""
     begin, end = shares.of_records()
     sizes = [shares.share_size(size) for size in (shares.full_batch, shares.last_batch)]
-    records = source.shards.read(begin, end, at_once=1) if end > begin else _fillers(0)
-    full = _padded(records.take((shares.steps - 1) * sizes[0]), sizes[0], slots, shares.steps - 1)
-    return full.concatenate(_padded(records.skip((shares.steps - 1) * sizes[0]), sizes[1], slots, 1))
+    # Read in two parts: skipping the first one would read it twice.
+    middle = begin + (shares.steps - 1) * sizes[0]
+    full, last = (source.shards.read(*part, at_once=1) for part in ((begin, middle), (middle, end)))
+    full = _padded(full, sizes[0], slots, shares.steps - 1)
+    return full.concatenate(_padded(last, sizes[1], slots, 1))
 
 
 def _padded(records: tf.data.Dataset, size: int, slots: int, steps) -> tf.data.Dataset:

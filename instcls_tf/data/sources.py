@@ -11,6 +11,8 @@ empty, `[0, 0, 3]`, and its name and the reason are in the source's `bad`.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import os
 from collections.abc import Callable
 from typing import Any, ClassVar, Union
 
@@ -70,6 +72,19 @@ def open_training_source(config: PretrainConfig, data_dir: str | None = None, wo
     is_tfds = config.dataset != "digits" and not config.dataset.startswith((folder.PREFIX, records.PREFIX))
     split = config.tfds_split if is_tfds else "train"
     return open_source(config.dataset, split, data_dir or config.data_dir, workdir=workdir or config.workdir)
+
+
+def ids_digest(source: Source) -> bytes:
+    """64 bits of which image has which id: the same on all workers, or they would train on different labels."""
+    digest = hashlib.blake2b(str(source.num_instances).encode(), digest_size=8)
+    if isinstance(source, FolderSource):
+        for path in source.paths.iter_bytes():
+            digest.update(path + b"\0")
+    elif hasattr(source, "shards"):
+        shards = source.shards
+        for path, skip, count in zip(shards.paths, shards.skips, shards.counts):
+            digest.update(f"{os.path.basename(path)} {skip} {count}\0".encode("utf-8", "surrogateescape"))
+    return digest.digest()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from instcls_tf import collectives
 from instcls_tf.data import pipeline
 from instcls_tf.data.sources import Source
 from instcls_tf.errors import UserError
-from instcls_tf.evaluation import workers
+from instcls_tf.evaluation import features, workers
 
 
 def count_hits(logits: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -89,6 +89,7 @@ def accuracy_of(
         if np.any(labels.numpy()[real] < 0):
             raise UserError(f"--dataset={source.name}: an image of the test split has no label")
         counts += count_hits(predict(images).numpy()[real], labels.numpy()[real], num_classes)
+    features.refuse_damage(source)
     counts = workers.total(counts, "accuracy")
     if not counts.any():
         raise UserError(f"--dataset={source.name}: no image of the test split can be read")

@@ -87,7 +87,7 @@ def knn_of_run(
         train, test = _features_of(subject, kind, load_encoder(subject.workdir), progress)
     progress.close()
     result = shared_knn_accuracy(*train, *test, k=k, temperature=temperature)
-    return {**result, "features": kind, "num_neighbors": k, **_about(subject, files)}
+    return {**result, "features": kind, "num_neighbors": k, **_about(result["examples"], subject, files)}
 
 
 def linear_of_run(subject: Subject, recipe: LinearRecipe) -> dict:
@@ -111,7 +111,7 @@ def linear_of_run(subject: Subject, recipe: LinearRecipe) -> dict:
     )
     progress.close()
     about = {"protocol": "augmented", "epochs": recipe.epochs, "features": recipe.features}
-    return {**result, **about, **_about(subject)}
+    return {**result, **about, **_about(result["examples"], subject)}
 
 
 def cached_linear_of_run(subject: Subject | None, recipe: CachedRecipe, files: tuple[str, str] | None = None) -> dict:
@@ -126,7 +126,7 @@ def cached_linear_of_run(subject: Subject | None, recipe: CachedRecipe, files: t
     result = cached_accuracy(train, test, num_classes, recipe, progress)
     progress.close()
     about = {"protocol": "cached", "epochs": recipe.epochs, "features": recipe.features}
-    return {**result, **about, **_about(subject, files)}
+    return {**result, **about, **_about(result["examples"], subject, files)}
 
 
 def finetune_of_run(subject: Subject, recipe: FinetuneRecipe) -> dict:
@@ -144,7 +144,7 @@ def finetune_of_run(subject: Subject, recipe: FinetuneRecipe) -> dict:
     )
     progress.close()
     about = {"metric": recipe.metric, "score": result[recipe.metric], "init": recipe.init, "fraction": recipe.fraction}
-    return {**result, **about, "epochs": recipe.epochs, "seed": recipe.seed, **_about(subject)}
+    return {**result, **about, "epochs": recipe.epochs, "seed": recipe.seed, **_about(result["examples"], subject)}
 
 
 def model_of_run(workdir: str, kind: str):
@@ -181,8 +181,9 @@ def _features_of(subject: Subject, kind: str, encoder, progress: Progress) -> li
     ]
 
 
-def _about(subject: Subject | None, files: tuple[str, str] | None = None) -> dict:
-    """What was judged, for the answer."""
+def _about(examples: int, subject: Subject | None, files: tuple[str, str] | None = None) -> dict:
+    """What was judged, for the answer; `unreadable` counts the test images that are not among the `examples`."""
     if files:
         return {"train_features": files[0], "test_features": files[1]}
-    return {"dataset": subject.dataset, "test_split": subject.test_split}
+    unreadable = subject.splits.test.num_instances - examples
+    return {"dataset": subject.dataset, "test_split": subject.test_split, "unreadable": unreadable}

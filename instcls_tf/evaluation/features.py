@@ -11,6 +11,7 @@ import tensorflow as tf
 from instcls_tf import collectives
 from instcls_tf.data import pipeline
 from instcls_tf.data.sources import Source
+from instcls_tf.errors import UserError
 
 Progress = Callable[[str, int, int], None]
 
@@ -106,6 +107,17 @@ def stream(
         ids, labels, outputs = embed.of_all_workers(images, own_ids, own_labels)
         yield Batch(ids.numpy(), labels.numpy(), [output.numpy() for output in outputs])
         progress(f"features of {source.name}", done, len(batches))
+    refuse_damage(source)
+
+
+def refuse_damage(source: Source) -> None:
+    """Ends an evaluation that has met record files which hold less than they should.
+
+    Raises:
+      UserError: names the file.
+    """
+    for sentence in source.bad.damage.values():
+        raise UserError(f"--dataset={source.name}: {sentence}")
 
 
 def pixels(images: tf.Tensor) -> tf.Tensor:

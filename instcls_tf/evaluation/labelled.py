@@ -122,7 +122,7 @@ def open_fraction(splits: Splits, dataset: str, data_dir: str | None, fraction: 
     """
     if fraction == 1:
         return splits.train
-    if dataset == "imagenet2012" and fraction in _IMAGENET_SUBSETS:
+    if dataset.partition(":")[0] == "imagenet2012" and fraction in _IMAGENET_SUBSETS:
         return open_labelled(_IMAGENET_SUBSETS[fraction], "train", data_dir)
     return take(splits.train, balanced_subset(labels_of(splits.train), fraction, seed))
 

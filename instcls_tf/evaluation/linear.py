@@ -18,6 +18,9 @@ from instcls_tf.evaluation.recipes import LinearRecipe
 from instcls_tf.optimizer import MomentumSGD, WarmupCosine
 from instcls_tf.run_log import Progress
 
+# Of record files, at most about as many are open and buffered at a time.
+_STREAMS = 64
+
 
 class Scaling(NamedTuple):
     """A fixed map of features that stands before the classifier: `(x - shift) * factor`, or L2 normalisation."""
@@ -72,6 +75,8 @@ def labelled_batches(
         views=make_linear_views(recipe.augmentation, image_size, recipe.seed),
         batch_size=batch_size,
         num_views=1,
+        # Of record files each group is a stream of its own; no worker may go without one.
+        micro_batch=max(1, batch_size // max(_STREAMS, collectives.size())),
         seed=recipe.seed,
         last_step=steps,
         rank=collectives.rank(),

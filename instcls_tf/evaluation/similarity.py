@@ -110,6 +110,7 @@ def measure_similarities(
         source,
         views=augment.views_of(config),
         batch_size=batch_size,
+        micro_batch=config.micro_batch,
         num_views=config.views,
         seed=config.seed,
         last_step=-(-min(instances, source.num_instances) // batch_size),

@@ -72,4 +72,5 @@ def _images(source: Source, ids: list[int]) -> dict[int, np.ndarray]:
     """Some images of a source by their ids."""
     batches = pipeline.inference_batches(take(source, np.array(ids)), image_size=_PIXELS, batch_size=len(ids))
     ((images, places, _),) = batches
-    return {ids[place]: image for place, image in zip(places.numpy().tolist(), images.numpy())}
+    # One batch in the order of `ids`; an image that cannot be read stays black.
+    return dict(zip(ids, images.numpy() * (places.numpy() >= 0)[:, None, None, None]))

@@ -262,3 +262,13 @@ def test_sampled_step_moves_the_sample_only():
         np.testing.assert_array_equal(moved, sample)
     assert relative_error(layer.local_rows, dense.weights) < 1e-5
     assert relative_error(layer.local_momentum, dense.buffer) < 1e-5
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_a_batch_without_rows_is_survived(smoothing):
+    classifier = ShardedClassifier(7, 4, smoothing=smoothing)
+    classifier.initialize_gaussian()
+    hard = tf.zeros([0, 2], tf.int32) if smoothing else None
+    output = classifier(tf.zeros([0, 4]), tf.zeros([0], tf.int32), hard, 0.1)
+    assert output.loss == 0 and output.instance_top1 == 0
+    assert np.isfinite(classifier.local_rows.numpy()).all()

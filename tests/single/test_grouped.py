@@ -76,3 +76,14 @@ def test_groups_do_not_see_each_other():
     second = grouped.encode(encoder, tf.constant(x), is_real, GROUP, several=True).embeddings
     np.testing.assert_array_equal(first[:4], second[:4])
     assert relative_error(second[6:], first[6:]) > 1e-2
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_batch_of_bad_images_moves_nothing(several):
+    encoder = make_encoder()
+    before = [v.numpy() for v in networks.batch_norm_statistics(encoder)]
+    encoded = grouped.encode(encoder, images(1), tf.constant([False]), GROUP, several)
+    gradients = encoded.backpropagate(tf.zeros_like(encoded.embeddings))
+    assert all((g.numpy() == 0).all() for g in gradients)
+    for value, variable in zip(before, networks.batch_norm_statistics(encoder)):
+        np.testing.assert_array_equal(variable, value)

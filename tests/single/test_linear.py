@@ -179,3 +179,12 @@ def test_nothing_to_learn_from(digits):
     one_each = Features(train.vectors[:3], np.arange(3, dtype=np.int32))
     with pytest.raises(UserError, match="none can be held out"):
         cached_accuracy(one_each, test, 10, CachedRecipe(), QUIET)
+
+
+@pytest.mark.parametrize(("batch_size", "micro_batch"), [(50, 1), (256, 4), (2048, 32)])
+def test_record_files_are_read_in_a_bounded_number_of_streams(monkeypatch, batch_size, micro_batch):
+    asked = {}
+    nothing = tf.data.Dataset.from_tensors((tf.zeros([1, 1, 8, 8, 3]), tf.zeros([1], tf.int32)))
+    monkeypatch.setattr(pipeline, "training_batches", lambda source, **options: asked.update(options) or nothing)
+    linear.labelled_batches(None, LinearRecipe(), 8, np.zeros([2], np.int32), batch_size, 1)
+    assert asked["micro_batch"] == micro_batch

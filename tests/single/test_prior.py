@@ -13,7 +13,7 @@ from instcls_tf.classifier import ShardedClassifier
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data import pipeline
 from instcls_tf.data.sources import DigitsSource, open_source
-from instcls_tf.prior import initialize_classifier
+from instcls_tf.prior import _update_moving, initialize_classifier
 from tests import reference
 from tests.reference import relative_error
 
@@ -142,3 +142,10 @@ def test_progress_names_the_stage(source):
     reports = []
     fill(source, progress=lambda *report: reports.append(report), classifier_init="raw_fixed_bn", bn_burn_in=1)
     assert reports == [("contrastive prior", done, 3) for done in (1, 2, 3)]  # a burn-in only if BN runs
+
+
+def test_a_batch_of_bad_images_moves_no_statistics():
+    layer = tf.keras.layers.BatchNormalization()
+    layer.build([None, 3])
+    _update_moving(layer, tf.zeros([3]), tf.zeros([3]), tf.constant(False))
+    np.testing.assert_array_equal(layer.moving_variance, [1, 1, 1])

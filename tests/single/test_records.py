@@ -10,6 +10,7 @@ import tensorflow as tf
 from instcls_tf.data import pipeline
 from instcls_tf.data.augment import make_views
 from instcls_tf.data.prepare import prepare
+from instcls_tf.data.records import Shards
 from instcls_tf.data.sources import open_source
 from instcls_tf.errors import UserError
 
@@ -144,3 +145,13 @@ def test_wrong_records_are_explained(prepared, records, tmp_path):
     (prepared[1] / "train-00000.tfrecord").unlink()
     with pytest.raises(UserError, match=r"train-00000.tfrecord: no such file"):
         open_source(records)
+
+
+def test_a_pass_in_order_reads_every_record_once(records, monkeypatch):
+    parts, read = [], Shards.read
+    monkeypatch.setattr(
+        Shards, "read", lambda self, *ends, **options: parts.append(ends) or read(self, *ends, **options)
+    )
+    batches = pipeline.inference_batches(open_source(records), image_size=4, batch_size=BATCH)
+    assert parts == [(0, 48), (48, COUNT)]
+    assert np.concatenate([ids for _, ids, _ in batches]).tolist() == list(range(COUNT))

@@ -7,10 +7,10 @@ import pytest
 import tensorflow as tf
 
 from instcls_tf.config import PretrainConfig, run_flags_path
-from instcls_tf.data.sources import DigitsSource
+from instcls_tf.data.sources import DigitsSource, open_source
 from instcls_tf.errors import UserError
 from instcls_tf.evaluation.similarity import measure_similarities, similarities_of_run
-from instcls_tf.report.similarity import draw_histograms
+from instcls_tf.report.similarity import _images, draw_histograms
 from tests import reference
 
 NUM_INSTANCES, SIZE, GREY = 10, 6, 20
@@ -84,3 +84,11 @@ def test_refuses_before_it_measures(tmp_path):
         file.write(config.as_flags())
     with pytest.raises(UserError, match=f"^--workdir={tmp_path}: the run has not saved a checkpoint yet$"):
         similarities_of_run(str(tmp_path), None, 10)
+
+
+def test_a_bad_image_is_a_black_picture(tmp_path):
+    for index in range(3):
+        (tmp_path / f"{index}.png").write_bytes(tf.io.encode_png(np.full([4, 4, 3], 50 + index, np.uint8)).numpy())
+    (tmp_path / "1.png").write_bytes(b"torn")
+    shown = _images(open_source(f"folder:{tmp_path}"), [0, 1, 2])
+    assert [int(shown[index].max()) for index in range(3)] == [50, 0, 52]

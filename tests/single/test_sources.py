@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from instcls_tf.data.sources import open_source
+from instcls_tf.data.sources import ids_digest, open_source
 from instcls_tf.errors import UserError
 
 
@@ -226,3 +226,24 @@ def test_opening_a_folder_or_the_digits_does_not_import_tensorflow(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_palette_is_looked_up_in_a_bmp(tmp_path):
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, [6, 5, 3]).astype(np.uint8)
+    for index in range(2):
+        Image.fromarray(pixels).quantize(16).save(tmp_path / f"{index}.bmp")
+    load = open_source(f"folder:{tmp_path}").loader()
+    expected = np.asarray(Image.open(tmp_path / "0.bmp").convert("RGB"))
+    np.testing.assert_array_equal(load(tf.constant(0, tf.int64)), expected)
+
+
+def test_digest_of_ids_sees_another_list_of_files(tmp_path):
+    for index in range(3):
+        _write(tmp_path / f"{index}.png")
+    dataset = f"folder:{tmp_path}"
+    before = ids_digest(open_source(dataset))
+    assert ids_digest(open_source(dataset)) == before
+    os.rename(tmp_path / "1.png", tmp_path / "9.png")
+    assert ids_digest(open_source(dataset)) != before

@@ -22,17 +22,19 @@ _GRACE_SECONDS = 5.0
 _WANTED = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
-def run(main: Callable[[], None], description: str) -> None:
+def run(main: Callable[[], None], description: str, before_parsing: Callable[[], None] = lambda: None) -> None:
     """Parses `sys.argv` and calls `main`; exits with 2 and one sentence on a `UserError` or a wrong flag.
 
     Args:
       main: imports TensorFlow itself, so that a typo is answered at once.
       description: shown by --help above the flags.
+      before_parsing: may take words off `sys.argv` and define the flags that depend on them.
     """
     # TensorFlow's notices would bury the progress and the one sentence that matters.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     try:
+        before_parsing()
         _parse(description)
         main()
     except UserError as error:

@@ -14,11 +14,18 @@ FLAGS = flags.FLAGS
 _DESCRIPTIONS = {
     "workdir": "Folder of the run: checkpoints, run.flags, metrics.jsonl, TensorBoard. A run found there goes on.",
     "dataset": "`digits` (scikit-learn's scans, built in), `folder:PATH` (any images, any nesting;"
-    " PATH/{train,test}/CLASS/* when labels exist), or the name of a prepared TFDS dataset.",
+    " PATH/{train,test}/CLASS/* when labels exist), `records:PATH` (the output of scripts.prepare), or the"
+    " name of a prepared TFDS dataset.",
     "data_dir": "Where TFDS keeps its datasets (TFDS datasets only).",
+    "tfds_split": "TFDS's split to train on, or a part of one, such as train[:10%] (TFDS datasets only).",
+    "max_bad_fraction": "Stop when more than this fraction of the images cannot be read; the others are skipped and"
+    " listed in WORKDIR/bad_files.txt.",
     "image_size": "Side of the square views, in pixels.",
     "augmentation": "The views: `simclr` (the paper's), `digits` (small shifts, rotations, scalings, stroke noise),"
     " `none` (resize and centre crop).",
+    "crop_min_area": "Smallest part of the image's area that a `simclr` crop covers; the largest is 1.",
+    "color_strength": "Multiplies brightness, contrast, saturation and hue jitter of `simclr` (0.4, 0.4, 0.4, 0.1).",
+    "blur_probability": "Share of `simclr` views that are blurred.",
     "encoder": "Backbone.",
     "width_multiplier": "Multiplies the backbone's channels; 1 is the published network.",
     "stem": "`imagenet` (7x7/2 and max pool) or `small` (3x3, for images of about 32 pixels).",

@@ -22,7 +22,7 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 REFERENCE_BATCH_SIZE = 4096
 
 # What may differ between a run and its continuation; everything else is the run's recipe.
-NOT_RECIPE = ("workdir", "data_dir", "max_steps", "log_every", "checkpoint_every")
+NOT_RECIPE = ("workdir", "data_dir", "max_steps", "log_every", "checkpoint_every", "max_bad_fraction")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +32,13 @@ class PretrainConfig:
     workdir: str = ""
     dataset: str = "imagenet2012"
     data_dir: str | None = None
+    tfds_split: str = "train"
+    max_bad_fraction: float = 0.01
     image_size: int = 224
     augmentation: str = "simclr"
+    crop_min_area: float = 0.2
+    color_strength: float = 1.0
+    blur_probability: float = 0.5
     encoder: str = "resnet50"
     width_multiplier: float = 1.0
     stem: str = "imagenet"
@@ -88,6 +93,10 @@ class PretrainConfig:
         _require(self, "seed", 0 <= self.seed < 2**31, "0 or more and below 2147483648")
         for name in ("smoothing", "momentum"):
             _require(self, name, 0 <= getattr(self, name) < 1, "0 or more and below 1")
+        _require(self, "crop_min_area", 0 < self.crop_min_area <= 1, "above 0 and at most 1")
+        _require(self, "color_strength", 0 <= self.color_strength <= 2.5, "0 to 2.5")
+        for name in ("blur_probability", "max_bad_fraction"):
+            _require(self, name, 0 <= getattr(self, name) <= 1, "0 to 1")
         _require(self, "batch_size", self.batch_size >= num_workers, f"at least the {num_workers} workers")
         if num_workers > 1:
             largest = -(-self.batch_size // (num_workers - 1)) - 1

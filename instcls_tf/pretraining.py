@@ -12,6 +12,8 @@ from instcls_tf import checkpoint, collectives, networks, preflight, thermometer
 from instcls_tf.classifier import ClassifierOutput, ShardedClassifier
 from instcls_tf.config import PretrainConfig, refuse_other_recipe, run_flags_path
 from instcls_tf.data import augment, pipeline
+from instcls_tf.data.bad_files import BadFiles
+from instcls_tf.data.folder import FolderSource
 from instcls_tf.data.sources import Source
 from instcls_tf.hardest_classes import HardNegatives
 from instcls_tf.optimizer import MomentumSGD, WarmupCosine
@@ -61,10 +63,13 @@ def pretrain(config: PretrainConfig, source: Source | None = None) -> dict[str, 
         os.makedirs(config.workdir, exist_ok=True)
         with open(run_flags_path(config.workdir), "w") as file:
             file.write(config.as_flags())
+    if is_chief and isinstance(source, FolderSource):
+        _report_changes(source, source.write_manifest(config.workdir), progress)
+    bad_files = BadFiles(config.workdir, source, config.max_bad_fraction)
 
     # ---- Classifier rows, from the random network
     if prefix is None:
-        initialize_classifier(config, run.classifier, run.encoder, source, progress)
+        initialize_classifier(config, run.classifier, run.encoder, source, bad_files.checking(progress))
         if last_step == 0:
             run.save(config.workdir, with_lists=False)
     need_lists = run.hard_negatives is not None and not (prefix and _has_lists(prefix))
@@ -72,9 +77,10 @@ def pretrain(config: PretrainConfig, source: Source | None = None) -> dict[str, 
     # ---- Training
     batches = pipeline.training_batches(
         source,
-        views=augment.make_views(config.augmentation, config.image_size, config.seed),
+        views=augment.views_of(config),
         batch_size=config.batch_size,
         num_views=config.views,
+        micro_batch=config.micro_batch,
         seed=config.seed,
         first_step=first_step,
         last_step=max(first_step, last_step),
@@ -100,6 +106,7 @@ def pretrain(config: PretrainConfig, source: Source | None = None) -> dict[str, 
 
         done = step + 1
         if done % config.log_every == 0 or done == last_step:
+            bad_files.check()
             metrics = {
                 "step": done,
                 "epoch": done / steps_per_epoch,
@@ -254,6 +261,16 @@ def _announce(config, source, steps_per_epoch, warmup_steps, first_step, progres
         )
     if first_step:
         progress.say(f"continuing {config.workdir} from step {first_step}")
+
+
+def _report_changes(source: FolderSource, changed: tuple[str, ...], progress: Progress) -> None:
+    for paths, what in [
+        (source.changes.vanished, "are gone, their ids stay unused"),
+        (source.changes.added, "are new and have ids at the end"),
+        (changed, "have another size now"),
+    ]:
+        if paths:
+            progress.say(f"since the run began, {len(paths)} file(s) {what}: {', '.join(map(repr, paths[:10]))}")
 
 
 def _means(outputs: list[ClassifierOutput]) -> dict[str, float]:

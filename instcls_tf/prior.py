@@ -41,8 +41,9 @@ def initialize_classifier(
       source: the images.
       progress: called with a stage's name, batches done and batches in all.
     """
+    # Also where features follow: the class of an image that cannot be read keeps this row.
+    classifier.initialize_gaussian()
     if config.classifier_init == "random":
-        classifier.initialize_gaussian()
         return
     infer = {"raw_running_bn": _running_bn, "raw_fixed_bn": _fixed_bn, "raw_batch_bn": _batch_bn}
     images_spec = tf.TensorSpec([None, config.image_size, config.image_size, 3], tf.uint8)
@@ -67,6 +68,7 @@ def _inference_epoch(config: PretrainConfig, source: Source, epoch: int) -> tf.d
         source,
         image_size=config.image_size,
         batch_size=config.batch_size,
+        micro_batch=config.micro_batch,
         rank=collectives.rank(),
         num_workers=collectives.size(),
         shuffle_seed=config.seed + epoch,

@@ -1,36 +1,25 @@
-"""Batches for every worker, in an order that does not depend on how many workers there are.
+"""Batches for every worker, the same global batches for every number of workers.
 
-An epoch is a permutation of the instance ids that depends on (seed, epoch) alone; it is computed, never stored. Step s
-takes the next `batch_size` ids, cut into groups of `micro_batch`, and worker r the r-th even share of the groups: the
-shares, joined by rank, are the same global batch for every number of workers, and no group is ever cut in two. The last
-batch of an epoch and the last group of a batch may be smaller. Every worker has the same number of steps: one whose
-share is empty gets one row of id -1 (padding, to be masked).
+`order` says which images make up a worker's batches; here they are loaded, turned into views and batched.
 
-TFDS datasets are streams and cannot be permuted: each worker reads its own part of the records through a shuffle
-buffer. Every id still comes exactly once per epoch, but which ids meet in a batch depends on the number of workers, and
-records that lie far apart seldom meet.
+An image that cannot be read keeps its row, so that groups stay aligned: its id becomes -1, which the training step
+masks, and its pixels those of the first good image of its group, which disturb the group's BN least.
 """
 
 from __future__ import annotations
 
-import dataclasses
-
 import tensorflow as tf
 
-from instcls_tf import partition
+from instcls_tf.data import order
 from instcls_tf.data.augment import Views, make_views
+from instcls_tf.data.order import Shares, steps_per_epoch
 from instcls_tf.data.sources import Source
 
+__all__ = ["PADDING_ID", "inference_batches", "steps_per_epoch", "training_batches"]
+
 PADDING_ID = -1
-_SHUFFLE_BUFFER = 16_384  # Encoded examples: about 1.8 GB of ImageNet.
-_ORDER_TAG = 7
-# index_shuffle's default of 4 rounds leaves neighbouring epochs correlated (0.75 at 50,000 ids).
-_SHUFFLE_ROUNDS = 16
-
-
-def steps_per_epoch(num_instances: int, batch_size: int) -> int:
-    """Steps that show every instance once; the last one may be smaller."""
-    return -(-num_instances // batch_size)
+# Pixels of views that are augmented together: few enough for the processor's cache, or many small images.
+_CHUNK_PIXELS, _LARGEST_CHUNK = 8 * 224 * 224, 64
 
 
 def training_batches(
@@ -64,10 +53,9 @@ def training_batches(
       One prefetched dataset of `last_step - first_step` elements `(views, instance_ids)`: uint8 `[b, V, S, S, 3]` and
       int32 `[b]`, -1 for padding.
     """
-    shares = _Shares(source.num_instances, batch_size, micro_batch, rank, num_workers)
-    elements = _elements(source, shares, first_step, last_step, seed)
-    batches = _batches(source, shares, elements, views, num_views, first_step, last_step)
-    return batches.map(lambda images, ids, labels: (images, ids)).prefetch(2)
+    shares = Shares(source.num_instances, batch_size, micro_batch, rank, num_workers)
+    batches = _batches(source, shares, seed, views, num_views, first_step, last_step)
+    return batches.map(lambda images, ids, labels: (images, ids))
 
 
 def inference_batches(
@@ -89,157 +77,74 @@ def inference_batches(
       micro_batch: images per group, of which every worker gets whole ones.
       rank: this worker.
       num_workers: T.
-      shuffle_seed: None for the order of ids, else the seed of a permutation (of a shuffle buffer for TFDS).
+      shuffle_seed: None for the order of ids, else the seed of a permutation (of streams for record files).
 
     Returns:
       A prefetched dataset of `(images, instance_ids, labels)`: uint8 `[b, S, S, 3]`, int32 `[b]` (-1 for padding) and
       int32 `[b]` (-1 if unknown).
     """
-    shares = _Shares(source.num_instances, batch_size, micro_batch, rank, num_workers)
-    steps = shares.steps
-    elements = _elements(source, shares, 0, steps, shuffle_seed)
-    batches = _batches(source, shares, elements, make_views("none", image_size, 0), 1, 0, steps)
-    return batches.map(lambda images, ids, labels: (images[:, 0], ids, labels)).prefetch(2)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Shares:
-    """Which part of every global batch is this worker's."""
-
-    num_instances: int
-    batch_size: int
-    micro_batch: int
-    rank: int
-    num_workers: int
-
-    @property
-    def steps(self) -> int:
-        return steps_per_epoch(self.num_instances, self.batch_size)
-
-    @property
-    def full_batch(self) -> int:
-        return min(self.batch_size, self.num_instances)
-
-    @property
-    def rows(self) -> int:
-        """This worker's most rows in any batch, at least the one of padding."""
-        # The last batch of an epoch can give a worker a whole group where a full one gives it a smaller last group.
-        shares = [self._share(size, self.rank) for size in (self.full_batch, self.last_batch)]
-        return max(1, *(end - begin for begin, end in shares))
-
-    @property
-    def last_batch(self) -> int:
-        """Instances in the last batch of an epoch."""
-        return self.num_instances - (self.steps - 1) * self.full_batch
-
-    def _share(self, size, rank: int) -> tuple:
-        """Begin and end of a worker's groups in a batch of `size` instances (an integer or an int64 tensor)."""
-        begin, end = partition.bounds(-(-size // self.micro_batch), self.num_workers, rank)
-        return partition.minimum(begin * self.micro_batch, size), partition.minimum(end * self.micro_batch, size)
-
-    def of_step(self, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Where the worker's share of a step (int64, within the epoch) begins in the global batch, and its size."""
-        size = tf.minimum(tf.constant(self.batch_size, tf.int64), self.num_instances - step * self.batch_size)
-        begin, end = self._share(size, self.rank)
-        return begin, end - begin
-
-    def of_records(self) -> tuple[int, int]:
-        """A part of the records of exactly as many as this worker's shares of an epoch sum up to."""
-        counts = []
-        for rank in range(self.rank + 1):
-            full, rest = self._share(self.full_batch, rank), self._share(self.last_batch, rank)
-            counts.append((self.steps - 1) * (full[1] - full[0]) + rest[1] - rest[0])
-        return sum(counts[:-1]), sum(counts)
-
-
-def _elements(source: Source, shares: _Shares, first_step: int, last_step: int, seed: int | None) -> tf.data.Dataset:
-    """`(what the loader takes, id int64, label int32)`, exactly `shares.rows` per step; fillers are ignored later."""
-    if source.random_access:
-        return _permuted_elements(source, shares, first_step, last_step, seed)
-    return _streamed_elements(source, shares, first_step, last_step, seed)
-
-
-def _permuted_elements(
-    source: Source, shares: _Shares, first_step: int, last_step: int, seed: int | None
-) -> tf.data.Dataset:
-    labels = tf.constant(source.labels)
-
-    def of_step(step: tf.Tensor) -> tuple:
-        epoch, step = step // shares.steps, step % shares.steps
-        begin, _ = shares.of_step(step)
-        places = step * shares.batch_size + begin + tf.range(shares.rows, dtype=tf.int64)
-        places = tf.minimum(places, shares.num_instances - 1)
-        ids = places if seed is None else _permute(places, seed, epoch, shares.num_instances)
-        return ids, ids, tf.gather(labels, ids)
-
-    return tf.data.Dataset.range(first_step, last_step).map(of_step).unbatch()
-
-
-def _permute(places: tf.Tensor, seed: int, epoch: tf.Tensor, size: int) -> tf.Tensor:
-    """The ids at some places (int64 `[b]`) of an epoch's permutation of `range(size)`."""
-    key = tf.stack([tf.constant(seed, tf.int64), epoch, tf.constant(_ORDER_TAG, tf.int64)])
-    largest = tf.constant(size - 1, tf.int64)
-    return tf.raw_ops.RandomIndexShuffle(index=places, seed=key, max_index=largest, rounds=_SHUFFLE_ROUNDS)
-
-
-def _streamed_elements(
-    source: Source, shares: _Shares, first_step: int, last_step: int, seed: int | None
-) -> tf.data.Dataset:
-    begin, end = shares.of_records()
-    per_epoch = shares.steps * shares.rows
-    filler = (tf.constant(""), tf.constant("")), tf.constant(-1, tf.int64), tf.constant(-1)
-    fillers = tf.data.Dataset.from_tensors(filler).repeat(per_epoch - (end - begin))
-    if begin == end:  # TFDS reads no empty part.
-        return fillers.repeat()
-    records = source.records(begin, end, in_order=seed is None)
-
-    def of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-        order = records
-        if seed is not None:
-            # Of this graph alone. With a global seed of 0 TensorFlow would ask whether the tensor below is 0, too.
-            tf.random.set_seed(1)
-            order = order.shuffle(_SHUFFLE_BUFFER, seed=(seed << 20) + epoch, reshuffle_each_iteration=False)
-        done = tf.where(epoch == first_step // shares.steps, first_step % shares.steps * shares.rows, 0)
-        return order.concatenate(fillers).skip(tf.cast(done, tf.int64))
-
-    epochs = tf.data.Dataset.range(first_step // shares.steps, -(-last_step // shares.steps))
-    return epochs.flat_map(of_epoch)
+    shares = Shares(source.num_instances, batch_size, micro_batch, rank, num_workers)
+    batches = _batches(source, shares, shuffle_seed, make_views("none", image_size, 0), 1, 0, shares.steps)
+    return batches.map(lambda images, ids, labels: (images[:, 0], ids, labels))
 
 
 def _batches(
     source: Source,
-    shares: _Shares,
-    elements: tf.data.Dataset,
+    shares: Shares,
+    seed: int | None,
     views: Views,
     num_views: int,
     first_step: int,
     last_step: int,
 ) -> tf.data.Dataset:
-    """Loads, crops, batches and augments: `(uint8 [b, V, S, S, 3], int32 [b], int32 [b])`."""
+    """Loads, crops, augments and batches: `(uint8 [b, V, S, S, 3], int32 [b], int32 [b])`, prefetched."""
     load, size, rows = source.loader(), views.image_size, shares.rows
+    chunk = min(max(1, _CHUNK_PIXELS // (num_views * size * size)), _LARGEST_CHUNK, rows)
+    slots = -(-rows // chunk) * chunk
 
-    def slots(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def of_step(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         begin, count = shares.of_step(step % shares.steps)
         # One row more than the batch: padding after an empty share at its end has draws of its own.
-        draws = views.draws(step, shares.full_batch + 1, num_views)[begin:][:rows]
-        draws = tf.pad(draws, [[0, rows - tf.shape(draws)[0]], [0, 0], [0, 0]])
-        return tf.range(rows, dtype=tf.int64) < count, draws  # [rows], [rows, V, P]
+        draws = views.draws(step, shares.full_batch + 1, num_views)[begin:][:slots]
+        draws = tf.pad(draws, [[0, slots - tf.shape(draws)[0]], [0, 0], [0, 0]])
+        return tf.range(slots, dtype=tf.int64) < count, tf.ensure_shape(draws, [slots, num_views, views.num_draws])
 
     def load_and_crop(element: tuple, slot: tuple) -> tuple:
         (key, instance_id, label), (used, draws) = element, slot
-        empty = tf.zeros([num_views, size, size, 3], tf.uint8)
-        images = tf.cond(used, lambda: views.crop(load(key), draws), lambda: empty)
-        instance_id = tf.where(used, tf.cast(instance_id, tf.int32), PADDING_ID)
-        return images, draws, instance_id, tf.where(used, label, -1)
+        nothing = tf.zeros([0, 0, 3], tf.uint8)
+        image = tf.cond(used, lambda: tf.ensure_shape(load(key), [None, None, 3]), lambda: nothing)
+        good = tf.size(image) > 0
+        empty = tf.zeros([num_views, size, size, 3])
+        images = tf.cond(good, lambda: views.crop(image, draws), lambda: empty)
+        instance_id = tf.where(good, tf.cast(instance_id, tf.int32), PADDING_ID)
+        return images, draws, used, instance_id, tf.where(good, label, -1)
 
-    def augment(images: tf.Tensor, draws: tf.Tensor, ids: tf.Tensor, labels: tf.Tensor) -> tuple:
-        kept = tf.maximum(1, tf.reduce_sum(tf.cast(ids != PADDING_ID, tf.int32)))
-        flat = tf.reshape(images[:kept], [-1, size, size, 3]), tf.reshape(draws[:kept], [-1, views.num_draws])
-        images = tf.reshape(views.augment(*flat), [-1, num_views, size, size, 3])
-        return images, ids[:kept], labels[:kept]
+    def augment(images: tf.Tensor, draws: tf.Tensor, used: tf.Tensor, ids: tf.Tensor, labels: tf.Tensor) -> tuple:
+        flat = tf.reshape(images, [-1, size, size, 3]), tf.reshape(draws, [-1, views.num_draws])
+        images = tf.cond(tf.reduce_any(ids >= 0), lambda: views.augment(*flat), lambda: tf.cast(flat[0], tf.uint8))
+        return tf.reshape(images, [-1, num_views, size, size, 3]), used, ids, labels
+
+    def join(images: tf.Tensor, used: tf.Tensor, ids: tf.Tensor, labels: tf.Tensor) -> tuple:
+        kept = tf.maximum(1, tf.reduce_sum(tf.cast(used, tf.int32)))
+        images, ids, labels = (tf.reshape(x, [slots, *x.shape[2:]])[:kept] for x in (images, ids, labels))
+        return _lend_pixels(images, ids, shares.micro_batch), ids, labels
 
     parallel = tf.data.AUTOTUNE
-    slot_stream = tf.data.Dataset.range(first_step, last_step).map(slots).unbatch()
+    elements = order.elements(source, shares, slots, first_step, last_step, seed)
+    slot_stream = tf.data.Dataset.range(first_step, last_step).map(of_step).unbatch()
     dataset = tf.data.Dataset.zip((elements, slot_stream)).map(load_and_crop, num_parallel_calls=parallel)
-    dataset = dataset.batch(rows, drop_remainder=True).map(augment, num_parallel_calls=parallel)
-    return dataset.apply(tf.data.experimental.assert_cardinality(last_step - first_step))
+    # By chunks, not by batches: a share of 4,096 images would be many GB of float32.
+    dataset = dataset.batch(chunk, drop_remainder=True).map(augment, num_parallel_calls=parallel)
+    dataset = dataset.batch(slots // chunk, drop_remainder=True).map(join)
+    return dataset.apply(tf.data.experimental.assert_cardinality(last_step - first_step)).prefetch(1)
+
+
+def _lend_pixels(images: tf.Tensor, ids: tf.Tensor, micro_batch: int) -> tf.Tensor:
+    """Gives the rows `[b, ...]` without an image (id -1) the pixels of the first good row of their group."""
+    rows = tf.range(tf.shape(ids)[0])
+    groups, good = rows // micro_batch, ids >= 0
+    none = tf.shape(ids)[0]
+    firsts = tf.math.unsorted_segment_min(tf.where(good, rows, none), groups, groups[-1] + 1)
+    donors = tf.where(good, rows, tf.gather(firsts, groups))
+    donors = tf.where(donors < none, donors, rows)
+    return tf.cond(tf.reduce_all(good), lambda: images, lambda: tf.gather(images, donors))

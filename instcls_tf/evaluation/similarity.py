@@ -9,7 +9,7 @@ from instcls_tf import checkpoint
 from instcls_tf.classifier import ShardedClassifier
 from instcls_tf.config import CLASSIFIER_INITS, PretrainConfig, load_run
 from instcls_tf.data import augment, pipeline
-from instcls_tf.data.sources import Source, open_source
+from instcls_tf.data.sources import Source, open_training_source
 from instcls_tf.errors import UserError
 from instcls_tf.prior import initialize_classifier
 
@@ -29,7 +29,7 @@ def similarities_of_run(workdir: str, data_dir: str | None, instances: int) -> d
         raise UserError(f"--instances={instances}: must be at least 1")
     config = load_run(workdir)
     trained = checkpoint.load_encoder(workdir)
-    source = open_source(config.dataset, "train", data_dir or config.data_dir)
+    source = open_training_source(config, data_dir, workdir)
     result = {}
     for init in CLASSIFIER_INITS:
         encoder = checkpoint.make_encoder(config)
@@ -68,7 +68,7 @@ def similarity_gap(
     batch_size = min(config.batch_size, source.num_instances)
     batches = pipeline.training_batches(
         source,
-        views=augment.make_views(config.augmentation, config.image_size, config.seed),
+        views=augment.views_of(config),
         batch_size=batch_size,
         num_views=config.views,
         seed=config.seed,

@@ -64,11 +64,16 @@ def test_data_that_are_no_data(tmp_path):
     few = {"dataset": f"folder:{tmp_path / 'few'}", "batch_size": 4}
     before = snapshot(tmp_path)
     for wrong, value, changes, sentence in [
-        ("dataset", f"folder:{tmp_path / 'empty'}", {}, "no images (.jpg, .jpeg, .png, .bmp, .gif) in that folder"),
+        (
+            "dataset",
+            f"folder:{tmp_path / 'empty'}",
+            {},
+            "no images (.jpg, .jpeg, .png, .webp, .bmp, .gif) in that folder",
+        ),
         ("dataset", f"folder:{tmp_path / 'none'}", {}, "no such folder"),
         ("dataset", f"folder:{tmp_path / 'file'}", {}, "not a folder, wanted a folder of images"),
         ("dataset", f"folder:{tmp_path / 'single'}", {}, "one image only, wanted at least 2 images"),
-        ("dataset", "no_such_dataset", {}, "wanted digits, folder:PATH or the name of a TFDS dataset"),
+        ("dataset", "no_such_dataset", {}, "wanted digits, folder:PATH, records:PATH or a TFDS name"),
         ("dataset", "mnist", {"data_dir": str(tmp_path / "few")}, "not prepared, run first: tfds build mnist"),
         ("hard_negatives", 1437, {}, "must be below the number of instances of --dataset=digits, 1437"),
         ("hard_negatives", 5, few, f"must be below the number of instances of --dataset={few['dataset']}, 5"),

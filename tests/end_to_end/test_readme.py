@@ -17,12 +17,15 @@ PRESETS = sorted((ROOT / "flags" / "presets").glob("*.flags"))
 _PARSE = """
 import importlib, sys
 from absl import flags
-importlib.import_module(sys.argv[1])
-from flags import command, pretraining
+del sys.argv[0]
+importlib.import_module(sys.argv[0])
+from flags import benchmark, command, pretraining
+if sys.argv[0] == "scripts.benchmark":
+    benchmark.take_subject()
 command._define_help()
-stray = flags.FLAGS(sys.argv[1:])[1:]
+stray = flags.FLAGS(sys.argv)[1:]
 assert not stray, stray
-if sys.argv[1] == "scripts.pretrain" and not flags.FLAGS["help"].value:
+if sys.argv[0] == "scripts.pretrain" and not flags.FLAGS["help"].value:
     pretraining.config_from_flags().replace(workdir="somewhere").validate(num_workers=2)
 """
 

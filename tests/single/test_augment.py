@@ -92,12 +92,16 @@ def test_box_area_and_place_cover_their_ranges():
     assert 0.73 < aspect.min() < 0.8 and 1.25 < aspect.max() < 1.36
 
 
-def test_mirror_flips_half_of_the_images():
-    images = tf.cast(tf.repeat(_photo()[None], 200, 0), tf.float32)
-    flipped = augment.RandomMirror().augment_images(images, tf.random.stateless_uniform([200, 1], [0, 1]))
-    is_flipped = tf.reduce_all(flipped == images[:, :, ::-1], [1, 2, 3]).numpy()
-    assert np.array_equal(is_flipped | tf.reduce_all(flipped == images, [1, 2, 3]).numpy(), np.ones(200, bool))
-    assert 70 < is_flipped.sum() < 130
+def test_half_of_the_views_are_flipped():
+    views = make_views("simclr", 32, 0)
+    draws = views.draws(STEP, 200, 1)[:, 0]
+    assert 70 < np.sum(draws[:, 4].numpy() < 0.5) < 130
+    draw = draws[:1].numpy()
+    cut = []
+    for flip in (0.2, 0.7):
+        draw[0, 4] = flip
+        cut.append(views.crop(_photo(), tf.constant(draw))[0].numpy())
+    assert np.array_equal(cut[0], cut[1][:, ::-1]) and not np.array_equal(*cut)
 
 
 def _color(image, **columns):
@@ -175,3 +179,28 @@ def test_layers_work_by_themselves_as_keras_cv_layers():
     images = tf.cast(tf.repeat(_photo(32, 32)[None], 4, 0), tf.float32)
     for layer in (*make_views("simclr", 32, 0).layers, *make_views("digits", 32, 0).layers):
         assert layer(images).shape == images.shape
+
+
+def test_strengths_scale_what_they_name():
+    image = _photo(40, 40)
+    views = make_views("simclr", 40, 0, crop_min_area=1.0, color_strength=0.0, blur_probability=0.0)
+    draws = views.draws(STEP, 50, 2)
+    square = tf.stack([augment._random_box(image, draw, 1.0)[2:] for draw in draws[:, 0]])
+    assert (tf.reduce_max(square, axis=1) == 40).numpy().all(), "the whole area, but for its aspect"
+    same = tf.repeat(tf.cast(image, tf.float32)[None], 100, 0)
+    seen = views.augment(same, tf.reshape(draws, [100, -1])).numpy()
+    grey = (seen[..., :1] == seen).all(axis=(1, 2, 3))
+    assert (seen[~grey] == image.numpy()).all() and 8 < grey.sum() < 35
+    strong = make_views("simclr", 40, 0, color_strength=2.0, blur_probability=1.0)
+    assert strong.layers[0].brightness == 0.8 and strong.layers[0].hue == 0.2 and strong.layers[1].probability == 1.0
+
+
+def test_any_keras_cv_layer_can_follow_the_crop():
+    import keras_cv
+
+    views = make_views("simclr", 32, 0, layers=[keras_cv.layers.RandomBrightness(0.5), augment.RandomColor()])
+    draws = views.draws(STEP, 4, 2)
+    assert draws.shape == (4, 2, 12), "five for crop and flip, seven for the keyed layer"
+    cut = tf.stack([views.crop(_photo(), draw) for draw in draws])
+    seen = views.augment(tf.reshape(cut, [-1, 32, 32, 3]), tf.reshape(draws, [8, -1]))
+    assert seen.shape == (8, 32, 32, 3) and seen.dtype == tf.uint8

@@ -24,8 +24,13 @@ CHANGED = PretrainConfig(
     workdir="runs/a b",
     dataset="folder:/data/my photos=1",
     data_dir="/data/tfds",
+    tfds_split="train[:10%]",
+    max_bad_fraction=0.5,
     image_size=96,
     augmentation="digits",
+    crop_min_area=0.08,
+    color_strength=2.0,
+    blur_probability=0.25,
     encoder="resnet18",
     width_multiplier=0.25,
     stem="small",
@@ -102,6 +107,9 @@ AT_LEAST_1, ABOVE_0, NOT_NEGATIVE, SHARE = "at least 1", "a number above 0", "0 
                 (("smoothing", "momentum"), (-0.1, 1.0, NAN), SHARE),
                 (("seed",), (-1, 2**31), "0 or more and below 2147483648"),
                 (("max_steps",), (-1,), NOT_NEGATIVE),
+                (("blur_probability", "max_bad_fraction"), (-0.1, 1.1, NAN), "0 to 1"),
+                (("color_strength",), (-0.1, 2.6, NAN), "0 to 2.5"),
+                (("crop_min_area",), (0.0, 1.1, NAN), "above 0 and at most 1"),
             )
             for name in names
             for value in values
@@ -230,7 +238,7 @@ def test_continues_the_same_recipe_only(tmp_path, field):
     write_run(tmp_path, VALID.replace(workdir="elsewhere"))
     before, now = getattr(load_run(str(tmp_path)), field), getattr(CHANGED, field)
     config = VALID.replace(workdir=str(tmp_path))
-    if field in ("workdir", "data_dir", "max_steps", "log_every", "checkpoint_every"):
+    if field in ("workdir", "data_dir", "max_steps", "log_every", "checkpoint_every", "max_bad_fraction"):
         assert refuse_other_recipe(config if field == "workdir" else config.replace(**{field: now}))
         return
     with pytest.raises(UserError) as refusal:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from instcls_tf.data import pipeline
 from instcls_tf.data.augment import make_views
 from instcls_tf.data.pipeline import inference_batches, steps_per_epoch, training_batches
+from instcls_tf.data.records import permute
 from instcls_tf.data.sources import DigitsSource, open_source
 
 SIZE = 8
@@ -72,14 +72,14 @@ def test_steps_per_epoch():
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 17, 255, 257, 1437])
 def test_permute_is_a_permutation(size):
-    order = pipeline._permute(tf.range(size, dtype=tf.int64), 3, tf.constant(2, tf.int64), size).numpy()
+    order = permute(tf.range(size, dtype=tf.int64), 3, tf.constant(2, tf.int64), size).numpy()
     assert sorted(order) == list(range(size))
 
 
 def test_permute_mixes_neighbours_and_epochs():
     size = 20_000
     places = tf.range(size, dtype=tf.int64)
-    orders = [pipeline._permute(places, 0, tf.constant(epoch, tf.int64), size).numpy() for epoch in range(8)]
+    orders = [permute(places, 0, tf.constant(epoch, tf.int64), size).numpy() for epoch in range(8)]
     for first, second in zip(orders, orders[1:]):
         assert abs(np.corrcoef(first, second)[0, 1]) < 0.04
     # Ten sorted classes in batches of 200: a class count has the variance of a random draw.
@@ -89,7 +89,7 @@ def test_permute_mixes_neighbours_and_epochs():
 
 def test_permute_reaches_ten_million_ids_without_storing_them():
     places = tf.constant([0, 1, 9_999_999], tf.int64)
-    ids = pipeline._permute(places, 0, tf.constant(0, tf.int64), 10_000_000).numpy()
+    ids = permute(places, 0, tf.constant(0, tf.int64), 10_000_000).numpy()
     assert len(set(ids)) == 3 and ids.min() >= 0 and ids.max() < 10_000_000
 
 
@@ -191,7 +191,7 @@ def test_views_of_one_image_differ_between_epochs():
 @pytest.mark.parametrize("batch", [2, 11, 40])
 def test_stream_shows_every_id_once_per_epoch(tfds_source, workers, batch):
     steps = steps_per_epoch(23, batch)
-    shares = _train(tfds_source, batch, workers, 2 * steps)
+    shares = _train(tfds_source, batch, workers, 2 * steps, micro=4)
     assert {len(batches) for batches in shares} == {2 * steps}
     joined = _global(shares)
     for epoch in range(2):
@@ -202,13 +202,13 @@ def test_stream_shows_every_id_once_per_epoch(tfds_source, workers, batch):
 
 
 def test_stream_resumes_and_shuffles_by_epoch_and_seed(tfds_source):
-    whole = _train(tfds_source, 4, 2, 14)
-    rest = _train(tfds_source, 4, 2, 14, first=3)
+    whole = _train(tfds_source, 4, 2, 14, micro=2)
+    rest = _train(tfds_source, 4, 2, 14, first=3, micro=2)
     for expected, got in _zip_equal(_global(whole)[3:], _global(rest)):
         np.testing.assert_array_equal(expected, got)
-    first, second = (np.concatenate([ids for _, ids in whole[0][begin : begin + 6]]) for begin in (0, 6))
+    first, second = (np.concatenate(_global(whole)[begin : begin + 6]) for begin in (0, 6))
     assert sorted(first) == sorted(second) and not np.array_equal(first, second)
-    other = np.concatenate([ids for _, ids in _train(tfds_source, 4, 2, 6, seed=6)[0]])
+    other = np.concatenate(_global(_train(tfds_source, 4, 2, 6, seed=6, micro=2)))
     assert not np.array_equal(first, other)
 
 
@@ -261,10 +261,13 @@ def test_one_dataset_serves_many_epochs_without_tracing_again():
     assert sum(1 for _ in batches) == 300 and len(traces) == before
 
 
-def test_broken_file_in_a_batch_is_named(tmp_path):
+def test_a_broken_file_keeps_its_row_without_an_id_and_is_reported(tmp_path):
     for index in range(4):
-        (tmp_path / f"{index}.png").write_bytes(tf.io.encode_png(np.zeros([4, 4, 3], np.uint8)).numpy())
+        (tmp_path / f"{index}.png").write_bytes(tf.io.encode_png(np.full([4, 4, 3], 50 + index, np.uint8)).numpy())
     (tmp_path / "2.png").write_bytes(b"torn")
-    batches = inference_batches(open_source(f"folder:{tmp_path}"), image_size=SIZE, batch_size=2)
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"2\.png"):
-        list(batches)
+    source = open_source(f"folder:{tmp_path}")
+    batches = inference_batches(source, image_size=SIZE, batch_size=2, micro_batch=2)
+    (_, ids, _), (other, other_ids, _) = batches
+    assert ids.numpy().tolist() == [0, 1] and other_ids.numpy().tolist() == [-1, 3]
+    assert (other.numpy() == 53).all(), "its pixels are those of a good neighbour"
+    assert source.bad.reasons == {f"{tmp_path}/2.png": "not an image"}

@@ -1,6 +1,7 @@
 """Sources: stable ids, labels, and what a user is told about a wrong dataset."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -66,7 +67,7 @@ def test_folder_ids_are_ranks_of_relative_paths(tmp_path):
     for name in ("b/2.png", "b/10.JPG", "a.jpeg", "c/d/e/F.PnG", "b/notes.txt", "b/._2.png"):
         _write(tmp_path / name) if not name.endswith("txt") else (tmp_path / name).write_text("no image")
     source = open_source(f"folder:{tmp_path}")
-    assert source.paths == ("a.jpeg", "b/10.JPG", "b/2.png", "c/d/e/F.PnG")
+    assert tuple(source.paths) == ("a.jpeg", "b/10.JPG", "b/2.png", "c/d/e/F.PnG")
     assert source.num_instances == 4
     assert source.class_names is None and (source.labels == -1).all()
 
@@ -75,7 +76,7 @@ def test_folder_enters_a_linked_folder_once(tmp_path):
     _write(tmp_path / "a" / "1.png")
     _write(tmp_path / "a" / "2.png")
     os.symlink(tmp_path, tmp_path / "a" / "loop")
-    assert open_source(f"folder:{tmp_path}").paths == ("a/1.png", "a/2.png")
+    assert tuple(open_source(f"folder:{tmp_path}").paths) == ("a/1.png", "a/2.png")
 
 
 def test_folder_labels_are_ranks_of_class_folders(tmp_path):
@@ -114,14 +115,15 @@ def test_decoding_gives_rgb_for_every_kind_of_file(tmp_path):
         assert np.abs(images[i][0, 0].astype(int) - expected).max() <= 2, i
 
 
-def test_broken_file_is_named(tmp_path):
+def test_a_broken_file_is_empty_and_reported(tmp_path):
     _write(tmp_path / "good.png")
     (tmp_path / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
     (tmp_path / "void.png").write_bytes(b"")
-    load = open_source(f"folder:{tmp_path}").loader()
-    for instance_id, name in ((1, "torn.jpg"), (2, "void.png")):
-        with pytest.raises(tf.errors.InvalidArgumentError, match=f"cannot decode the image.*{name}"):
-            list(tf.data.Dataset.from_tensors(tf.constant(instance_id, tf.int64)).map(load))
+    source = open_source(f"folder:{tmp_path}")
+    sizes = [image.shape[0] for image in tf.data.Dataset.range(3).map(source.loader())]
+    assert sizes == [6, 0, 0]
+    assert set(source.bad.reasons) == {f"{tmp_path}/torn.jpg", f"{tmp_path}/void.png"}
+    assert source.bad.reasons[f"{tmp_path}/void.png"] == "empty"
 
 
 def test_tfds_ids_are_places_in_shards(tfds_dir):
@@ -139,6 +141,29 @@ def test_tfds_ids_are_places_in_shards(tfds_dir):
     assert all(grey_of[instance_id] == grey and label == grey % 3 for instance_id, grey, label in part)
 
 
+def test_a_part_of_a_tfds_split_has_ids_of_its_own(tfds_dir):
+    whole = open_source("tiny_pictures", data_dir=tfds_dir)
+    part = open_source("tiny_pictures", "train[25%:75%]", tfds_dir)
+    assert 10 <= part.num_instances <= 13
+    ordered = list(part.records(0, part.num_instances, in_order=True))
+    assert [int(instance_id) for _, instance_id, _ in ordered] == list(range(part.num_instances))
+    names = [record[1].numpy() for record, _, _ in whole.records(0, 23, in_order=True)]
+    first = names.index(ordered[0][0][1].numpy())
+    assert [record[1].numpy() for record, _, _ in ordered] == names[first : first + part.num_instances]
+    assert names[0].startswith(b"tiny_pictures-train.tfrecord-00000-of-00004__0")
+
+
+def test_a_tfds_file_cut_at_a_record_is_named(tfds_dir, tmp_path):
+    shutil.copytree(tfds_dir, tmp_path, dirs_exist_ok=True)
+    shard = sorted((tmp_path / "tiny_pictures" / "1.0.0").glob("*.tfrecord-00001-*"))[0]
+    content = shard.read_bytes()
+    shard.write_bytes(content[: 16 + int.from_bytes(content[:8], "little")])
+    source = open_source("tiny_pictures", data_dir=str(tmp_path))
+    assert sum(1 for _ in source.records(0, 23)) == 23
+    ((path, sentence),) = source.bad.damage.items()
+    assert path == str(shard) and "damaged or cut off, 1 of its " in sentence
+
+
 def test_wrong_folders_are_explained(tmp_path):
     def message(path, split="train"):
         with pytest.raises(UserError) as error:
@@ -148,7 +173,7 @@ def test_wrong_folders_are_explained(tmp_path):
     missing = tmp_path / "missing"
     assert message(missing) == f"--dataset=folder:{missing}: no such folder"
     (tmp_path / "empty").mkdir()
-    suffixes = "(.jpg, .jpeg, .png, .bmp, .gif)"
+    suffixes = "(.jpg, .jpeg, .png, .webp, .bmp, .gif)"
     assert message(tmp_path / "empty") == f"--dataset=folder:{tmp_path}/empty: no images {suffixes} in that folder"
     _write(tmp_path / "one" / "1.png")
     assert message(tmp_path / "one" / "1.png").endswith("1.png: not a folder, wanted a folder of images")
@@ -171,8 +196,16 @@ def test_unknown_class_in_the_test_split_is_explained(tmp_path):
     ("dataset", "split", "message"),
     [
         ("digits", "val", "--dataset=digits: no split 'val', wanted train or test"),
-        ("no_such_set", "train", "--dataset=no_such_set: wanted digits, folder:PATH or the name of a TFDS dataset"),
-        ("no such set", "train", "--dataset=no such set: wanted digits, folder:PATH or the name of a TFDS dataset"),
+        (
+            "no_such_set",
+            "train",
+            "--dataset=no_such_set: wanted digits, folder:PATH, records:PATH or a TFDS name",
+        ),
+        (
+            "no such set",
+            "train",
+            "--dataset=no such set: wanted digits, folder:PATH, records:PATH or a TFDS name",
+        ),
         ("cifar10", "train", "--dataset=cifar10: not prepared, run first: tfds build cifar10 --data_dir={dir}"),
         ("tiny_pictures", "test", "--dataset=tiny_pictures: no split 'test', wanted one of train"),
         ("tiny_texts", "train", "--dataset=tiny_texts: wanted a dataset with an image feature named 'image'"),

@@ -1,0 +1,1 @@
+"""Measurements of the parts, by themselves: `python -m scripts.benchmark NAME`."""

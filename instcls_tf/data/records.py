@@ -1,0 +1,228 @@
+"""Images in TFRecord shards: `records:PATH`, as `python -m scripts.prepare` writes them, and TFDS's files.
+
+Records can only be read one after the other. An epoch is therefore a random order of whole shards, cut into streams of
+fixed lengths; each stream reads several of its shards at a time and shuffles within a buffer. The order depends on
+the seed, the epoch and the stream's bounds, never on who reads it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+
+from instcls_tf.data.decoding import BadImages, decode_image
+from instcls_tf.errors import UserError
+
+PREFIX = "records:"
+INDEX_NAME = "index.json"
+FORMAT = 1
+_SHARDS_AT_ONCE = 4
+_SHUFFLE_BUFFER = 16_384  # Encoded examples of all streams together: about 1.8 GB of ImageNet.
+_SMALLEST_BUFFER = 64
+# index_shuffle's default of 4 rounds leaves neighbouring epochs correlated (0.75 at 50,000 ids).
+_SHUFFLE_ROUNDS = 16
+_ORDER_TAG = 7
+
+
+def permute(places: Any, seed: int, epoch: Any, size: Any) -> Any:
+    """The ids at some places (int64 `[b]`) of an epoch's permutation of `range(size)`; computed, never stored."""
+    import tensorflow as tf
+
+    key = tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64), tf.constant(_ORDER_TAG, tf.int64)])
+    largest = tf.cast(size, tf.int64) - 1
+    return tf.raw_ops.RandomIndexShuffle(index=places, seed=key, max_index=largest, rounds=_SHUFFLE_ROUNDS)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Shards:
+    """Record files, and which of their records are meant: `counts[i]` after the first `skips[i]` of `paths[i]`."""
+
+    paths: tuple[str, ...]
+    skips: np.ndarray  # [P] int64
+    counts: np.ndarray  # [P] int64
+    bad: BadImages
+
+    @property
+    def num_records(self) -> int:
+        """All of them."""
+        return int(self.counts.sum())
+
+    def read(self, begin: int, end: int, at_once: int = _SHARDS_AT_ONCE) -> Any:
+        """The records `begin` to `end` in the order of ids; with `at_once` above 1, of several shards in turn.
+
+        Returns:
+          A dataset of `(serialized example, instance id int64)`.
+        """
+        import tensorflow as tf
+
+        return self._pieces(tf.range(len(self.paths), dtype=tf.int64), begin, end).interleave(
+            self._reader(), cycle_length=at_once, block_length=1
+        )
+
+    def stream(self, begin: Any, end: Any, *, seed: int, epoch: Any, num_streams: int, salt: Any) -> Any:
+        """The records `begin` to `end` of an epoch's order of shards, shuffled in a buffer.
+
+        Args:
+          begin, end: int64 scalars; different streams of an epoch have different places.
+          seed, epoch: of the order.
+          num_streams: how many streams share the memory of buffers and the open files.
+          salt: int64 scalar, different for each stream.
+        """
+        import tensorflow as tf
+
+        count = len(self.paths)
+        order = permute(tf.range(count, dtype=tf.int64), seed, epoch, count)
+        at_once = max(1, min(_SHARDS_AT_ONCE, 4 * _SHUFFLE_BUFFER // 1024 // num_streams))
+        records = self._pieces(order, begin, end).interleave(self._reader(), cycle_length=at_once, block_length=1)
+        # Of this graph alone. With a global seed of 0 TensorFlow would ask whether the tensors below are 0, too.
+        tf.random.set_seed(1)
+        buffer = max(_SMALLEST_BUFFER, _SHUFFLE_BUFFER // num_streams)
+        mixed = (seed << 20) + epoch + salt * 0x1000003
+        return records.shuffle(buffer, seed=mixed, reshuffle_each_iteration=False)
+
+    def _pieces(self, order: Any, begin: Any, end: Any) -> Any:
+        """`(shard, first, last)` of the range `begin` to `end` in an order of shards."""
+        import tensorflow as tf
+
+        counts = tf.gather(tf.constant(self.counts, tf.int64), order)
+        starts = tf.cumsum(counts, exclusive=True)
+        first = tf.maximum(tf.cast(begin, tf.int64) - starts, 0)
+        last = tf.minimum(tf.cast(end, tf.int64) - starts, counts)
+        some = last > first
+        return tf.data.Dataset.from_tensor_slices((order[some], first[some], last[some]))
+
+    def _reader(self) -> Callable[[Any, Any, Any], Any]:
+        import tensorflow as tf
+
+        paths, skips = tf.constant(self.paths), tf.constant(self.skips, tf.int64)
+        offsets = tf.constant(np.cumsum(self.counts) - self.counts, tf.int64)
+        counts = tf.constant(self.counts, tf.int64)
+
+        def read(shard: tf.Tensor, first: tf.Tensor, last: tf.Tensor) -> tf.data.Dataset:
+            records = tf.data.TFRecordDataset(paths[shard], buffer_size=2**20).map(lambda x: (x, True))
+            # A damaged file ends early: what is missing is reported, and read as images that cannot be decoded.
+            missing = tf.data.Dataset.from_tensors((tf.constant(b""), False)).repeat(last - first)
+            records = records.ignore_errors().skip(skips[shard] + first).take(last - first)
+            records = records.concatenate(missing).take(last - first).enumerate()
+
+            def with_id(place: tf.Tensor, record: tuple) -> tuple:
+                serialized, there = record
+                place += first
+                report = [paths[shard], skips[shard] + place, skips[shard] + counts[shard]]
+                told = tf.cond(there, lambda: True, lambda: tf.numpy_function(self._damaged, report, tf.bool))
+                with tf.control_dependencies([told]):
+                    return tf.identity(serialized), offsets[shard] + place
+
+            return records.map(with_id)
+
+        return read
+
+    def _damaged(self, path: bytes, readable: np.int64, wanted: np.int64) -> np.bool_:
+        name = os.fsdecode(path)
+        if name not in self.bad.damage:
+            why = f"damaged or cut off, {readable} of its {wanted} records can be read"
+            self.bad.add_damage(name, f"{name}: {why if os.path.exists(path) else 'no such file'}")
+        return np.bool_(True)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RecordSource:
+    """TFRecord shards below `root`, in the order of `paths`; an id is a record's place in its shard after those before.
+
+    Attributes:
+      shards: the files.
+      features: what is parsed from a record, by name.
+    """
+
+    name: str
+    class_names: tuple[str, ...] | None
+    root: str
+    paths: tuple[str, ...]
+    shards: Shards
+    random_access: ClassVar[bool] = False
+
+    @property
+    def bad(self) -> BadImages:
+        """What could not be read so far."""
+        return self.shards.bad
+
+    @property
+    def num_instances(self) -> int:
+        """The number of images, and so of instance ids."""
+        return self.shards.num_records
+
+    def parse(self, serialized: Any, instance_id: Any) -> tuple:
+        """One record as `((encoded image, name), instance id int64, label int32)`."""
+        import tensorflow as tf
+
+        example = tf.io.parse_single_example(serialized, example_features())
+        return (example["image"], example["name"]), instance_id, tf.cast(example["label"], tf.int32)
+
+    def records(self, begin: int, end: int, in_order: bool = False) -> Any:
+        """The records `begin` to `end` as a dataset of `((encoded image, name), instance id int64, label int32)`."""
+        return self.shards.read(begin, end, 1 if in_order else _SHARDS_AT_ONCE).map(self.parse)
+
+    def loader(self) -> Callable[[Any], Any]:
+        """A graph function from `(encoded image, name)` to the image, uint8 `[H, W, 3]`, empty if it is damaged."""
+        return lambda record: decode_image(*record, self.bad)
+
+
+def example_features() -> dict[str, Any]:
+    """The features of a record written by `prepare`; a record that could not be read parses as an empty image."""
+    import tensorflow as tf
+
+    return {
+        "image": tf.io.FixedLenFeature([], tf.string, ""),
+        "name": tf.io.FixedLenFeature([], tf.string, ""),
+        "id": tf.io.FixedLenFeature([], tf.int64, -1),
+        "label": tf.io.FixedLenFeature([], tf.int64, -1),
+    }
+
+
+def open_records(dataset: str, split: str) -> RecordSource:
+    """Opens the shards below a folder; does not import TensorFlow.
+
+    Args:
+      dataset: `records:PATH`, PATH the `--output` of `prepare`.
+      split: a split that was prepared.
+
+    Raises:
+      UserError: there is no index, or a shard is missing or has another size than when it was written.
+    """
+    top = os.path.expanduser(dataset.removeprefix(PREFIX))
+    index_path = os.path.join(top, INDEX_NAME)
+    try:
+        with open(index_path) as file:
+            index = json.load(file)
+    except OSError as error:
+        raise UserError(f"--dataset={dataset}: cannot read {index_path} ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"--dataset={dataset}: cannot understand {index_path}") from error
+    if index.get("format") != FORMAT:
+        raise UserError(f"--dataset={dataset}: {index_path} has format {index.get('format')}, wanted {FORMAT}")
+    if split not in index["splits"]:
+        have = ", ".join(sorted(index["splits"]))
+        raise UserError(f"--dataset={dataset}: no split {split!r}, wanted one of {have}")
+    shards = index["splits"][split]
+    for shard in shards:
+        path = os.path.join(top, shard["path"])
+        size = os.path.getsize(path) if os.path.exists(path) else -1
+        if size != shard["bytes"]:
+            found = "no such file" if size < 0 else f"has {size} bytes"
+            raise UserError(f"--dataset={dataset}: {path}: {found}, its index says {shard['bytes']} bytes")
+    counts = np.array([shard["records"] for shard in shards], np.int64)
+    paths = tuple(shard["path"] for shard in shards)
+    files = tuple(os.path.join(top, path) for path in paths)
+    classes = index["class_names"]
+    return RecordSource(
+        dataset,
+        None if classes is None else tuple(classes),
+        top,
+        paths,
+        Shards(files, np.zeros_like(counts), counts, BadImages()),
+    )

@@ -1,0 +1,137 @@
+"""TensorFlow Datasets by name: prepared splits, read from their TFRecord shards."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+
+from instcls_tf.data.decoding import BadImages, decode_image
+from instcls_tf.data.records import Shards
+from instcls_tf.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TfdsSource:
+    """A prepared TFDS split, or a part of one. An id is a record's place in its shard after all shards before."""
+
+    name: str
+    class_names: tuple[str, ...] | None
+    split: str
+    builder: Any
+    shards: Shards
+    random_access: ClassVar[bool] = False
+
+    @property
+    def bad(self) -> BadImages:
+        """What could not be read so far."""
+        return self.shards.bad
+
+    @property
+    def num_instances(self) -> int:
+        """The number of images, and so of instance ids."""
+        return self.shards.num_records
+
+    def parse(self, serialized: Any, instance_id: Any) -> tuple:
+        """One record as `((encoded image, name), instance id int64, label int32)`."""
+        import tensorflow as tf
+        import tensorflow_datasets as tfds
+
+        names = {"image", "label"} if self.class_names else {"image"}
+        features = tfds.features.FeaturesDict({name: self.builder.info.features[name] for name in names})
+        decoders = {"image": tfds.decode.SkipDecoding()}
+
+        def parsed() -> tuple:
+            example = features.deserialize_example(serialized, decoders=decoders)
+            label = tf.cast(example["label"], tf.int32) if self.class_names else tf.constant(-1)
+            return example["image"], label
+
+        # A record that could not be read is empty.
+        there = tf.strings.length(serialized) > 0
+        encoded, label = tf.cond(there, parsed, lambda: (tf.constant(b""), tf.constant(-1)))
+        return (encoded, self._name(instance_id)), instance_id, label
+
+    def _name(self, instance_id: Any) -> Any:
+        """As TFDS names an example, `FILE__PLACE`."""
+        import tensorflow as tf
+
+        ends = np.cumsum(self.shards.counts)
+        shard = tf.searchsorted(tf.constant(ends), instance_id[None], side="right")[0]
+        place = instance_id - tf.constant(ends - self.shards.counts)[shard] + tf.constant(self.shards.skips)[shard]
+        names = tf.constant([os.path.basename(path) for path in self.shards.paths])
+        return tf.strings.join([names[shard], tf.strings.as_string(place)], "__")
+
+    def records(self, begin: int, end: int, in_order: bool = False) -> Any:
+        """The records `begin` to `end` as a dataset of `((encoded image, name), instance id int64, label int32)`.
+
+        Args:
+          begin: first record, in the order of ids.
+          end: one after the last record.
+          in_order: read one shard after the other, so that ids ascend; otherwise several at a time.
+        """
+        return (self.shards.read(begin, end, 1) if in_order else self.shards.read(begin, end)).map(self.parse)
+
+    def loader(self) -> Callable[[Any], Any]:
+        """A graph function from `(encoded image, name)` to the image, uint8 `[H, W, 3]`, empty if it is damaged."""
+        return lambda record: decode_image(*record, self.bad)
+
+
+def open_tfds(dataset: str, split: str, data_dir: str | None) -> TfdsSource:
+    """Opens a prepared dataset.
+
+    Args:
+      dataset: TFDS's name.
+      split: a split or a part of one in TFDS's notation, such as `train[:10%]`.
+      data_dir: TFDS's data directory; None for its default.
+
+    Raises:
+      UserError: unknown, not prepared, no such split, no images, or files of another kind.
+    """
+    import tensorflow_datasets as tfds
+
+    with _quiet_absl():
+        try:
+            builder = tfds.builder(dataset, data_dir=data_dir)
+        except (AssertionError, ValueError) as error:
+            wanted = "wanted digits, folder:PATH, records:PATH or a TFDS name"
+            raise UserError(f"--dataset={dataset}: {wanted}") from error
+        if not builder.is_prepared():
+            where = f" --data_dir={data_dir}" if data_dir else ""
+            raise UserError(f"--dataset={dataset}: not prepared, run first: tfds build {dataset}{where}")
+        info = builder.info
+        try:
+            instructions = info.splits[split].file_instructions
+        except (KeyError, ValueError, AssertionError) as error:
+            have = ", ".join(sorted(info.splits))
+            raise UserError(f"--dataset={dataset}: no split {split!r}, wanted one of {have}") from error
+    features = dict(info.features.items()) if isinstance(info.features, tfds.features.FeaturesDict) else {}
+    if not isinstance(features.get("image"), tfds.features.Image):
+        raise UserError(f"--dataset={dataset}: wanted a dataset with an image feature named 'image'")
+    kind = getattr(info.file_format, "value", "tfrecord")
+    if kind != "tfrecord":
+        raise UserError(f"--dataset={dataset}: its files are {kind}, wanted tfrecord")
+    counts = np.array([instruction.take for instruction in instructions], np.int64)
+    if counts.sum() < 2:
+        raise UserError(f"--dataset={dataset}: wanted at least 2 images in split {split!r}: every image is a class")
+    skips = np.array([instruction.skip for instruction in instructions], np.int64)
+    shards = Shards(tuple(os.fspath(instruction.filename) for instruction in instructions), skips, counts, BadImages())
+    label = features.get("label")
+    class_names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else None
+    return TfdsSource(dataset, class_names, split, builder, shards)
+
+
+@contextlib.contextmanager
+def _quiet_absl() -> Iterator[None]:
+    """Keeps TFDS's remarks about folders and versions off the terminal."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

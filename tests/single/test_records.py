@@ -1,0 +1,146 @@
+"""Record files: the same ids and global order for every number of workers, exact resumption, damage that is named."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from instcls_tf.data import pipeline
+from instcls_tf.data.augment import make_views
+from instcls_tf.data.prepare import prepare
+from instcls_tf.data.sources import open_source
+from instcls_tf.errors import UserError
+
+COUNT, BATCH, MICRO = 53, 12, 4
+STEPS = 5
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """53 grey images in two classes, in shards of a few records each."""
+    for index in range(COUNT):
+        path = tmp_path / "photos" / "train" / ("even" if index % 2 == 0 else "odd") / f"{index:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(tf.io.encode_png(np.full([4, 4, 3], 4 * index, np.uint8)).numpy())
+    return tmp_path / "photos", tmp_path / "records"
+
+
+@pytest.fixture
+def records(prepared, monkeypatch):
+    photos, output = prepared
+    _prepare(photos, output, monkeypatch)
+    return f"records:{output}"
+
+
+def _prepare(photos, output, monkeypatch, shard_bytes=900):
+    from instcls_tf.data import prepare as module
+
+    write = module._write
+    with monkeypatch.context() as patch:  # Shards of a megabyte would hold all.
+        patch.setattr(module, "_write", lambda s, o, split, size, p: write(s, o, split, shard_bytes, p))
+        return prepare(f"folder:{photos}", str(output), 1)
+
+
+def _steps(dataset, workers, first=0, last=2 * STEPS, batch=BATCH):
+    """Per step, ids of the global batch and the grey of each row."""
+    source = open_source(dataset)
+    settings = {"views": make_views("none", 4, 0), "batch_size": batch, "num_views": 1, "seed": 3}
+    shares = [
+        pipeline.training_batches(
+            source, first_step=first, last_step=last, micro_batch=MICRO, rank=rank, num_workers=workers, **settings
+        )
+        for rank in range(workers)
+    ]
+    steps = []
+    for step in zip(*(share.as_numpy_iterator() for share in shares)):
+        ids = np.concatenate([ids[ids >= 0] for _, ids in step])
+        grey = np.concatenate([views[ids >= 0, 0, 0, 0, 0] for views, ids in step])
+        steps.append((ids.tolist(), grey.tolist()))
+    return steps
+
+
+def test_records_have_the_ids_and_labels_of_the_folder(prepared, records):
+    source, photos = open_source(records), open_source(f"folder:{prepared[0]}")
+    assert source.num_instances == COUNT and source.class_names == ("even", "odd")
+    assert len(source.paths) > 5
+    load = source.loader()
+    for position, (record, instance_id, label) in enumerate(source.records(0, COUNT, in_order=True)):
+        assert int(instance_id) == position
+        assert record[1].numpy().decode() == photos.paths[position]
+        assert int(label) == photos.labels[position]
+        assert np.array_equal(load(record), photos.loader()(tf.constant(position, tf.int64)))
+
+
+@pytest.mark.parametrize("batch", [BATCH, 100])
+def test_the_global_order_is_the_same_for_every_number_of_workers(prepared, records, batch):
+    steps = pipeline.steps_per_epoch(COUNT, batch)
+    alone = _steps(records, 1, last=2 * steps, batch=batch)
+    paths = tuple(open_source(f"folder:{prepared[0]}").paths)
+    grey_of = [4 * int(path[-7:-4]) for path in paths]
+    for epoch in (alone[:steps], alone[steps:]):
+        assert sorted(itertools.chain(*(ids for ids, _ in epoch))) == list(range(COUNT))
+    assert [ids for ids, _ in alone[:steps]] != [ids for ids, _ in alone[steps:]]
+    for ids, grey in alone:
+        assert grey == [grey_of[i] for i in ids], "the same id is the same file"
+    for workers in (2, 3):
+        assert _steps(records, workers, last=2 * steps, batch=batch) == alone
+
+
+@pytest.mark.parametrize(("workers", "first"), [(2, 4), (3, 7)])
+def test_a_run_resumed_in_mid_epoch_sees_the_rest(records, workers, first):
+    assert _steps(records, workers, first=first) == _steps(records, 1)[first:]
+
+
+def test_an_unreadable_file_keeps_its_id_in_records(prepared, monkeypatch):
+    photos, output = prepared
+    (photos / "train" / "odd" / "001.png").write_bytes(b"torn")
+    _prepare(photos, output, monkeypatch)
+    source = open_source(f"records:{output}")
+    seen = [i for _, ids, _ in pipeline.inference_batches(source, image_size=4, batch_size=9) for i in ids.numpy()]
+    missing = tuple(open_source(f"folder:{photos}").paths).index("odd/001.png")
+    assert sorted(seen) == [-1, *(i for i in range(COUNT) if i != missing)]
+    assert source.bad.reasons == {"odd/001.png": "not an image"}
+
+
+def _record_ends(path):
+    content, ends, position = path.read_bytes(), [], 0
+    while position < len(content):
+        position += 16 + int.from_bytes(content[position : position + 8], "little")
+        ends.append(position)
+    return ends
+
+
+@pytest.mark.parametrize("kind", ["boundary", "inside", "flipped"])
+def test_a_damaged_shard_is_named(prepared, records, kind):
+    shard = prepared[1] / "train-00002.tfrecord"
+    content, ends = bytearray(shard.read_bytes()), _record_ends(shard)
+    if kind == "flipped":
+        content[ends[0] + 40] ^= 1
+        shard.write_bytes(content)
+    else:
+        shard.write_bytes(content[: ends[0] if kind == "boundary" else ends[0] + 30])
+        with pytest.raises(UserError, match=rf"{shard}: has \d+ bytes, its index says {len(content)} bytes"):
+            open_source(records)
+        index = prepared[1] / "index.json"  # As if the index did not know.
+        known = json.loads(index.read_text())
+        known["splits"]["train"][2]["bytes"] = shard.stat().st_size
+        index.write_text(json.dumps(known))
+    source = open_source(records)
+    seen = [i for _, ids, _ in pipeline.inference_batches(source, image_size=4, batch_size=9) for i in ids.numpy()]
+    wanted = json.loads((prepared[1] / "index.json").read_text())["splits"]["train"][2]["records"]
+    assert len(seen) == COUNT and seen.count(-1) == wanted - 1
+    assert source.bad.damage == {str(shard): f"{shard}: damaged or cut off, 1 of its {wanted} records can be read"}
+
+
+def test_wrong_records_are_explained(prepared, records, tmp_path):
+    with pytest.raises(UserError, match=r"no split 'test', wanted one of train"):
+        open_source(records, "test")
+    with pytest.raises(UserError, match=r"cannot read .*index.json \(No such file or directory\)"):
+        open_source(f"records:{tmp_path}/none")
+    with pytest.raises(UserError, match="holds prepared images already"):
+        prepare(f"folder:{prepared[0]}", str(prepared[1]), 1)
+    (prepared[1] / "train-00000.tfrecord").unlink()
+    with pytest.raises(UserError, match=r"train-00000.tfrecord: no such file"):
+        open_source(records)

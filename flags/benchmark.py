@@ -66,7 +66,64 @@ def define_hard_negatives() -> None:
     pretraining.define(only=("embedding_size", "hard_negatives"))
 
 
-_SUBJECTS = {"input": define_input, "classifier": define_classifier, "hard_negatives": define_hard_negatives}
+def define_memory() -> None:
+    """The flags of `benchmark memory`."""
+    flags.DEFINE_list(
+        "memory_limit", ["1"], "Memory per worker, in GB (10^9 bytes); several, with commas, are a sweep."
+    )
+    flags.DEFINE_integer("workers", 2, "T: workers, started on this machine.")
+    flags.DEFINE_integer("batch_rows", 1024, "B: rows of the global batch.")
+    pretraining.define(only=("embedding_size",))
+    flags.DEFINE_string("output", None, "PNG file to write: memory per worker against the number of classes.")
+
+
+def memory_limits() -> list[float]:
+    """The value of --memory_limit as numbers.
+
+    Raises:
+      UserError: it is not numbers.
+    """
+    try:
+        return [float(part) for part in FLAGS.memory_limit]
+    except ValueError as error:
+        raise UserError(f"--memory_limit={','.join(FLAGS.memory_limit)}: must be a number of GB, or several") from error
+
+
+def _measure_input() -> dict:
+    from instcls_tf.benchmark.input import measure_input
+
+    return measure_input(input_config(), seconds=FLAGS.seconds, batch_size=FLAGS.images_per_batch)
+
+
+def _measure_memory() -> dict:
+    from instcls_tf.benchmark import memory
+
+    result = memory.measure_memory(memory_limits(), FLAGS.workers, FLAGS.batch_rows, FLAGS.embedding_size, FLAGS.output)
+    print(memory.format_table(result))
+    return result
+
+
+def _measure_classifier() -> dict:
+    settings = classifier_benchmark()
+    settings.validate()
+    from instcls_tf.benchmark.classifier import measure_classifier
+
+    return measure_classifier(settings)
+
+
+def _measure_hard_negatives() -> dict:
+    from instcls_tf.benchmark.hard_negatives import measure_hard_negatives
+
+    return measure_hard_negatives(FLAGS.num_instances, FLAGS.embedding_size, FLAGS.hard_negatives, FLAGS.repeats)
+
+
+# The first word -> what defines its flags, and what measures.
+_SUBJECTS = {
+    "input": (define_input, _measure_input),
+    "classifier": (define_classifier, _measure_classifier),
+    "hard_negatives": (define_hard_negatives, _measure_hard_negatives),
+    "memory": (define_memory, _measure_memory),
+}
 
 
 def take_subject() -> None:
@@ -78,7 +135,13 @@ def take_subject() -> None:
     word = sys.argv[1] if len(sys.argv) > 1 else ""
     if word in _SUBJECTS:
         del sys.argv[1]
-        _SUBJECTS[word]()
+        define, _ = _SUBJECTS[word]
+        define()
     elif not word.startswith(("--help", "-h")):
         raise UserError(f"benchmark: wanted first what to measure, one of {', '.join(_SUBJECTS)}")
     flags.DEFINE_string("subject", word, "What is measured; set by the first word.")
+
+
+def measure() -> dict:
+    """Measures the subject with the parsed flags; may print a table first."""
+    return _SUBJECTS[FLAGS.subject][1]()

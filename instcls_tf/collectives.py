@@ -1,9 +1,9 @@
 """The collectives of the method, and the only place that imports Horovod.
 
-Every reduction is a sum (or a maximum): the loss is divided by the global number of rows once, nothing else is ever
-averaged. No function here is differentiated: Horovod's own gradient of `allgather` averages, which is wrong by a
-factor of T for a model-parallel layer. With one worker each function returns its input, so that the package works
-without a launcher and without an initialised Horovod.
+Every reduction of the method is a sum (or a maximum): the loss is divided by the global number of rows once, nothing
+else is ever averaged. No function here is differentiated: Horovod's own gradient of `allgather` averages, which is
+wrong by a factor of T for a model-parallel layer. With one worker each function returns its input, so that the package
+works without a launcher and without an initialised Horovod.
 
 Three habits of TensorFlow can leave workers waiting for each other for ever; all are dealt with here.
 
@@ -142,9 +142,9 @@ def average_variables(variables: list[tf.Variable], name: str) -> None:
         variable.assign(sum_over_workers(variable.read_value(), f"{name}_{index}") / _size)
 
 
-def averaging_tape() -> tf.GradientTape:
-    """Horovod's own tape for plain data parallelism, which averages gradients; for comparison, not for the method."""
-    return tf.GradientTape() if _size == 1 else _horovod().DistributedGradientTape(tf.GradientTape())
+def data_parallel_tape(tape: tf.GradientTape) -> tf.GradientTape:
+    """Horovod's own tape, whose gradients are means over the workers: for comparisons with plain data parallelism."""
+    return tape if _size == 1 else _horovod().DistributedGradientTape(tape)
 
 
 def barrier() -> None:

@@ -86,7 +86,7 @@ def _plain_step(settings: ClassifierBenchmark) -> float:
 
     @tf.function
     def step():
-        with collectives.averaging_tape() as tape:
+        with collectives.data_parallel_tape(tf.GradientTape()) as tape:
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(ids, dense(embeddings) / PretrainConfig.temperature)
             loss = tf.reduce_mean(losses)
         optimizer.apply_gradients(zip(tape.gradient(loss, dense.trainable_variables), dense.trainable_variables))

@@ -1,0 +1,164 @@
+"""The largest N that fits a memory limit: this design against plain data parallelism (the paper's Fig. 3)."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from typing import Callable
+
+from instcls_tf import planner
+from instcls_tf.errors import UserError
+
+SHARDED, DATA_PARALLEL = "sharded", "data_parallel"
+# Bisection ends when the smallest N that does not fit is at most this factor above the largest that does.
+_TOLERANCE = 1.05
+# The first N tried is the planned one; a failure or a success moves the search by this factor.
+_STRIDE = 1.1
+_TRIAL_SECONDS = 300
+_CACHE_BYTES = 32 * 2**20  # of a usual machine; only tiles depend on it
+
+
+def measure_memory(
+    limits: list[float], num_workers: int, batch_rows: int, embedding_size: int, output: str | None
+) -> dict:
+    """Finds the largest N for each limit and both designs, by trials of one step each in processes of their own.
+
+    Args:
+      limits: memory per worker above that of the started process, in GB.
+      num_workers: T.
+      batch_rows: B, rows of the global batch.
+      embedding_size: D.
+      output: PNG file of the picture, or None.
+
+    Returns:
+      `limits`: for each limit the largest N (`sharded`, `data_parallel`) found, their `ratio` and the planned ones;
+      `ratio`: the smallest of the ratios.
+
+    Raises:
+      UserError: a value is out of range, or a limit is too small for any N.
+      RuntimeError: a trial failed for another reason than memory.
+    """
+    _check(limits, num_workers, batch_rows, embedding_size)
+    peaks = planned_peaks(num_workers, batch_rows, embedding_size)
+    found = []
+    for limit in limits:
+        size = round(limit * planner.GIGABYTE)
+        row = {"memory_limit_gb": limit}
+        for design, peak in peaks.items():
+            planned = planner.largest_num_instances(peak, size, num_workers)
+
+            def fits(n: int, design: str = design, size: int = size) -> bool:
+                return _trial(design, n, num_workers, batch_rows, embedding_size, size)
+
+            row[f"planned_{design}"] = planned
+            row[design] = largest_that_fits(fits, max(planned, num_workers), num_workers)
+            if not row[design]:
+                raise UserError(f"--memory_limit={limit:g}: not even {num_workers} classes fit ({design})")
+        row["ratio"] = row[SHARDED] / row[DATA_PARALLEL]
+        found.append(row)
+    if output:
+        _draw(output, peaks, found, num_workers, batch_rows, embedding_size)
+    sizes = {"workers": num_workers, "batch_rows": batch_rows, "embedding_size": embedding_size}
+    return {**sizes, "limits": found, "ratio": min(row["ratio"] for row in found)}
+
+
+def planned_peaks(num_workers: int, batch_rows: int, embedding_size: int) -> dict[str, Callable[[int], int]]:
+    """The planned bytes of a worker as functions of N, classifiers alone."""
+    sizes = (num_workers, batch_rows, embedding_size)
+    return {
+        DATA_PARALLEL: lambda n: sum(planner.data_parallel_bytes(n, *sizes).values()),
+        # The workers of a machine share its cache.
+        SHARDED: lambda n: sum(planner.classifier_bytes(n, *sizes, cache_bytes=_CACHE_BYTES // num_workers).values()),
+    }
+
+
+def largest_that_fits(fits: Callable[[int], bool], first: int, smallest: int) -> int:
+    """Bisects for the largest N, to within 5 %.
+
+    Args:
+      fits: tries an N.
+      first: the N to begin with.
+      smallest: the smallest N that makes sense.
+
+    Returns:
+      An N that fits, while another at most 5 % above does not; 0 if not even `smallest` fits.
+    """
+    low, high, n = 0, math.inf, first
+    while True:
+        if fits(n):
+            low = n
+        else:
+            high = n
+        if high <= smallest:
+            return 0
+        if low and high <= max(low + 1, _TOLERANCE * low):
+            return low
+        if not low:
+            n = max(smallest, int(high / _STRIDE))
+        elif high == math.inf:
+            n = math.ceil(low * _STRIDE)
+        else:
+            n = round(math.sqrt(low * high))
+
+
+def format_table(result: dict) -> str:
+    """The result of `measure_memory` as a Markdown table."""
+    lines = [
+        f"Largest N with {result['workers']} workers, {result['batch_rows']} rows, D = {result['embedding_size']}",
+        "",
+        "| GB per worker | plain data parallelism (planned) | this design (planned) | ratio |",
+        "|---|---|---|---|",
+    ]
+    for row in result["limits"]:
+        plain, ours = (f"{row[d]:,} ({row[f'planned_{d}']:,})" for d in (DATA_PARALLEL, SHARDED))
+        lines.append(f"| {row['memory_limit_gb']:g} | {plain} | {ours} | {row['ratio']:.1f} |")
+    return "\n".join(lines)
+
+
+def _check(limits: list[float], num_workers: int, batch_rows: int, embedding_size: int) -> None:
+    for limit in limits:
+        if not (math.isfinite(limit) and limit > 0):
+            raise UserError(f"--memory_limit={limit:g}: must be above 0, in GB")
+    for name, value in (("workers", num_workers), ("embedding_size", embedding_size)):
+        if value < 1:
+            raise UserError(f"--{name}={value}: must be at least 1")
+    if batch_rows < num_workers or batch_rows % num_workers:
+        raise UserError(f"--batch_rows={batch_rows}: must be a multiple of the {num_workers} workers")
+
+
+def _trial(design: str, num_instances: int, num_workers: int, batch_rows: int, embedding_size: int, limit: int) -> bool:
+    """Whether one step fits, in a process per worker."""
+    sizes = map(str, (num_instances, batch_rows, embedding_size, limit))
+    command = [sys.executable, "-m", "instcls_tf.benchmark.memory_trial", design, *sizes]
+    if num_workers > 1:
+        launcher = os.path.join(os.path.dirname(sys.executable), "horovodrun")
+        command = [launcher, "-np", str(num_workers), *command]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=_TRIAL_SECONDS)
+    answers = [json.loads(text) for text in re.findall(r'\{"fits".*?\}', finished.stdout)]
+    if not answers or (finished.returncode and all(answer["fits"] for answer in answers)):
+        said = (finished.stdout + finished.stderr)[-2000:]
+        raise RuntimeError(f"a trial of {design} with {num_instances} classes failed: {said}")
+    fits = all(answer["fits"] for answer in answers)
+    print(
+        f"{limit / planner.GIGABYTE:g} GB, {design}, N = {num_instances}: {'fits' if fits else 'too large'}",
+        file=sys.stderr,
+    )
+    return fits
+
+
+def _draw(output: str, peaks, found: list[dict], num_workers: int, batch_rows: int, embedding_size: int) -> None:
+    from instcls_tf.report.memory_curves import Curve, draw_memory
+
+    limits = [round(row["memory_limit_gb"] * planner.GIGABYTE) for row in found]
+    last = max(found, key=lambda row: row["memory_limit_gb"])
+    labels = {DATA_PARALLEL: "plain data parallelism", SHARDED: "this design"}
+    curves = [
+        Curve(label, peaks[design], last[design], tuple((row[design], size) for row, size in zip(found, limits)))
+        for design, label in labels.items()
+    ]
+    title = f"Largest N: {num_workers} workers, B = {batch_rows}, D = {embedding_size} (lines: planned)"
+    draw_memory(output, curves, limits, title)

@@ -1,0 +1,79 @@
+"""`plan` from the command line: quick, without TensorFlow, and strict."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from tests.commands import ROOT
+
+IMAGENET = ("--flagfile=flags/presets/imagenet.flags", "--num_instances=1281167", "--workers=64")
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory):
+    """Runs the command in an environment where importing TensorFlow ends it."""
+    folder = tmp_path_factory.mktemp("path")
+    (folder / "tensorflow.py").write_text("raise SystemExit('tensorflow was imported')\n")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", "scripts.plan", *arguments],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(folder)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    return run
+
+
+def test_answer_of_the_paper_s_run(plan):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    finished = plan(*IMAGENET)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert finished.returncode == 0, finished.stderr
+    assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 2, "CPU seconds"
+    *text, last = finished.stdout.splitlines()
+    answer = json.loads(last)
+    assert answer["memory"]["class weights"] == 20019 * 128 * 4
+    assert answer["fits"] and answer["peak_bytes"] == sum(answer["memory"].values())
+    assert answer["largest_num_instances"] > answer["data_parallel_largest_num_instances"] > 1281167
+    for words in ("class weights", "encoder gradients", "per epoch of 313 steps", "Largest N in 32 GB per worker"):
+        assert any(words in line for line in text), words
+
+
+def test_a_run_that_does_not_fit(plan):
+    finished = plan(*IMAGENET, "--memory_limit=4")
+    answer = json.loads(finished.stdout.splitlines()[-1])
+    assert not answer["fits"] and answer["largest_num_instances"] == 0 and answer["ratio"] is None
+    assert "DOES NOT FIT" in finished.stdout
+
+
+def test_picture(plan, tmp_path):
+    path = tmp_path / "new" / "plan.png"
+    assert plan(*IMAGENET, f"--output={path}").returncode == 0
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "--num_instances is missing: how many images, each a class, the run is to have"),
+        (("--num_instances=100", "--workers=64"), "--hard_negatives=100: must be below"),
+        (("--num_instances=many",), "--num_instances=many: must be a whole number"),
+        (("--num_instances=1000", "--stem=big"), "--stem=big: must be one of imagenet, small"),
+        (("--num_instances=1000", "--output=/proc/plan.png"), "--output=/proc/plan.png: cannot write this file"),
+    ],
+)
+def test_mistakes(plan, arguments, sentence):
+    finished = plan(*arguments)
+    assert finished.returncode == 2
+    assert finished.stderr.startswith(f"error: {sentence}")
+    assert len(finished.stderr.splitlines()) == 1 and not finished.stdout

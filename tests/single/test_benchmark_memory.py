@@ -1,0 +1,77 @@
+"""The search for the largest N, and what one trial measures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from instcls_tf import planner, tiles
+from instcls_tf.benchmark import memory
+from instcls_tf.errors import UserError
+from tests.commands import ROOT, run_script
+
+
+@pytest.mark.parametrize("truth", [3, 17, 1000, 123_456])
+@pytest.mark.parametrize("first", [3, 900, 100_000])
+def test_bisection_ends_within_five_percent_below_the_truth(truth, first):
+    found = memory.largest_that_fits(lambda n: n <= truth, first, 3)
+    assert found <= truth <= max(found, 1.05 * found)
+
+
+def test_bisection_when_nothing_fits():
+    assert memory.largest_that_fits(lambda n: False, 1000, 2) == 0
+
+
+def test_a_good_first_guess_needs_few_trials():
+    tried = []
+    memory.largest_that_fits(lambda n: tried.append(n) or n <= 1000, 990, 1)
+    assert len(tried) <= 3
+
+
+def test_table():
+    row = {"memory_limit_gb": 0.5, "sharded": 800, "data_parallel": 100, "ratio": 8.0}
+    row.update(planned_sharded=810, planned_data_parallel=1200)
+    result = {"workers": 2, "batch_rows": 64, "embedding_size": 16, "limits": [row]}
+    assert memory.format_table(result).splitlines()[-1] == "| 0.5 | 100 (1,200) | 800 (810) | 8.0 |"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (([0.0], 2, 64, 16), "--memory_limit=0: must be above 0, in GB"),
+        (([1.0], 0, 64, 16), "--workers=0: must be at least 1"),
+        (([1.0], 2, 64, 0), "--embedding_size=0: must be at least 1"),
+        (([1.0], 2, 65, 16), "--batch_rows=65: must be a multiple of the 2 workers"),
+    ],
+)
+def test_mistakes(arguments, sentence):
+    with pytest.raises(UserError) as refusal:
+        memory.measure_memory(*arguments, output=None)
+    assert str(refusal.value) == sentence
+
+
+def test_limits_on_the_command_line():
+    finished = run_script("benchmark", "memory", "--memory_limit=0.5,much")
+    assert finished.status == 2
+    assert finished.stderr == "error: --memory_limit=0.5,much: must be a number of GB, or several\n"
+
+
+def test_a_trial_takes_the_planned_memory():
+    """Within 10 %: class weights, momentum and workspace of one worker against the peak of a process."""
+    sizes = (400_000, 1024, 128)
+    command = [sys.executable, "-m", "instcls_tf.benchmark.memory_trial", "sharded", *map(str, sizes), "0"]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+    answer = json.loads(finished.stdout)
+    num_instances, batch_rows, size = sizes
+    cache = tiles._last_level_cache_bytes()
+    planned = sum(planner.classifier_bytes(num_instances, 1, batch_rows, size, cache_bytes=cache).values())
+    assert answer["fits"]
+    assert answer["peak_bytes"] == pytest.approx(planned, rel=0.1)
+
+
+def test_a_trial_ends_at_its_limit():
+    assert not memory._trial("data_parallel", 50_000, 1, 256, 32, 20 * 10**6)

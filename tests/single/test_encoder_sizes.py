@@ -1,0 +1,51 @@
+"""The arithmetic of encoder sizes equals what Keras builds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from instcls_tf import networks
+from instcls_tf.encoder_sizes import encoder_sizes
+
+_KEPT = tuple(
+    getattr(tf.keras.layers, name)
+    for name in ("Rescaling", "Conv2D", "ReLU", "ZeroPadding2D", "MaxPooling2D", "GlobalAveragePooling2D", "Dense")
+)
+
+
+def kept_values(model: tf.keras.Model, input_shape: tuple) -> list[int]:
+    """Values of one image in the outputs that the backward pass needs."""
+    outputs = [layer.output for layer in model.layers if isinstance(layer, _KEPT)]
+    shapes = [tf.keras.Model(model.input, outputs).compute_output_shape((1, *input_shape))]
+    shapes = shapes if len(outputs) == 1 else shapes[0]
+    return [int(np.prod(shape)) for shape in shapes]
+
+
+@pytest.mark.parametrize(
+    ("encoder", "width", "stem", "mlp_head", "side"),
+    [
+        ("resnet50", 1.0, "imagenet", True, 224),
+        ("resnet18", 0.25, "small", True, 33),
+        ("resnet18", 0.5, "imagenet", False, 50),
+        ("resnet50", 0.125, "small", False, 15),
+    ],
+)
+def test_parameters_and_activations(encoder, width, stem, mlp_head, side):
+    settings = {"encoder": encoder, "width_multiplier": width, "stem": stem, "mlp_head": mlp_head, "embedding_size": 24}
+    sizes = encoder_sizes(**settings, image_size=side)
+    model = networks.build_encoder(**settings)
+    assert sizes.parameters == sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
+    assert sizes.statistics == sum(int(np.prod(v.shape)) for v in networks.batch_norm_statistics(model))
+    backbone, projection = model.get_layer("backbone"), model.get_layer("projection")
+    kept = kept_values(backbone, (side, side, 3)) + kept_values(projection, (backbone.output_shape[-1],))
+    assert sizes.activations == sum(kept)
+    assert sizes.largest_activation == max(kept)
+
+
+def test_resnet50_has_its_published_size():
+    sizes = encoder_sizes(
+        encoder="resnet50", width_multiplier=1, stem="imagenet", mlp_head=False, embedding_size=128, image_size=224
+    )
+    assert sizes.parameters == 23_508_032 + 2048 * 128 + 128

@@ -1,0 +1,154 @@
+"""Every formula of the plan against small cases worked out by hand."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from instcls_tf import collectives, planner, tiles
+from instcls_tf.config import PretrainConfig
+from instcls_tf.encoder_sizes import encoder_sizes
+from instcls_tf.errors import UserError
+
+# 4 instances with 2 views: B = 8 rows of D = 2; K = 3; N = 10 classes on T = 3 workers, the first of which owns 4.
+TINY = PretrainConfig(
+    workdir="unused",
+    encoder="resnet18",
+    stem="small",
+    width_multiplier=0.125,
+    image_size=8,
+    batch_size=4,
+    micro_batch=1,
+    embedding_size=2,
+    hard_negatives=3,
+)
+SIZES = encoder_sizes(
+    encoder="resnet18", stem="small", width_multiplier=0.125, image_size=8, embedding_size=2, mlp_head=True
+)
+
+
+@pytest.fixture(scope="module")
+def plan() -> planner.Plan:
+    return planner.make_plan(TINY, 10, 3, device="cpu")
+
+
+def test_memory_of_the_classifier(plan):
+    memory = plan.memory
+    assert memory["class weights"] == memory["momentum of class weights"] == 4 * 2 * 4
+    one_tile = 4 * (2 * 8 + 8 * 2) * 4  # all 4 classes are in it
+    gaussian = 4 * 10 * 2 * 4
+    assert memory["tile workspace"] == one_tile + gaussian
+    assert memory["allocator"] == 3  # 4 % of 64 bytes
+    # Eight [8, 2] arrays; 8 rows with 4 labels each, of which a worker owns 11.
+    assert memory["gathered batch"] == 8 * 8 * 2 * 4 + 32 * 16 + 11 * 48
+    assert memory["lists of hard negatives"] == 4 * 3 * 4
+
+
+def test_memory_of_the_encoder(plan):
+    memory = plan.memory
+    assert memory["encoder weights"] == 4 * (SIZES.parameters + SIZES.statistics)
+    assert memory["encoder momentum"] == 4 * SIZES.parameters
+    assert memory["encoder gradients"] == 2 * 4 * SIZES.parameters
+    assert memory["activations of a BN group"] == 2 * 4 * (SIZES.activations + 2 * SIZES.largest_activation)
+    assert memory["views of a step"] == 2 * 2 * 3 * 8 * 8, "the first worker has 2 of the 4 groups"
+    mixed = planner.make_plan(TINY.replace(precision="mixed_bfloat16"), 10, 3).memory
+    assert 2 * mixed["activations of a BN group"] == memory["activations of a BN group"]
+    assert mixed["encoder weights"] == memory["encoder weights"] + 2 * SIZES.parameters
+    alone = planner.make_plan(TINY.replace(micro_batch=4), 10, 1).memory
+    assert alone["encoder gradients"] == 4 * SIZES.parameters
+
+
+def test_memory_of_plain_data_parallelism(plan):
+    memory = plan.data_parallel_memory
+    assert memory["class weights"] == memory["momentum of class weights"] == 10 * 2 * 4
+    assert memory["gradient of class weights"] == 2 * 10 * 2 * 4
+    assert memory["logits of the local rows"] == 3 * 10 * 4
+    assert memory["allocator"] == 18  # 4 % of 440 bytes
+    assert plan.data_parallel_peak_bytes == sum(memory.values())
+    assert planner.data_parallel_bytes(10, 1, 8, 2)["gradient of class weights"] == 10 * 2 * 4
+
+
+def test_the_peak_is_a_step_or_a_search(plan):
+    assert plan.search_bytes == 4 * 48 + 3 * 10 * 2 * 4 + 2 * 2**23 * 4
+    absent = sum(plan.memory[name] for name in ("gathered batch", "activations of a BN group", "views of a step"))
+    assert plan.search_bytes > absent
+    assert plan.peak_bytes == sum(plan.memory.values()) - absent + plan.search_bytes
+    without = planner.make_plan(TINY.replace(smoothing=0.0), 10, 3)
+    assert without.search_bytes == 0 and "lists of hard negatives" not in without.memory
+    assert without.peak_bytes == sum(without.memory.values())
+    large_images = planner.make_plan(TINY.replace(image_size=512), 10, 3)
+    assert large_images.peak_bytes == sum(large_images.memory.values())
+
+
+def test_bytes_on_the_wire(plan):
+    assert plan.wire_step == {
+        "embeddings": 64 * 2 // 3,
+        "instance ids": 128 * 2 // 3,
+        "hard negatives of the batch": 2 * 96 * 2 // 3 + 96 * 2 // 3,
+        "softmax sums and maximum": 2 * 128 * 2 // 3,
+        "gradient of the embeddings": 2 * 64 * 2 // 3,
+        "encoder gradients": 2 * 4 * SIZES.parameters * 2 // 3,
+        "BN statistics": 2 * 4 * (SIZES.statistics + 1) * 2 // 3,
+    }
+    assert plan.steps_per_epoch == 3
+    assert plan.wire_epoch == {
+        "steps": 3 * sum(plan.wire_step.values()),
+        "hard negatives: class weights": 80 * 2 // 3,
+    }
+    moments = 2 * 4 * (3 * SIZES.statistics // 2) * 2 // 3
+    assert plan.wire_prior == 2 * (120 * 2 // 3 + 3 * moments)
+    assert planner.make_plan(TINY.replace(classifier_init="raw_fixed_bn"), 10, 3).wire_prior == 120 * 2 // 3
+    assert planner.make_plan(TINY.replace(classifier_init="random"), 10, 3).wire_prior == 0
+
+
+def test_one_worker_sends_nothing():
+    alone = planner.make_plan(TINY, 10, 1)
+    assert sum(alone.wire_step.values()) + sum(alone.wire_epoch.values()) + alone.wire_prior == 0
+
+
+def test_tiles_are_those_of_the_classifier(monkeypatch):
+    monkeypatch.setattr(collectives, "_local_size", 2)
+    monkeypatch.setattr(tiles, "_last_level_cache_bytes", lambda: 48 * 2**20)
+    for has_gpu, device in ((False, planner.CPU), (True, planner.GPU)):
+        monkeypatch.setattr(tiles, "_has_gpu", lambda has_gpu=has_gpu: has_gpu)
+        for batch_rows, size in ((64, 128), (1024, 128), (8192, 2048), (100_000, 128)):
+            planned = planner.tile_classes(batch_rows, size, device, 24 * 2**20)
+            assert planned == tiles.tile_classes(batch_rows, size), (device, batch_rows, size)
+
+
+def test_the_largest_number_that_fits():
+    assert planner.largest_num_instances(lambda n: 7 * n, 100) == 14
+    assert planner.largest_num_instances(lambda n: 7 * n, 98) == 14
+    assert planner.largest_num_instances(lambda n: 7 * n, 97) == 13
+    assert planner.largest_num_instances(lambda n: 7 * n, 6) == 0
+    assert planner.largest_num_instances(lambda n: 0, 0) == 2**31 - 1
+
+
+def test_this_design_holds_more_classes_than_data_parallelism():
+    """As in Fig. 3, whose ratio at 64 workers is 6.4."""
+
+    def largest(attribute: str) -> int:
+        def peak(n: int) -> int:
+            return getattr(planner.make_plan(PretrainConfig(), n, 64), attribute)
+
+        return planner.largest_num_instances(peak, 32 * 10**9, 64)
+
+    assert largest("peak_bytes") > 6.4 * largest("data_parallel_peak_bytes") > 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ((None, 1, 32.0, "gpu"), "--num_instances is missing: how many images, each a class, the run is to have"),
+        ((5, 0, 32.0, "gpu"), "--workers=0: must be at least 1"),
+        ((5, 6, 32.0, "gpu"), "--num_instances=5: must be at least the 6 workers and at most 2147483647"),
+        ((2**31, 6, 32.0, "gpu"), "--num_instances=2147483648: must be at least the 6 workers and at most 2147483647"),
+        ((5, 1, 0.0, "gpu"), "--memory_limit=0.0: must be a number above 0, in GB"),
+        ((5, 1, float("nan"), "gpu"), "--memory_limit=nan: must be a number above 0, in GB"),
+        ((5, 1, 32.0, "tpu"), "--device=tpu: must be one of cpu, gpu"),
+    ],
+)
+def test_mistakes(asked, sentence):
+    with pytest.raises(UserError, match=f"^{re.escape(sentence)}$"):
+        planner.check(*asked)

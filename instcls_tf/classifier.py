@@ -97,7 +97,7 @@ class ShardedClassifier(tf.keras.layers.Layer):
 
     def initialize_gaussian(self) -> None:
         """`classifier_init=random`: Gaussian rows of unit expected length, the same classes whatever T is."""
-        block = 65536
+        block = 8192
         scale = self.embedding_size**-0.5
         for start in range(self.begin // block * block, self.end, block):
             stop = min(start + block, self.num_instances)

@@ -31,8 +31,8 @@ _TILE_LOGITS, _TILE_ROWS = 2, 8
 _BATCH_ROWS = 8
 # Bytes of a non-zero label: class, label, column on all workers; place, order, row and sorted copies on the owner's.
 _LABEL_BYTES, _OWN_LABEL_BYTES = 16, 48
-# Gaussian rows are drawn in blocks, [65536, D]: the draw, scaled, the local part, and the one before.
-_GAUSSIAN_BLOCK, _GAUSSIAN_COPIES = 65536, 4
+# Gaussian rows are drawn in blocks, [8192, D]: the draw, scaled, the local part, and the one before.
+_GAUSSIAN_BLOCK, _GAUSSIAN_COPIES = 8192, 4
 # TensorFlow's allocator hands memory out of large regions, never merges them and never gives them back: 4 % on top of
 # large arrays (measured), and the blocks of the Gaussian rows stay beside the tiles.
 _ALLOCATOR_SHARE = 0.04
@@ -107,9 +107,6 @@ def largest_num_instances(
         middle = (low + high + 1) // 2
         low, high = (middle, high) if peak(middle) <= memory_limit else (low, middle - 1)
     return low
-
-
-# ------------------------------------------------------------------------------------------------ memory of a worker
 
 
 def classifier_bytes(
@@ -229,9 +226,6 @@ def _sizes(config: PretrainConfig):
         embedding_size=config.embedding_size,
         image_size=config.image_size,
     )
-
-
-# --------------------------------------------------------------------------------------------------- bytes on the wire
 
 
 def gather_bytes(total: int, num_workers: int) -> int:

@@ -48,7 +48,7 @@ def define_classifier() -> None:
     flags.DEFINE_integer("num_instances", defaults["num_instances"], "N, the classes of all workers together.")
     flags.DEFINE_integer("batch_rows", defaults["batch_rows"], "B, rows (views) of the global batch.")
     flags.DEFINE_bool("bare", defaults["bare"], "Time three bare matrix products, whose logits take 4 B N / T bytes.")
-    flags.DEFINE_bool("plain", defaults["plain"], "Time the plain Dense layer, each worker with all N classes.")
+    flags.DEFINE_bool("plain", defaults["plain"], "Time plain data parallelism, each worker with all N classes.")
     flags.DEFINE_integer("repeats", defaults["repeats"], "Steps that are timed; their median counts.")
     pretraining.define(only=("embedding_size", "hard_negatives", "smoothing"))
 

@@ -3,8 +3,8 @@
 Any exact training step needs three matrix products of B rows, n classes and D columns: logits, the gradient for the
 embeddings and the one for the class weights. Their time alone is the yardstick; the streamed step computes a fourth
 (the logits again) instead of keeping B x n numbers, and does everything else a step needs: exp, sums, labels,
-collectives, weight decay, momentum. The plain way is a Keras `Dense` layer over all N classes on every worker, softmax
-cross-entropy, Horovod's `DistributedGradientTape` and SGD.
+collectives, weight decay, momentum. The plain way is `DataParallelClassifier`: all N classes on every worker, the
+logits of its rows in full, Horovod's `DistributedGradientTape`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import psutil
 import tensorflow as tf
 
 from instcls_tf import collectives, device
+from instcls_tf.benchmark.data_parallel import DataParallelClassifier
 from instcls_tf.benchmark.sizes import ClassifierBenchmark
 from instcls_tf.benchmark.timing import seconds_of, slowest
 from instcls_tf.classifier import ShardedClassifier
-from instcls_tf.config import PretrainConfig
 
 
 def measure_classifier(settings: ClassifierBenchmark) -> dict[str, float]:
@@ -80,19 +80,9 @@ def _bare_products(settings: ClassifierBenchmark, rows: tf.Tensor) -> float:
 
 def _plain_step(settings: ClassifierBenchmark) -> float:
     """Seconds of a step in which each worker holds all classes and its share of the rows."""
-    dense = tf.keras.layers.Dense(settings.num_instances, use_bias=False)
-    optimizer = tf.keras.optimizers.legacy.SGD(0.1, momentum=PretrainConfig.momentum)
+    layer = DataParallelClassifier(settings.num_instances, settings.embedding_size)
     embeddings, ids, _ = _batch(settings)
-
-    @tf.function
-    def step():
-        with collectives.data_parallel_tape(tf.GradientTape()) as tape:
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(ids, dense(embeddings) / PretrainConfig.temperature)
-            loss = tf.reduce_mean(losses)
-        optimizer.apply_gradients(zip(tape.gradient(loss, dense.trainable_variables), dense.trainable_variables))
-        return loss
-
-    return seconds_of(lambda: step().numpy(), settings.repeats)
+    return seconds_of(lambda: layer.step(embeddings, ids, tf.constant(0.1)).numpy(), settings.repeats)
 
 
 class _PeakMemory:

@@ -81,4 +81,4 @@ def _central_square(images: tf.Tensor, image_size: int) -> tf.Tensor:
         lambda: tf.image.resize(square, size, antialias=True),
         lambda: tf.image.resize(square, size),
     )
-    return tf.saturate_cast(tf.round(resized), tf.uint8)
+    return tf.cast(resized + 0.5, tf.uint8)  # rounds as the views do; interpolation stays within [0, 255]

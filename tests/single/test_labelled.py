@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from instcls_tf.data.decoding import BadImages
 from instcls_tf.data.sources import DigitsSource, open_source
 from instcls_tf.errors import UserError
 from instcls_tf.evaluation import labelled
@@ -114,7 +115,7 @@ class Stream:
     name, class_names, random_access, num_instances = "stream", ("a", "b"), False, 3
 
     def __init__(self, encoded: bytes):
-        self.encoded = encoded
+        self.encoded, self.bad = encoded, BadImages()
 
     def records(self, begin, end, in_order):
         import tensorflow as tf

@@ -74,7 +74,8 @@ def test_other_sizes_are_cropped_to_the_central_square(loaded):
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (47, 61), (150, 133), (20, 31)])
 def test_signature_prepares_images_as_the_evaluation_does(exported, loaded, height, width):
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    prepared = make_views("none", IMAGE_SIZE, 0).crop(tf.constant(image), tf.zeros([1, 1]))
+    views, draws = make_views("none", IMAGE_SIZE, 0), tf.zeros([1, 1])
+    prepared = views.augment(views.crop(tf.constant(image), draws), draws)
     expected = exported[0].get_layer("backbone")(prepared, training=False)
     got = loaded.signatures["serving_default"](images=tf.constant(image[None]))["features"]
     np.testing.assert_allclose(got, expected, atol=1e-5)

@@ -110,5 +110,5 @@ def test_help_shows_flags_and_an_example(name):
     finished = run_script(name, "--help")
     assert finished.status == 0, finished.output
     assert finished.stderr == ""
-    assert f"python -m scripts.{name} --" in finished.stdout
+    assert f"python -m scripts.{name} " in finished.stdout
     assert re.search(r"^  --\w+: \w", finished.stdout, re.MULTILINE)

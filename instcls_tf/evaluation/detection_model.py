@@ -1,8 +1,8 @@
 """The detector: keras-cv's RetinaNet on a run's encoder.
 
 RetinaNet (Lin et al., arXiv:1708.02002) rather than Faster R-CNN, which the published VOC tables use: it is the one of
-keras-cv 0.9's detectors that trains on Keras 2 (the train step of the legacy Faster R-CNN fails, keras-cv issue 2449;
-YOLOv8 wants its own CSP backbone). From keras-cv come the assembly, the anchors, the matching of anchors with objects,
+keras-cv 0.9's detectors that trains on Keras 2 (the train step of the legacy Faster R-CNN fails there; YOLOv8 wants its
+own CSP backbone). From keras-cv come the assembly, the anchors, the matching of anchors with objects,
 the loss of boxes and the decoding with per-class suppression. Pyramid and heads are those of the paper, but written
 here for three reasons: keras-cv fixes them to 256 channels, which is most of the work on small images; it draws the
 last layer orthogonally, where the paper draws it from N(0, 0.01) so that all scores start at 0.01; and group

@@ -48,7 +48,7 @@ def test_a_run_leaves_what_the_documentation_promises(request, fixture):
     np.testing.assert_array_equal(metrics["step"], np.arange(1, STEPS + 1))
     np.testing.assert_allclose(metrics["epoch"], metrics["step"] / STEPS_PER_EPOCH)
     assert metrics["loss"][0] == pytest.approx(metrics["loss_expected_start"][0], abs=0.5)
-    assert metrics["loss"][STEPS_PER_EPOCH:].mean() < metrics["loss"][:STEPS_PER_EPOCH].mean() - 0.01
+    assert metrics["loss"][STEPS_PER_EPOCH:].mean() < metrics["loss"][:STEPS_PER_EPOCH].mean() - 0.02
     assert metrics["instance_top1"].min() >= 0
     assert metrics["instance_top1"].max() <= 1
     assert metrics["images_per_second"].min() > 0

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import tensorflow as tf
 
-from instcls_tf import collectives, softmax, tiles
+from instcls_tf import collectives, compiled_softmax, softmax, storage
 from instcls_tf.config import PretrainConfig
 from instcls_tf.optimizer import momentum_update
 
@@ -53,6 +52,8 @@ class ShardedClassifier(tf.keras.layers.Layer):
       weight_decay: the L2 coefficient of the rows' SGD.
       learning_rate_factor: multiplies the learning rate of each call.
       sampled_classes: size of the class sample that each step uses instead of all N (Table 3); 0 for all.
+      weights_dtype: how the rows are kept, `float32` or `bfloat16`; every computation is in float32.
+      momentum_dtype: the same for their momentum.
       seed: of the Gaussian rows and of the class samples.
     """
 
@@ -68,6 +69,8 @@ class ShardedClassifier(tf.keras.layers.Layer):
         weight_decay: float = PretrainConfig.weight_decay,
         learning_rate_factor: float = PretrainConfig.classifier_learning_rate_factor,
         sampled_classes: int = PretrainConfig.sampled_classes,
+        weights_dtype: str = PretrainConfig.class_weights_dtype,
+        momentum_dtype: str = PretrainConfig.class_momentum_dtype,
         seed: int = PretrainConfig.seed,
         name: str = "sharded_classifier",
     ):
@@ -83,11 +86,9 @@ class ShardedClassifier(tf.keras.layers.Layer):
         self.begin, self.end = collectives.own_bounds(num_instances)
         shape = (self.end - self.begin, embedding_size)
         # Not trainable in Keras' sense: no optimiser outside may move them a second time.
-        self.local_rows = self.add_weight(name="rows", shape=shape, initializer="zeros", trainable=False)
-        self.local_momentum = self.add_weight(name="momentum", shape=shape, initializer="zeros", trainable=False)
-        self._move = tiles.compiled(
-            functools.partial(_momentum_update, momentum_factor=momentum, weight_decay=weight_decay)
-        )
+        kept = {"shape": shape, "initializer": "zeros", "trainable": False, "experimental_autocast": False}
+        self.local_rows = self.add_weight(name="rows", dtype=weights_dtype, **kept)
+        self.local_momentum = self.add_weight(name="momentum", dtype=momentum_dtype, **kept)
         self.built = True
 
     @property
@@ -106,12 +107,12 @@ class ShardedClassifier(tf.keras.layers.Layer):
             self.write(tf.range(low, high) - self.begin, rows[low - start : high - start])
 
     def read(self, local_index: tf.Tensor) -> tf.Tensor:
-        """The rows `[m, D]` of some local classes; never touches the others (`read_value()` would copy them all)."""
-        return self.local_rows.sparse_read(local_index)
+        """The rows `[m, D]` float32 of some local classes; never touches the others (`read_value()` copies all)."""
+        return tf.cast(self.local_rows.sparse_read(local_index), tf.float32)
 
     def write(self, local_index: tf.Tensor, rows: tf.Tensor) -> None:
         """Replaces the rows of some local classes by `[m, D]` float32."""
-        self.local_rows.scatter_update(tf.IndexedSlices(rows, local_index))
+        self.local_rows.scatter_update(tf.IndexedSlices(tf.cast(rows, self.local_rows.dtype), local_index))
 
     def call(
         self,
@@ -146,8 +147,10 @@ class ShardedClassifier(tf.keras.layers.Layer):
 
         @tf.custom_gradient
         def streamed(local_embeddings):
+            # The gradient is one of the results: TensorFlow need not look for another way to it.
+            fixed = tf.stop_gradient(local_embeddings)
             loss, instance_top1, gradient = self._step(
-                local_embeddings, instance_ids, hard_negatives, learning_rate, tf.cast(step, tf.int32)
+                fixed, instance_ids, hard_negatives, learning_rate, tf.cast(step, tf.int32)
             )
             return (loss, instance_top1), lambda dloss, _: dloss * gradient
 
@@ -157,10 +160,8 @@ class ShardedClassifier(tf.keras.layers.Layer):
     @tf.function(reduce_retracing=True)
     def _step(self, local_embeddings, instance_ids, hard_negatives, learning_rate, step):
         batch = self._gather(local_embeddings, instance_ids, hard_negatives, step)
-        read = self._reader(batch.streamed)
-        stream = (read, batch.num_streamed, batch.embeddings, batch.targets)
-        shift = self._shift(*stream)
-        local = softmax.forward_pass(*stream, shift, self.temperature, self.smoothing_loss)
+        shift = self._shift(batch)
+        local = self._forward(batch, shift)
 
         sums = tf.stack([local.exp_sum, local.target_sum, local.own_logit])  # [3, B]
         exp_sum, target_sum, own_logit = tf.unstack(collectives.sum_over_workers(sums, f"{self.name}_sums"))
@@ -175,16 +176,7 @@ class ShardedClassifier(tf.keras.layers.Layer):
         )  # [b, D]
         if learning_rate is not None:
             with tf.control_dependencies([loss]):
-                softmax.backward_pass(
-                    read,
-                    self._updater(batch.streamed, learning_rate),
-                    *stream[1:],
-                    shift,
-                    exp_sum,
-                    target_sum,
-                    self.temperature,
-                    self.smoothing_loss,
-                )
+                self._backward(batch, shift, exp_sum, target_sum, self.learning_rate_factor * learning_rate, step)
         return loss, instance_top1, gradient
 
     def _gather(self, local_embeddings, instance_ids, hard_negatives, step) -> _Gathered:
@@ -204,38 +196,63 @@ class ShardedClassifier(tf.keras.layers.Layer):
             columns = tf.where(is_local, tf.reshape(tf.searchsorted(streamed, _flat(columns)), tf.shape(columns)), -1)
         return _Gathered(embeddings, is_own, streamed, num_streamed, softmax.select_targets(columns, labels))
 
-    def _shift(self, read, num_streamed, embeddings, targets) -> softmax.Shift | None:
+    def _shift(self, batch: _Gathered) -> softmax.Shift | None:
         if self.temperature >= softmax.SMALLEST_UNSHIFTED_TEMPERATURE:
             return None
-        maxima = softmax.row_maxima(read, num_streamed, embeddings, targets, self.temperature)
+        maxima = softmax.row_maxima(*self._stream(batch), self.temperature)
         maxima = collectives.max_over_workers(tf.stack(maxima), f"{self.name}_shift")  # [2, B]
         return softmax.Shift(*tf.unstack(maxima))
 
-    def _reader(self, streamed):
-        return lambda begin, end: self.read(_local_index(streamed, begin, end))
+    def _forward(self, batch: _Gathered, shift: softmax.Shift | None) -> softmax.PartialSums:
+        """Steps 3 and 4."""
+        settings = (self.temperature, self.smoothing_loss)
+        if shift is None and compiled_softmax.available():
+            return compiled_softmax.forward_pass(
+                self.local_rows, batch.streamed, batch.embeddings, batch.targets, *settings
+            )
+        return softmax.forward_pass(*self._stream(batch), shift, *settings)
 
-    def _updater(self, streamed, learning_rate):
-        learning_rate = self.learning_rate_factor * learning_rate
+    def _backward(self, batch: _Gathered, shift, exp_sum, target_sum, learning_rate, step) -> None:
+        """Steps 6 and 8 for the rows."""
+        settings = (exp_sum, target_sum, self.temperature, self.smoothing_loss)
+        sgd = {"learning_rate": learning_rate, "momentum_factor": self.momentum_factor}
+        sgd["weight_decay"] = self.weight_decay
+        seed = self.seed + step
+        if shift is None and compiled_softmax.available():
+            compiled_softmax.backward_pass(
+                self.local_rows,
+                self.local_momentum,
+                batch.streamed,
+                batch.embeddings,
+                batch.targets,
+                *settings,
+                **sgd,
+                first_class=self.begin,
+                seed=seed,
+            )
+            return
+        read, *stream = self._stream(batch)
 
-        def update(tile, gradients):
-            index = _local_index(streamed, tile.begin, tile.end)
-            momentum = self.local_momentum.sparse_read(index)  # [c, D]
-            rows, momentum = self._move(tile.is_full, tile.rows, gradients, momentum, learning_rate)
-            self.local_momentum.scatter_update(tf.IndexedSlices(momentum, index))
-            return self.local_rows.scatter_update(tf.IndexedSlices(rows, index))
+        def update(tile: softmax.Tile, gradients: tf.Tensor) -> tf.Operation:
+            index = _local_index(batch.streamed, tile.begin, tile.end)
+            momentum = tf.cast(self.local_momentum.sparse_read(index), tf.float32)  # [c, D]
+            rows, momentum = momentum_update(tile.rows, gradients, momentum, **sgd)
+            self._store(self.local_momentum, index, momentum, seed, storage.MOMENTUM)
+            return self._store(self.local_rows, index, rows, seed, storage.WEIGHTS)
 
-        return update
+        softmax.backward_pass(read, update, *stream, shift, *settings)
 
+    def _stream(self, batch: _Gathered):
+        """What the passes of `softmax.py` go through."""
 
-def _momentum_update(rows, gradients, momentum, learning_rate, *, momentum_factor, weight_decay):
-    return momentum_update(
-        rows,
-        gradients,
-        momentum,
-        learning_rate=learning_rate,
-        momentum_factor=momentum_factor,
-        weight_decay=weight_decay,
-    )
+        def read(begin: tf.Tensor, end: tf.Tensor) -> tf.Tensor:
+            return self.read(_local_index(batch.streamed, begin, end))
+
+        return read, batch.num_streamed, batch.embeddings, batch.targets
+
+    def _store(self, variable: tf.Variable, local_index, values, seed, part: int) -> tf.Operation:
+        values = storage.round_for(variable, values, self.begin + local_index, seed, part)
+        return variable.scatter_update(tf.IndexedSlices(values, local_index))
 
 
 def sample_classes(instance_ids: tf.Tensor, num_instances: int, size: int, seed) -> tf.Tensor:

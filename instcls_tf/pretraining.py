@@ -233,6 +233,8 @@ def _make_run(config: PretrainConfig, source: Source, schedule: WarmupCosine) ->
         weight_decay=config.weight_decay,
         learning_rate_factor=config.classifier_learning_rate_factor,
         sampled_classes=config.sampled_classes,
+        weights_dtype=config.class_weights_dtype,
+        momentum_dtype=config.class_momentum_dtype,
         seed=config.seed,
     )
     hard_negatives = HardNegatives(classifier, config.hard_negatives) if config.smoothing else None

@@ -68,7 +68,6 @@ class Tile(NamedTuple):
 
     begin: tf.Tensor  # scalar int32, a position among the n streamed classes
     end: tf.Tensor
-    is_full: tf.Tensor  # as wide as tiles get; only the last one may not be
     rows: tf.Tensor  # [c, D] class weights as stored
     directions: tf.Tensor  # [c, D] w^
     inverse_norms: tf.Tensor  # [c, 1] 1 / |w|
@@ -289,10 +288,7 @@ def backward_pass(
 
 
 def _exp_of_logits(tile: Tile, shift: Shift | None) -> tf.Tensor:
-    return _exp(tile.is_full, tile.logits if shift is None else tile.logits - shift.logits[:, tf.newaxis])
-
-
-_exp = tiles.compiled(tf.exp)
+    return tf.exp(tile.logits if shift is None else tile.logits - shift.logits[:, tf.newaxis])
 
 
 def _target_terms(tile: Tile, shift: Shift | None, smoothing_loss: str) -> tuple[tf.Tensor, tf.Tensor]:
@@ -314,7 +310,6 @@ def _for_each_tile(body, state, read: ReadRows, num_classes: tf.Tensor, scaled: 
     def step(begin, state):
         end = tf.minimum(begin + tile_classes, num_classes)
         rows = read(begin, end)  # [c, D]
-        is_full = tf.equal(end - begin, tile_classes)
         inverse_norms = tf.math.rsqrt(
             tf.maximum(tf.reduce_sum(tf.square(rows), axis=1, keepdims=True), 1e-24)
         )  # [c, 1]
@@ -324,7 +319,7 @@ def _for_each_tile(body, state, read: ReadRows, num_classes: tf.Tensor, scaled: 
         in_tile = Targets(*(part[first:last] for part in targets))
         index = tf.stack([in_tile.row, in_tile.column - begin], axis=1)  # [e, 2]
         target_logits = tf.gather_nd(logits, index)
-        tile = Tile(begin, end, is_full, rows, directions, inverse_norms, logits, in_tile, index, target_logits)
+        tile = Tile(begin, end, rows, directions, inverse_norms, logits, in_tile, index, target_logits)
         # Broadcasting loses the static size of a batch of one row, which the loop does not allow.
         return end, tf.nest.map_structure(lambda new, old: tf.ensure_shape(new, old.shape), body(tile, state), state)
 

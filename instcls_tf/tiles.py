@@ -1,4 +1,4 @@
-"""How wide a tile of classes is, and how the element-wise work on it is compiled.
+"""How wide a tile of classes is where TensorFlow's operations work on it.
 
 A tile should stay in the cache between the product that makes its logits and the product that uses them up, and be wide
 enough that products run at full speed and the loop around it costs nothing. Both follow from the device.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 from pathlib import Path
-from typing import Callable
 
 import tensorflow as tf
 
@@ -54,23 +53,3 @@ def _last_level_cache_bytes() -> int:
 @functools.cache
 def _has_gpu() -> bool:
     return bool(tf.config.list_physical_devices("GPU"))
-
-
-def compiled(function: Callable) -> Callable:
-    """Element-wise work on the arrays of one tile, fused by XLA on CPUs.
-
-    TensorFlow's own CPU kernels are built for machines without AVX-512 and take a pass over memory each; the compiled
-    ones are about five times faster. XLA compiles anew for each shape, so only full tiles go there.
-
-    Returns:
-      A function of `(is_full, *tensors)`; `is_full` is a scalar bool.
-    """
-    fused = tf.function(function, jit_compile=True, autograph=False)
-
-    @functools.wraps(function)
-    def on_tile(is_full: tf.Tensor, *tensors: tf.Tensor):
-        if _has_gpu():
-            return function(*tensors)
-        return tf.cond(is_full, lambda: fused(*tensors), lambda: function(*tensors))
-
-    return on_tile

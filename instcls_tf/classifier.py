@@ -7,7 +7,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from instcls_tf import collectives, compiled_softmax, softmax, storage
-from instcls_tf.config import PretrainConfig
+from instcls_tf.config import STORAGE_DTYPES, PretrainConfig
 from instcls_tf.optimizer import momentum_update
 
 # Keeps the samples apart from other uses of the same seed.
@@ -78,6 +78,9 @@ class ShardedClassifier(tf.keras.layers.Layer):
         super().__init__(name=name, dtype=tf.float32)
         if smoothing_loss not in softmax.SMOOTHING_LOSSES:
             raise ValueError(f"smoothing_loss={smoothing_loss!r}: must be one of {softmax.SMOOTHING_LOSSES}")
+        for argument, dtype in (("weights_dtype", weights_dtype), ("momentum_dtype", momentum_dtype)):
+            if dtype not in STORAGE_DTYPES:
+                raise ValueError(f"{argument}={dtype!r}: must be one of {STORAGE_DTYPES}")
         self.num_instances, self.embedding_size = num_instances, embedding_size
         self.temperature, self.smoothing, self.smoothing_loss = temperature, smoothing, smoothing_loss
         self.momentum_factor, self.weight_decay = momentum, weight_decay

@@ -14,6 +14,9 @@ import tensorflow as tf
 from instcls_tf import softmax
 from instcls_tf.kernels import build
 
+# Which of `usable_kernels()` run: empty for the fastest.
+KERNELS = ""
+
 
 @functools.cache
 def _operations():
@@ -24,6 +27,11 @@ def _operations():
 def available() -> bool:
     """Whether the kernels were compiled and this worker computes on a CPU."""
     return not tf.config.list_physical_devices("GPU") and _operations() is not None
+
+
+def usable_kernels() -> list[str]:
+    """The kernels that this processor can run (`avx512`, `avx2`, …), the fastest first; empty without any."""
+    return [name.decode() for name in _operations().InstclsUsableKernels().numpy()] if available() else []
 
 
 def forward_pass(
@@ -107,4 +115,5 @@ def _stream(rows, streamed, embeddings, targets, temperature, smoothing_loss) ->
         "target_is_own": targets.is_own,
         "temperature": temperature,
         "cross_entropy": smoothing_loss == softmax.CROSS_ENTROPY,
+        "kernels": KERNELS,
     }

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import sys
 
 import tensorflow as tf
 
@@ -21,22 +19,7 @@ def take() -> None:
         mine = gpus[collectives.local_rank() % len(gpus)]
         tf.config.set_visible_devices(mine, "GPU")
         tf.config.experimental.set_memory_growth(mine, True)
-    else:
-        _compile_once_quietly()
     _reuse_freed_memory()
-
-
-def _compile_once_quietly() -> None:
-    """XLA announces its first compilation in a process on standard error, whatever the log level is set to."""
-    with open(os.devnull, "w") as nowhere:
-        sys.stderr.flush()
-        stderr = os.dup(2)
-        os.dup2(nowhere.fileno(), 2)
-        try:
-            tf.function(tf.exp, jit_compile=True)(tf.zeros([1]))
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
 
 
 def _reuse_freed_memory() -> None:

@@ -114,6 +114,10 @@ install_project() { # "compat" is a plain path, by which packages are found that
   pip install -q --no-deps --no-build-isolation --config-settings editable_mode=compat -e . && pip check
 }
 
+compile_kernels() { # quick when they are there; anew after a change of their sources
+  "$venv/bin/python" -m instcls_tf.kernels.build
+}
+
 verify() {
   local build
   build=$(horovodrun --check-build) && echo "$build" || return 1
@@ -133,6 +137,7 @@ exec 9<scripts/setup.sh # the lock is on this very file, so that nothing is left
 wanted=$venv/bin/python
 [[ -z ${PYTHON:-} ]] || wanted=$PYTHON
 if [[ -f $venv/stamp && "$(cat "$venv/stamp")" == "$(stamp "$wanted" 2>/dev/null)" ]]; then
+  compile_kernels || fail "the kernels of the classifier could not be compiled."
   echo "Already set up: $venv with $("$venv/bin/python" -V)"
   exit
 fi
@@ -148,6 +153,7 @@ step "Installing TensorFlow and the rest of requirements.txt" install_packages
 configure_mpi
 step "Compiling Horovod with MPI and Gloo" compile_horovod
 step "Installing the project itself" install_project
+step "Compiling the kernels of the classifier" compile_kernels
 step "Checking the imports, and a sum over two workers" verify
 echo "$made_from" >"$venv/stamp"
 echo "Done in $SECONDS s. To use it: source .venv/bin/activate"

@@ -17,12 +17,16 @@ namespace instcls {
 namespace {
 
 #if defined(__AVX512F__)
+constexpr char kName[] = "avx512";
 constexpr int kLanes = 16, kVectors = 4;
 #elif defined(__AVX2__)
+constexpr char kName[] = "avx2";
 constexpr int kLanes = 8, kVectors = 2;
 #elif defined(__aarch64__)
+constexpr char kName[] = "neon";
 constexpr int kLanes = 4, kVectors = 4;
 #else
+constexpr char kName[] = "sse";
 constexpr int kLanes = 4, kVectors = 2;
 #endif
 // A block of kBlockRows x kVectors accumulators fills the registers.
@@ -360,8 +364,6 @@ void backward(const Pass& pass, const Update& update, int64_t begin, int64_t end
 
 }  // namespace
 
-#define INSTCLS_TEXT_OF(name) #name
-#define INSTCLS_TEXT(name) INSTCLS_TEXT_OF(name)
-extern const Kernels INSTCLS_KERNELS{INSTCLS_TEXT(INSTCLS_KERNELS), kLanes, forward, backward};
+extern const Kernels INSTCLS_KERNELS{kName, kLanes, forward, backward};
 
 }  // namespace instcls

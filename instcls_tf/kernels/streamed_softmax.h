@@ -65,7 +65,7 @@ struct Update {
 
 // The passes over streamed classes begin .. end-1, compiled for one family of processors.
 struct Kernels {
-  const char* name;
+  const char* name;  // "avx512" and the like
   int64_t lanes;  // floats of a vector; padded_size is a multiple of it
   void (*forward)(const Pass&, int64_t begin, int64_t end, const Sums&);
   void (*backward)(const Pass&, const Update&, int64_t begin, int64_t end);

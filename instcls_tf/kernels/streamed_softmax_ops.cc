@@ -1,7 +1,10 @@
 // TensorFlow operations around the passes of streamed_softmax.h: memory, threads, and which processor this is.
 
 #include <algorithm>
+#include <cstring>
+#include <limits>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "streamed_softmax.h"
@@ -26,14 +29,31 @@ using tensorflow::Var;
 using tensorflow::errors::InvalidArgument;
 using tensorflow::shape_inference::InferenceContext;
 
-const Kernels& fastest() {
+// Those that this processor can run, the fastest first.
+const std::vector<const Kernels*>& usable() {
+  static const auto* kernels = [] {
+    auto* list = new std::vector<const Kernels*>;
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl"))
-    return kAvx512Kernels;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kAvx2Kernels;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+      list->push_back(&kAvx512Kernels);
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) list->push_back(&kAvx2Kernels);
 #endif
-  return kBaselineKernels;
+    list->push_back(&kBaselineKernels);
+    return list;
+  }();
+  return *kernels;
+}
+
+Status find_kernels(OpKernelConstruction* context, const Kernels** kernels) {
+  std::string name;
+  TF_RETURN_IF_ERROR(context->GetAttr("kernels", &name));
+  for (const Kernels* candidate : usable())
+    if (name.empty() || name == candidate->name) {
+      *kernels = candidate;
+      return tensorflow::OkStatus();
+    }
+  return InvalidArgument("this processor cannot run the kernels ", name);
 }
 
 Status as_table(Var* variable, Table* table) {
@@ -63,7 +83,7 @@ Status own_alone(OpKernelContext* context, Var* variable) {
 // A worker's inputs, the same for both passes, padded and transposed for the kernels.
 class Batch {
  public:
-  Status read(OpKernelContext* context, float temperature, bool cross_entropy, Var* rows) {
+  Status read(OpKernelContext* context, const Kernels& kernels, float temperature, bool cross_entropy, Var* rows) {
     TF_RETURN_IF_ERROR(as_table(rows, &pass.rows));
     const Tensor &streamed = context->input(1), &embeddings = context->input(2), &row = context->input(3);
     const TensorShape& table = rows->tensor()->shape();
@@ -79,7 +99,7 @@ class Batch {
     num_streamed = all ? num_local : streamed.dim_size(0);
     pass.streamed = all ? nullptr : streamed.flat<int32_t>().data();
     pass.size = table.dim_size(1);
-    pass.padded_size = padded(pass.size, fastest().lanes);
+    pass.padded_size = padded(pass.size, kernels.lanes);
     pass.num_panels = padded(batch_rows, kPanel) / kPanel;
     pass.cross_entropy = cross_entropy;
     pass.targets = {row.flat<int32_t>().data(), context->input(4).flat<int32_t>().data(),
@@ -161,6 +181,7 @@ int64_t chunks(OpKernelContext* context, int64_t num_streamed) {
 class Forward : public OpKernel {
  public:
   explicit Forward(OpKernelConstruction* context) : OpKernel(context) {
+    OP_REQUIRES_OK(context, find_kernels(context, &kernels_));
     OP_REQUIRES_OK(context, context->GetAttr("temperature", &temperature_));
     OP_REQUIRES_OK(context, context->GetAttr("cross_entropy", &cross_entropy_));
   }
@@ -170,7 +191,7 @@ class Forward : public OpKernel {
     OP_REQUIRES_OK(context, tensorflow::LookupResource(context, tensorflow::HandleFromInput(context, 0), &rows));
     tensorflow::tf_shared_lock lock(*rows->mu());
     Batch batch;
-    OP_REQUIRES_OK(context, batch.read(context, temperature_, cross_entropy_, rows.get()));
+    OP_REQUIRES_OK(context, batch.read(context, *kernels_, temperature_, cross_entropy_, rows.get()));
     const int64_t num_chunks = chunks(context, batch.num_streamed);
     const int64_t padded_rows = batch.padded_rows(), padded_size = batch.pass.padded_size;
     std::vector<std::vector<double>> exp_sums(num_chunks, std::vector<double>(padded_rows, 0.0));
@@ -185,7 +206,7 @@ class Forward : public OpKernel {
         OP_REQUIRES_OK(context, batch.allocate(context, padded_rows * padded_size, part));
     }
     on_all_threads(context, batch.num_streamed, num_chunks, [&](int64_t chunk, int64_t begin, int64_t end) {
-      fastest().forward(batch.pass, begin, end, sums[chunk]);
+      kernels_->forward(batch.pass, begin, end, sums[chunk]);
     });
     write(context, batch, sums);
   }
@@ -221,6 +242,7 @@ class Forward : public OpKernel {
     }
   }
 
+  const Kernels* kernels_;
   float temperature_;
   bool cross_entropy_;
 };
@@ -228,6 +250,7 @@ class Forward : public OpKernel {
 class Backward : public OpKernel {
  public:
   explicit Backward(OpKernelConstruction* context) : OpKernel(context) {
+    OP_REQUIRES_OK(context, find_kernels(context, &kernels_));
     OP_REQUIRES_OK(context, context->GetAttr("temperature", &temperature_));
     OP_REQUIRES_OK(context, context->GetAttr("cross_entropy", &cross_entropy_));
     OP_REQUIRES_OK(context, context->GetAttr("momentum_factor", &momentum_factor_));
@@ -246,7 +269,7 @@ class Backward : public OpKernel {
     OP_REQUIRES(context, rows->tensor()->shape() == momentum->tensor()->shape(),
                 InvalidArgument("class weights and momentum must have one shape"));
     Batch batch;
-    OP_REQUIRES_OK(context, batch.read(context, temperature_, cross_entropy_, rows.get()));
+    OP_REQUIRES_OK(context, batch.read(context, *kernels_, temperature_, cross_entropy_, rows.get()));
     const Tensor &exp_sum = context->input(8), &target_sum = context->input(9);
     OP_REQUIRES(context, exp_sum.NumElements() == batch.batch_rows && target_sum.NumElements() == batch.batch_rows,
                 InvalidArgument("the sums must have one element per row of the batch"));
@@ -270,29 +293,46 @@ class Backward : public OpKernel {
     update.expected = expected;
     on_all_threads(context, batch.num_streamed, chunks(context, batch.num_streamed),
                    [&](int64_t, int64_t begin, int64_t end) {
-                     fastest().backward(batch.pass, update, begin, end);
+                     kernels_->backward(batch.pass, update, begin, end);
                    });
   }
 
  private:
+  const Kernels* kernels_;
   float temperature_, momentum_factor_, weight_decay_;
   bool cross_entropy_;
   int64_t first_class_;
 };
 
-#define INSTCLS_STREAM_INPUTS \
-  Input("rows: resource")     \
-      .Input("streamed: int32")   \
-      .Input("embeddings: float") \
-      .Input("target_row: int32") \
-      .Input("target_column: int32") \
-      .Input("target_label: float")  \
-      .Input("target_is_own: bool")  \
-      .Attr("temperature: float")    \
-      .Attr("cross_entropy: bool")
+// The names of the usable kernels, the fastest first.
+class UsableKernels : public OpKernel {
+ public:
+  explicit UsableKernels(OpKernelConstruction* context) : OpKernel(context) {}
+
+  void Compute(OpKernelContext* context) override {
+    Tensor* names;
+    OP_REQUIRES_OK(context, context->allocate_output(0, {static_cast<int64_t>(usable().size())}, &names));
+    for (size_t k = 0; k < usable().size(); ++k) names->flat<tensorflow::tstring>()(k) = usable()[k]->name;
+  }
+};
+
+REGISTER_OP("InstclsUsableKernels").Output("names: string").SetShapeFn(tensorflow::shape_inference::UnknownShape);
+REGISTER_KERNEL_BUILDER(Name("InstclsUsableKernels").Device(tensorflow::DEVICE_CPU), UsableKernels);
+
+#define INSTCLS_STREAM                                                                         \
+  Input("rows: resource")                                                                      \
+      .Input("streamed: int32")                                                                \
+      .Input("embeddings: float")                                                              \
+      .Input("target_row: int32")                                                              \
+      .Input("target_column: int32")                                                           \
+      .Input("target_label: float")                                                            \
+      .Input("target_is_own: bool")                                                            \
+      .Attr("temperature: float")                                                              \
+      .Attr("cross_entropy: bool")                                                             \
+      .Attr("kernels: string = ''") /* of which processors; the fastest that run here if empty */
 
 REGISTER_OP("InstclsForwardPass")
-    .INSTCLS_STREAM_INPUTS.Output("exp_sum: float")
+    .INSTCLS_STREAM.Output("exp_sum: float")
     .Output("target_sum: float")
     .Output("own_logit: float")
     .Output("max_negative: float")
@@ -309,7 +349,7 @@ REGISTER_OP("InstclsForwardPass")
 REGISTER_KERNEL_BUILDER(Name("InstclsForwardPass").Device(tensorflow::DEVICE_CPU), Forward);
 
 REGISTER_OP("InstclsBackwardPass")
-    .INSTCLS_STREAM_INPUTS.Input("momentum: resource")
+    .INSTCLS_STREAM.Input("momentum: resource")
     .Input("exp_sum: float")
     .Input("target_sum: float")
     .Input("learning_rate: float")

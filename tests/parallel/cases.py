@@ -22,6 +22,7 @@ class Case(NamedTuple):
     smoothing_loss: str = "marginal"
     sampled_classes: int = 0
     tile_classes: int = 8  # so that tiles and shards do not end together
+    compiled: bool = True  # by the compiled kernels, else by TensorFlow's own operations
 
 
 CASES = {
@@ -29,7 +30,11 @@ CASES = {
     "eq1_as_cross_entropy": Case(smoothing=0.0, smoothing_loss="cross_entropy"),
     "marginal": Case(),
     "cross_entropy": Case(smoothing_loss="cross_entropy"),
-    "one_tile": Case(tile_classes=256),
+    "portable_eq1": Case(smoothing=0.0, compiled=False),
+    "portable_marginal": Case(compiled=False),
+    "portable_cross_entropy": Case(smoothing_loss="cross_entropy", compiled=False),
+    "portable_one_tile": Case(tile_classes=256, compiled=False),
+    "portable_sampled": Case(smoothing=0.0, sampled_classes=60, compiled=False),
     "cold_marginal": Case(temperature=0.01),
     "cold_cross_entropy": Case(temperature=0.01, smoothing_loss="cross_entropy"),
     "sampled": Case(smoothing=0.0, sampled_classes=60),

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from instcls_tf import checkpoint, collectives, tiles
+from instcls_tf import checkpoint, collectives, compiled_softmax, tiles
 from instcls_tf.classifier import ShardedClassifier, sample_classes
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.sources import open_source
@@ -23,6 +23,7 @@ def classifier(folder: Path) -> None:
     """Trains every case's class weights and writes loss, gradients, weights, lists and samples."""
     for name, case in cases.CASES.items():
         tiles.tile_classes = lambda *_, number=case.tile_classes: number
+        compiled_softmax.available = lambda compiled=case.compiled: compiled
         results = _train_classifier(case, name)
         if collectives.rank() == 0:
             np.savez(folder / f"{name}.npz", **results)

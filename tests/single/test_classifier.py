@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from instcls_tf import collectives, softmax, tiles
+from instcls_tf import collectives, compiled_softmax, softmax, tiles
 from instcls_tf.classifier import ShardedClassifier, sample_classes
 from tests import reference
 from tests.reference import relative_error
@@ -15,9 +15,14 @@ NUM_INSTANCES, SIZE, HARD = 53, 8, 5
 RATE = 0.3
 
 
-@pytest.fixture(autouse=True)
-def several_tiles(monkeypatch):
-    monkeypatch.setattr(tiles, "tile_classes", lambda *_: 20)
+@pytest.fixture(autouse=True, params=["compiled", "portable"])
+def passes(request, monkeypatch):
+    """Every test runs by the compiled kernels, and by TensorFlow's own operations with several tiles."""
+    if request.param == "compiled":
+        assert compiled_softmax.available()
+    else:
+        monkeypatch.setattr(compiled_softmax, "available", lambda: False)
+        monkeypatch.setattr(tiles, "tile_classes", lambda *_: 20)
 
 
 def weights() -> np.ndarray:
@@ -178,6 +183,44 @@ def test_nothing_in_it_is_trainable_by_others():
     layer = make_classifier()
     assert layer.trainable_variables == []
     assert [v.shape.as_list() for v in layer.non_trainable_variables] == [[NUM_INSTANCES, SIZE]] * 2
+
+
+@pytest.mark.parametrize("part", ["weights", "momentum"])
+def test_bfloat16_storage(part):
+    """Half the bytes, and a step that differs from float32's by the rounding of what is stored."""
+    layer, dense = make_classifier(**{f"{part}_dtype": "bfloat16"}), make_dense()
+    if part == "weights":  # the comparison starts from what is stored
+        dense.weights = layer.read(tf.range(NUM_INSTANCES)).numpy().astype(np.float64)
+    before = dense.weights.copy()
+    embeddings, ids, hard = batch()
+    output = layer(tf.constant(embeddings), tf.constant(ids), tf.constant(hard), learning_rate=RATE)
+    loss, *_ = dense.step(embeddings, ids, hard, RATE)
+    assert relative_error(output.loss, loss) < 1e-5
+    stored = {"weights": layer.local_rows, "momentum": layer.local_momentum}
+    for name, variable in stored.items():
+        assert variable.dtype == (tf.bfloat16 if name == part else tf.float32)
+    rows = layer.read(tf.range(NUM_INSTANCES)).numpy()
+    resolution = 2.0**-7 * np.abs(dense.weights) if part == "weights" else 0.0
+    np.testing.assert_array_less(np.abs(rows - dense.weights), resolution + 1e-6)
+    momentum = tf.cast(layer.local_momentum, tf.float32).numpy()
+    resolution = 2.0**-7 * np.abs(dense.buffer) if part == "momentum" else 0.0
+    np.testing.assert_array_less(np.abs(momentum - dense.buffer), resolution + 1e-5)
+    assert relative_error(rows, before) > 1e-3
+
+
+def test_bfloat16_weights_keep_small_steps():
+    """Steps of a hundredth of what bfloat16 resolves add up, as no rounding to the nearest lets them."""
+    layer = ShardedClassifier(64, 128, smoothing=0.0, momentum=0.0, weight_decay=0.1, weights_dtype="bfloat16")
+    layer.write(tf.range(64), tf.ones([64, 128]))
+    embeddings = tf.zeros([0, 128])  # without a batch only the decay moves the rows
+    for step in range(50):
+        layer(embeddings, tf.zeros([0], tf.int32), learning_rate=4e-4, step=step)
+    assert layer.read(tf.range(64)).numpy().mean() == pytest.approx((1 - 4e-5) ** 50, abs=3e-4)
+
+
+def test_storage_must_be_known():
+    with pytest.raises(ValueError, match=r"weights_dtype='float16': must be one of \('float32', 'bfloat16'\)"):
+        ShardedClassifier(5, 2, weights_dtype="float16")
 
 
 def test_smoothing_needs_hard_negatives():

@@ -28,6 +28,10 @@ _INPUT_FLAGS = (
 )
 
 
+_STORAGE_FLAGS = ("class_weights_dtype", "class_momentum_dtype")
+_CLASSIFIER_FLAGS = ("embedding_size", "hard_negatives", "smoothing", *_STORAGE_FLAGS)
+
+
 def define_input() -> None:
     """The flags of `benchmark input`."""
     pretraining.define(only=_INPUT_FLAGS)
@@ -50,7 +54,7 @@ def define_classifier() -> None:
     flags.DEFINE_bool("bare", defaults["bare"], "Time three bare matrix products, whose logits take 4 B N / T bytes.")
     flags.DEFINE_bool("plain", defaults["plain"], "Time plain data parallelism, each worker with all N classes.")
     flags.DEFINE_integer("repeats", defaults["repeats"], "Steps that are timed; their median counts.")
-    pretraining.define(only=("embedding_size", "hard_negatives", "smoothing"))
+    pretraining.define(only=_CLASSIFIER_FLAGS)
 
 
 def classifier_benchmark() -> ClassifierBenchmark:
@@ -64,6 +68,21 @@ def define_hard_negatives() -> None:
     flags.DEFINE_integer("num_instances", 50_000, "N, the classes of all workers together.")
     flags.DEFINE_integer("repeats", 3, "Searches that are timed; their median counts.")
     pretraining.define(only=("embedding_size", "hard_negatives"))
+
+
+def define_scaling() -> None:
+    """The flags of `benchmark scaling`."""
+    defaults = {field.name: field.default for field in dataclasses.fields(ClassifierBenchmark)}
+    flags.DEFINE_list(
+        "num_instances",
+        [str(2**power) for power in range(16, 23)],
+        "N, the classes of all workers; several, with commas.",
+    )
+    flags.DEFINE_integer("workers", 2, "T: workers, started on this machine.")
+    flags.DEFINE_integer("batch_rows", defaults["batch_rows"], "B, rows (views) of the global batch.")
+    flags.DEFINE_integer("repeats", 3, "Steps that are timed for each N; their median counts.")
+    pretraining.define(only=_CLASSIFIER_FLAGS)
+    flags.DEFINE_string("output", None, "PNG file to write: seconds per step and memory per worker against N.")
 
 
 def define_memory() -> None:
@@ -103,6 +122,25 @@ def _measure_memory() -> dict:
     return result
 
 
+def _measure_scaling() -> dict:
+    from instcls_tf.benchmark import scaling
+
+    try:
+        numbers = [int(part) for part in FLAGS.num_instances]
+    except ValueError as error:
+        raise UserError(f"--num_instances={','.join(FLAGS.num_instances)}: must be whole numbers") from error
+    settings = ClassifierBenchmark(
+        batch_rows=FLAGS.batch_rows,
+        repeats=FLAGS.repeats,
+        plain=False,
+        bare=False,
+        **{name: FLAGS[name].value for name in _CLASSIFIER_FLAGS},
+    )
+    result = scaling.measure_scaling(numbers, FLAGS.workers, settings, FLAGS.output)
+    print(scaling.format_table(result))
+    return result
+
+
 def _measure_classifier() -> dict:
     settings = classifier_benchmark()
     settings.validate()
@@ -123,6 +161,7 @@ _SUBJECTS = {
     "classifier": (define_classifier, _measure_classifier),
     "hard_negatives": (define_hard_negatives, _measure_hard_negatives),
     "memory": (define_memory, _measure_memory),
+    "scaling": (define_scaling, _measure_scaling),
 }
 
 

@@ -34,3 +34,10 @@ def _reuse_freed_memory() -> None:
         mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the highest that glibc takes
         mallopt(_M_TRIM_THRESHOLD, 256 * 2**20)
         mallopt(_M_TOP_PAD, 64 * 2**20)
+
+
+def return_freed_memory() -> None:
+    """Gives back to the system what glibc keeps, so that what comes next is seen in the resident size."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -11,36 +11,20 @@ from __future__ import annotations
 import math
 from typing import Callable, NamedTuple
 
-from instcls_tf import partition
+from instcls_tf.classifier_sizes import CPU, GPU, batch_bytes, classifier_bytes, data_parallel_bytes
 from instcls_tf.config import PretrainConfig
 from instcls_tf.encoder_sizes import encoder_sizes
 from instcls_tf.errors import UserError
 
-CPU, GPU = "cpu", "gpu"
 DEVICES = (CPU, GPU)
 GIGABYTE = 10**9
 
 _FLOAT = _INT = 4
 _MAX_INSTANCES = 2**31 - 1  # Ids are int32.
 
-# Arrays of one tile that live at once: [B, c] logits and their exponentials; [c, D] class weights, directions,
-# gradients and momentum, before and after the update.
-_TILE_LOGITS, _TILE_ROWS = 2, 8
-# [B, D] arrays of the global batch at once: embeddings, scaled ones, G and the targets' weights each before and after a
-# tile, their product, the gradient.
-_BATCH_ROWS = 8
-# Bytes of a non-zero label: class, label, column on all workers; place, order, row and sorted copies on the owner's.
-_LABEL_BYTES, _OWN_LABEL_BYTES = 16, 48
-# Gaussian rows are drawn in blocks, [8192, D]: the draw, scaled, the local part, and the one before.
-_GAUSSIAN_BLOCK, _GAUSSIAN_COPIES = 8192, 4
-# TensorFlow's allocator hands memory out of large regions, never merges them and never gives them back: 4 % on top of
-# large arrays (measured), and the blocks of the Gaussian rows stay beside the tiles.
-_ALLOCATOR_SHARE = 0.04
 # Lists [n, K] at once while hard negatives are searched: similarities and classes, and both of the next round.
 _SEARCH_LISTS = 4
 _SEARCH_BLOCK, _SEARCH_TILE = 32768, 2**23
-_GPU_TILE_BYTES = 256 * 2**20
-_MIN_TILE, _TILE_MULTIPLE, _TILE_ROW_ARRAYS = 256, 64, 4
 
 
 class Plan(NamedTuple):
@@ -58,7 +42,7 @@ class Plan(NamedTuple):
 
 
 def make_plan(
-    config: PretrainConfig, num_instances: int, num_workers: int, *, device: str = GPU, cache_bytes: int = 32 * 2**20
+    config: PretrainConfig, num_instances: int, num_workers: int, *, device: str = GPU, threads: int = 1
 ) -> Plan:
     """Plans a run.
 
@@ -66,11 +50,11 @@ def make_plan(
       config: the recipe.
       num_instances: N.
       num_workers: T.
-      device: `cpu` or `gpu`; tiles are sized for it.
-      cache_bytes: a worker's share of the last-level cache (CPUs only).
+      device: `cpu` or `gpu`.
+      threads: of a worker (CPUs only).
     """
     common = _encoder_memory(config, num_workers)
-    sharded = {**_classifier_memory(config, num_instances, num_workers, device, cache_bytes), **common}
+    sharded = {**_classifier_memory(config, num_instances, num_workers, device, threads), **common}
     plain = {**_data_parallel_memory(config, num_instances, num_workers), **common}
     activations = common["activations of a BN group"] + common["views of a step"]
     search = _search_bytes(config, num_instances, num_workers)
@@ -109,81 +93,23 @@ def largest_num_instances(
     return low
 
 
-def classifier_bytes(
-    num_instances: int,
-    num_workers: int,
-    batch_rows: int,
-    embedding_size: int,
-    *,
-    device: str = CPU,
-    cache_bytes: int = 32 * 2**20,
-) -> dict[str, int]:
-    """The classifier of one worker: its state, and what a step takes besides.
-
-    Args:
-      num_instances: N.
-      num_workers: T; planned is the worker with the most classes.
-      batch_rows: B, rows of the global batch.
-      embedding_size: D.
-      device: `cpu` or `gpu`.
-      cache_bytes: a worker's share of the last-level cache (CPUs only).
-    """
-    begin, end = partition.bounds(num_instances, num_workers, 0)
-    state = (end - begin) * embedding_size * _FLOAT
-    tile = min(end - begin, tile_classes(batch_rows, embedding_size, device, cache_bytes))
-    streaming = tile * (_TILE_LOGITS * batch_rows + _TILE_ROWS * embedding_size) * _FLOAT
-    drawing = _GAUSSIAN_COPIES * min(_GAUSSIAN_BLOCK, num_instances) * embedding_size * _FLOAT
-    return {
-        "class weights": state,
-        "momentum of class weights": state,
-        "tile workspace": streaming + drawing,
-        "allocator": round(_ALLOCATOR_SHARE * 2 * state),
-    }
-
-
-def tile_classes(batch_rows: int, embedding_size: int, device: str, cache_bytes: int) -> int:
-    """c, the classes of a tile, as `tiles.tile_classes` chooses them.
-
-    Args:
-      batch_rows: B.
-      embedding_size: D.
-      device: `cpu` or `gpu`.
-      cache_bytes: a worker's share of the last-level cache (CPUs only).
-    """
-    tile_bytes = _GPU_TILE_BYTES if device == GPU else cache_bytes // 2
-    per_class = _FLOAT * (batch_rows + _TILE_ROW_ARRAYS * embedding_size)
-    return max(_MIN_TILE, tile_bytes // per_class // _TILE_MULTIPLE * _TILE_MULTIPLE)
-
-
-def _classifier_memory(config, num_instances, num_workers, device, cache_bytes) -> dict[str, int]:
+def _classifier_memory(config, num_instances, num_workers, device, threads) -> dict[str, int]:
     batch_rows = config.batch_size * config.views
     parts = classifier_bytes(
-        num_instances, num_workers, batch_rows, config.embedding_size, device=device, cache_bytes=cache_bytes
+        num_instances,
+        num_workers,
+        batch_rows,
+        config.embedding_size,
+        device=device,
+        threads=threads,
+        weights_dtype=config.class_weights_dtype,
+        momentum_dtype=config.class_momentum_dtype,
     )
-    labels = batch_rows * (1 + (config.hard_negatives if config.smoothing else 0))
-    parts["gathered batch"] = (
-        _BATCH_ROWS * batch_rows * config.embedding_size * _FLOAT
-        + labels * _LABEL_BYTES
-        + math.ceil(labels / num_workers) * _OWN_LABEL_BYTES
-    )
+    hard_negatives = config.hard_negatives if config.smoothing else 0
+    parts["gathered batch"] = batch_bytes(num_workers, batch_rows, config.embedding_size, hard_negatives)
     if config.smoothing:
         parts["lists of hard negatives"] = math.ceil(num_instances / num_workers) * config.hard_negatives * _INT
     return parts
-
-
-def data_parallel_bytes(num_instances: int, num_workers: int, batch_rows: int, embedding_size: int) -> dict[str, int]:
-    """The classifier of one worker under plain data parallelism; arguments as in `classifier_bytes`."""
-    state = num_instances * embedding_size * _FLOAT
-    # The local one, and the one summed over the workers.
-    gradient = state * (2 if num_workers > 1 else 1)
-    logits = math.ceil(batch_rows / num_workers) * num_instances * _FLOAT
-    return {
-        "class weights": state,
-        "momentum of class weights": state,
-        "gradient of class weights": gradient,
-        "logits of the local rows": logits,
-        "allocator": round(_ALLOCATOR_SHARE * (2 * state + gradient + logits)),
-    }
 
 
 def _data_parallel_memory(config, num_instances, num_workers) -> dict[str, int]:

@@ -9,17 +9,21 @@ logits of its rows in full, Horovod's `DistributedGradientTape`.
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import threading
 import time
 
 import psutil
 import tensorflow as tf
 
-from instcls_tf import collectives, device
+from instcls_tf import classifier_sizes, collectives, compiled_softmax, device
 from instcls_tf.benchmark.data_parallel import DataParallelClassifier
 from instcls_tf.benchmark.sizes import ClassifierBenchmark
 from instcls_tf.benchmark.timing import seconds_of, slowest
 from instcls_tf.classifier import ShardedClassifier
+
+_WARM_UP_INSTANCES = 8192
 
 
 def measure_classifier(settings: ClassifierBenchmark) -> dict[str, float]:
@@ -27,30 +31,69 @@ def measure_classifier(settings: ClassifierBenchmark) -> dict[str, float]:
 
     Returns:
       `seconds_per_step`, `bare_matmul_seconds`, `ratio_to_matmul`, `plain_seconds_per_step` (the last three if asked
-      for), `state_bytes` (class weights and momentum of a worker), `peak_rss_bytes`, `peak_bytes_above_state` (what the
-      step adds to the process, weights and momentum excluded) and `workers`.
+      for), `state_bytes` (class weights and momentum of a worker), `peak_rss_bytes`, `peak_bytes` (the part of it that
+      came after the process had started), `peak_bytes_above_state` (of that, what class weights and momentum do not
+      account for), `planned_bytes` (what `plan` says of `peak_bytes`), `kernels` and `workers`.
     """
     collectives.init()
     settings.validate(collectives.size())
     device.take()
     tf.keras.utils.set_random_seed(0)
-    layer = ShardedClassifier(settings.num_instances, settings.embedding_size, smoothing=settings.smoothing)
-    layer.initialize_gaussian()
+    # What any first step brings along (libraries, buffers of Horovod) is no memory of the classifier.
+    small = dataclasses.replace(settings, num_instances=min(settings.num_instances, _WARM_UP_INSTANCES))
+    _make_layer(small)(*_batch(small), learning_rate=0.1)
+    device.return_freed_memory()
     batch = _batch(settings)
-    result = {"workers": collectives.size(), "num_instances": settings.num_instances, "batch_rows": settings.batch_rows}
-    result["state_bytes"] = 2 * 4 * layer.num_local * settings.embedding_size
     before = psutil.Process().memory_info().rss
     with _PeakMemory() as peak:
-        result["seconds_per_step"] = seconds_of(lambda: layer(*batch, learning_rate=0.1).loss.numpy(), settings.repeats)
-    result["peak_rss_bytes"] = int(slowest(peak.bytes))
-    result["peak_bytes_above_state"] = int(slowest(peak.bytes - before))
+        layer = _make_layer(settings)
+        seconds = seconds_of(lambda: layer(*batch, learning_rate=0.1).loss.numpy(), settings.repeats)
+    state_bytes = sum(v.shape.num_elements() * v.dtype.size for v in (layer.local_rows, layer.local_momentum))
+    result = {
+        "workers": collectives.size(),
+        "num_instances": settings.num_instances,
+        "batch_rows": settings.batch_rows,
+        "kernels": (compiled_softmax.usable_kernels() or ["TensorFlow"])[0],
+        "seconds_per_step": seconds,
+        "state_bytes": state_bytes,
+        "peak_rss_bytes": int(slowest(peak.bytes)),
+        "peak_bytes": int(slowest(peak.bytes - before)),
+        "peak_bytes_above_state": int(slowest(peak.bytes - before - state_bytes)),
+        "planned_bytes": _planned(settings),
+    }
     if settings.bare:
-        result["bare_matmul_seconds"] = _bare_products(settings, layer.local_rows.read_value())
+        result["bare_matmul_seconds"] = _bare_products(settings, layer.read(tf.range(layer.num_local)))
         result["ratio_to_matmul"] = result["seconds_per_step"] / result["bare_matmul_seconds"]
     if settings.plain:
         del layer
         result["plain_seconds_per_step"] = _plain_step(settings)
     return result
+
+
+def _make_layer(settings: ClassifierBenchmark) -> ShardedClassifier:
+    layer = ShardedClassifier(
+        settings.num_instances,
+        settings.embedding_size,
+        smoothing=settings.smoothing,
+        weights_dtype=settings.class_weights_dtype,
+        momentum_dtype=settings.class_momentum_dtype,
+    )
+    layer.initialize_gaussian()
+    return layer
+
+
+def _planned(settings: ClassifierBenchmark) -> int:
+    """What `plan` says of the fullest worker: state, workspace, and the gathered batch."""
+    sizes = (collectives.size(), settings.batch_rows, settings.embedding_size)
+    parts = classifier_sizes.classifier_bytes(
+        settings.num_instances,
+        *sizes,
+        threads=os.cpu_count(),
+        weights_dtype=settings.class_weights_dtype,
+        momentum_dtype=settings.class_momentum_dtype,
+    )
+    hard_negatives = settings.hard_negatives if settings.smoothing else 0
+    return sum(parts.values()) + classifier_sizes.batch_bytes(*sizes, hard_negatives)
 
 
 def _batch(settings: ClassifierBenchmark) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
@@ -65,7 +108,7 @@ def _batch(settings: ClassifierBenchmark) -> tuple[tf.Tensor, tf.Tensor, tf.Tens
 
 
 def _bare_products(settings: ClassifierBenchmark, rows: tf.Tensor) -> float:
-    """Seconds of the three products on this worker's classes, the `[B, n]` logits written once and read twice."""
+    """Seconds of the three products on this worker's classes, in float32; `[B, n]` logits written once, read twice."""
     embeddings = tf.random.normal([settings.batch_rows, settings.embedding_size])
 
     @tf.function

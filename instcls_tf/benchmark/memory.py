@@ -10,8 +10,10 @@ import subprocess
 import sys
 from typing import Callable
 
-from instcls_tf import planner
+from instcls_tf import classifier_sizes, planner
 from instcls_tf.errors import UserError
+from instcls_tf.report.figures import refuse_unwritable
+from instcls_tf.report.memory_curves import Curve, draw_memory
 
 SHARDED, DATA_PARALLEL = "sharded", "data_parallel"
 # Bisection ends when the smallest N that does not fit is at most this factor above the largest that does.
@@ -19,7 +21,6 @@ _TOLERANCE = 1.05
 # The first N tried is the planned one; a failure or a success moves the search by this factor.
 _STRIDE = 1.1
 _TRIAL_SECONDS = 300
-_CACHE_BYTES = 32 * 2**20  # of a usual machine; only tiles depend on it
 
 
 def measure_memory(
@@ -44,6 +45,8 @@ def measure_memory(
     """
     _check(limits, num_workers, batch_rows, embedding_size)
     peaks = planned_peaks(num_workers, batch_rows, embedding_size)
+    if output:
+        refuse_unwritable(output)
     found = []
     for limit in limits:
         size = round(limit * planner.GIGABYTE)
@@ -70,9 +73,8 @@ def planned_peaks(num_workers: int, batch_rows: int, embedding_size: int) -> dic
     """The planned bytes of a worker as functions of N, classifiers alone."""
     sizes = (num_workers, batch_rows, embedding_size)
     return {
-        DATA_PARALLEL: lambda n: sum(planner.data_parallel_bytes(n, *sizes).values()),
-        # The workers of a machine share its cache.
-        SHARDED: lambda n: sum(planner.classifier_bytes(n, *sizes, cache_bytes=_CACHE_BYTES // num_workers).values()),
+        DATA_PARALLEL: lambda n: sum(classifier_sizes.data_parallel_bytes(n, *sizes).values()),
+        SHARDED: lambda n: sum(classifier_sizes.classifier_bytes(n, *sizes, threads=os.cpu_count()).values()),
     }
 
 
@@ -151,8 +153,6 @@ def _trial(design: str, num_instances: int, num_workers: int, batch_rows: int, e
 
 
 def _draw(output: str, peaks, found: list[dict], num_workers: int, batch_rows: int, embedding_size: int) -> None:
-    from instcls_tf.report.memory_curves import Curve, draw_memory
-
     limits = [round(row["memory_limit_gb"] * planner.GIGABYTE) for row in found]
     last = max(found, key=lambda row: row["memory_limit_gb"])
     labels = {DATA_PARALLEL: "plain data parallelism", SHARDED: "this design"}

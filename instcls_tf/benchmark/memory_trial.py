@@ -14,7 +14,6 @@ Prints one JSON object: `{"fits": true, "peak_bytes": ...}` from rank 0, the pea
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import re
@@ -26,7 +25,7 @@ from typing import Callable
 
 import tensorflow as tf
 
-from instcls_tf import collectives, partition
+from instcls_tf import collectives, device, partition
 from instcls_tf.benchmark.data_parallel import DataParallelClassifier
 from instcls_tf.classifier import ShardedClassifier
 
@@ -50,7 +49,7 @@ def peak_of_one_step(design: str, num_instances: int, batch_rows: int, embedding
       The peak resident memory of this worker above that of the start, in bytes. Above the limit the process ends.
     """
     _one_step(design, min(_WARM_UP_INSTANCES, num_instances), batch_rows, embedding_size)
-    ctypes.CDLL(None).malloc_trim(0)  # what the small step has freed must not be used for the large one unseen
+    device.return_freed_memory()  # what the small step has freed must not be used for the large one unseen
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
     start = _status("VmRSS")
     if limit:

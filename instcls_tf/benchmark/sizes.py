@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from instcls_tf.config import PretrainConfig
+from instcls_tf.config import STORAGE_DTYPES, PretrainConfig
 from instcls_tf.errors import UserError
 
 
@@ -17,6 +17,8 @@ class ClassifierBenchmark:
     embedding_size: int = PretrainConfig.embedding_size
     hard_negatives: int = PretrainConfig.hard_negatives
     smoothing: float = PretrainConfig.smoothing
+    class_weights_dtype: str = PretrainConfig.class_weights_dtype
+    class_momentum_dtype: str = PretrainConfig.class_momentum_dtype
     repeats: int = 5
     plain: bool = True
     bare: bool = True
@@ -26,6 +28,9 @@ class ClassifierBenchmark:
         for name in ("num_instances", "embedding_size", "repeats"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name}={getattr(self, name)}: must be at least 1")
+        for name in ("class_weights_dtype", "class_momentum_dtype"):
+            if getattr(self, name) not in STORAGE_DTYPES:
+                raise UserError(f"--{name}={getattr(self, name)}: must be one of {', '.join(STORAGE_DTYPES)}")
         if self.batch_rows < num_workers:
             raise UserError(f"--batch_rows={self.batch_rows}: must be at least the {num_workers} workers")
         if not 0 <= self.smoothing < 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Callable, NamedTuple
 
 import matplotlib
@@ -12,7 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from instcls_tf.errors import UserError
+from instcls_tf.report.figures import save_figure
 
 _GIGABYTE = 10**9
 
@@ -54,10 +53,4 @@ def draw_memory(path: str, curves: list[Curve], limits: list[int], title: str) -
     top = 1.6 * max(limits) / _GIGABYTE
     axes.set(xscale="log", xlabel="classes N", ylabel="GB per worker", ylim=(0, top), title=title)
     axes.legend(loc="upper left")
-    try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        figure.savefig(path, dpi=110, format="png")
-    except OSError as error:
-        raise UserError(f"--output={path}: cannot write this file ({error.strerror})") from error
-    finally:
-        plt.close(figure)
+    save_figure(path, figure)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from instcls_tf import planner
 from instcls_tf.config import PretrainConfig
 
@@ -18,7 +20,7 @@ def plan_run(
       num_instances: N.
       num_workers: T.
       memory_limit: of a worker, in GB.
-      device: `cpu` or `gpu`.
+      device: `cpu` or `gpu`; a CPU worker has as many threads as this machine has cores.
       output: PNG file of the picture, or None.
 
     Returns:
@@ -30,7 +32,7 @@ def plan_run(
     limit = round(memory_limit * planner.GIGABYTE)
 
     def planned(n: int) -> planner.Plan:
-        return planner.make_plan(config, n, num_workers, device=device)
+        return planner.make_plan(config, n, num_workers, device=device, threads=os.cpu_count())
 
     peaks = {SHARDED: lambda n: planned(n).peak_bytes, DATA_PARALLEL: lambda n: planned(n).data_parallel_peak_bytes}
     largest = {name: planner.largest_num_instances(peak, limit, num_workers) for name, peak in peaks.items()}

@@ -1,6 +1,7 @@
 """The benchmarks of the classifier: sensible figures at small sizes, and mistakes in one sentence."""
 
 import json
+import re
 
 import pytest
 
@@ -15,13 +16,51 @@ SIZES = ["--num_instances=3001", "--embedding_size=16", "--hard_negatives=7", "-
 def test_classifier_on_two_workers():
     finished = run_script("benchmark", "classifier", *SIZES, "--batch_rows=33", workers=2)
     assert finished.status == 0, finished.output
-    (line,) = [line for line in finished.stdout.splitlines() if "{" in line]
-    result = json.loads(line[line.index("{") :])
+    (answer,) = re.findall(r"{.*}", finished.stdout)  # the launcher puts its tag before it and sometimes behind it
+    result = json.loads(answer)
     assert result["workers"] == 2 and result["state_bytes"] == 2 * 4 * 1501 * 16
     assert result["ratio_to_matmul"] == pytest.approx(result["seconds_per_step"] / result["bare_matmul_seconds"])
     assert 0 < result["bare_matmul_seconds"] < result["seconds_per_step"] < 10
     assert 0 < result["plain_seconds_per_step"] < 10
-    assert 0 <= result["peak_bytes_above_state"] < result["peak_rss_bytes"] < 4e9
+    assert result["peak_bytes_above_state"] < result["peak_bytes"] < result["peak_rss_bytes"] < 4e9
+    assert result["planned_bytes"] > result["state_bytes"]
+
+
+def test_scaling(tmp_path):
+    picture = tmp_path / "new" / "scaling.png"
+    sizes = [
+        "--num_instances=2000,1000",
+        "--workers=1",
+        "--batch_rows=33",
+        "--class_momentum_dtype=bfloat16",
+        *SIZES[1:],
+    ]
+    finished = run_script("benchmark", "scaling", *sizes, f"--output={picture}")
+    assert finished.status == 0, finished.output
+    *table, last = finished.stdout.splitlines()
+    result = json.loads(last)
+    assert [point["num_instances"] for point in result["points"]] == [1000, 2000]
+    assert result["points"][1]["state_bytes"] == (4 + 2) * 2000 * 16
+    times = [point["seconds_per_step"] for point in result["points"]]
+    assert result["seconds_per_million_classes"] == pytest.approx(sum(times) / 3000 * 1e6)
+    assert table[-1].startswith("| 2,000 | ") and picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--num_instances=1e6"], "--num_instances=1e6: must be whole numbers"),
+        (["--num_instances=5000,50"], "--hard_negatives=100: must be at least 1 and below --num_instances=50"),
+        (["--workers=0"], "--workers=0: must be at least 1"),
+        (
+            ["--output=/proc/scaling.png"],
+            "--output=/proc/scaling.png: cannot write this file (No such file or directory)",
+        ),
+    ],
+)
+def test_scaling_that_cannot_be_measured(arguments, sentence):
+    finished = run_script("benchmark", "scaling", *arguments)
+    assert finished.status == 2 and finished.stderr == f"error: {sentence}\n"
 
 
 def test_hard_negatives_agree_with_faiss():
@@ -37,6 +76,7 @@ def test_hard_negatives_agree_with_faiss():
     [
         ({"num_instances": 0}, "--num_instances=0: must be at least 1"),
         ({"repeats": 0}, "--repeats=0: must be at least 1"),
+        ({"class_momentum_dtype": "float16"}, "--class_momentum_dtype=float16: must be one of float32, bfloat16"),
         ({"batch_rows": 2}, "--batch_rows=2: must be at least the 3 workers"),
         ({"smoothing": 1.0}, "--smoothing=1.0: must be 0 or more and below 1"),
         ({"num_instances": 100}, "--hard_negatives=100: must be at least 1 and below --num_instances=100"),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
-from instcls_tf import planner, tiles
+from instcls_tf import classifier_sizes
 from instcls_tf.benchmark import memory
 from instcls_tf.errors import UserError
 from tests.commands import ROOT, run_script
@@ -67,8 +68,9 @@ def test_a_trial_takes_the_planned_memory():
     assert finished.returncode == 0, finished.stderr
     answer = json.loads(finished.stdout)
     num_instances, batch_rows, size = sizes
-    cache = tiles._last_level_cache_bytes()
-    planned = sum(planner.classifier_bytes(num_instances, 1, batch_rows, size, cache_bytes=cache).values())
+    planned = sum(
+        classifier_sizes.classifier_bytes(num_instances, 1, batch_rows, size, threads=os.cpu_count()).values()
+    )
     assert answer["fits"]
     assert answer["peak_bytes"] == pytest.approx(planned, rel=0.1)
 

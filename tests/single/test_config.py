@@ -55,6 +55,8 @@ CHANGED = PretrainConfig(
     bn_burn_in=0,
     sampled_classes=1024,
     precision="mixed_float16",
+    class_weights_dtype="bfloat16",
+    class_momentum_dtype="bfloat16",
     seed=3,
     log_every=1,
     checkpoint_every=0,
@@ -89,6 +91,7 @@ AT_LEAST_1, ABOVE_0, NOT_NEGATIVE, SHARE = "at least 1", "a number above 0", "0 
             {"classifier_init": "zeros"},
             "--classifier_init=zeros: must be one of raw_running_bn, raw_batch_bn, raw_fixed_bn, random",
         ),
+        ({"class_weights_dtype": "int8"}, "--class_weights_dtype=int8: must be one of float32, bfloat16"),
         ({"precision": "half"}, "--precision=half: must be one of float32, mixed_bfloat16, mixed_float16"),
         *(
             ({name: value}, f"--{name}={value}: must be {wanted}")

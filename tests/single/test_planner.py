@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
-from instcls_tf import collectives, planner, tiles
+from instcls_tf import classifier_sizes, planner, tiles
 from instcls_tf.config import PretrainConfig
 from instcls_tf.encoder_sizes import encoder_sizes
 from instcls_tf.errors import UserError
@@ -23,6 +24,7 @@ TINY = PretrainConfig(
     embedding_size=2,
     hard_negatives=3,
 )
+DTYPE_FLAGS = ("class_weights_dtype", "class_momentum_dtype")
 SIZES = encoder_sizes(
     encoder="resnet18", stem="small", width_multiplier=0.125, image_size=8, embedding_size=2, mlp_head=True
 )
@@ -36,13 +38,24 @@ def plan() -> planner.Plan:
 def test_memory_of_the_classifier(plan):
     memory = plan.memory
     assert memory["class weights"] == memory["momentum of class weights"] == 4 * 2 * 4
-    one_tile = 4 * (2 * 8 + 8 * 2) * 4  # all 4 classes are in it
+    one_thread = 768 * (2 * 2 + 64) * 4 + 2 * 8 * 2 * 4
     gaussian = 4 * 10 * 2 * 4
-    assert memory["tile workspace"] == one_tile + gaussian
+    assert memory["tile workspace"] == one_thread + gaussian
+    two = planner.make_plan(TINY, 10, 3, device="cpu", threads=2).memory
+    assert two["tile workspace"] == 2 * one_thread + gaussian
+    one_tile = 4 * (2 * 8 + 8 * 2) * 4  # all 4 classes are in it
+    assert planner.make_plan(TINY, 10, 3, device="gpu").memory["tile workspace"] == one_tile + gaussian
     assert memory["allocator"] == 3  # 4 % of 64 bytes
     # Eight [8, 2] arrays; 8 rows with 4 labels each, of which a worker owns 11.
     assert memory["gathered batch"] == 8 * 8 * 2 * 4 + 32 * 16 + 11 * 48
     assert memory["lists of hard negatives"] == 4 * 3 * 4
+
+
+def test_bfloat16_halves_what_is_kept(plan):
+    names = ("class weights", "momentum of class weights")
+    for kept in ({"class_weights_dtype": "bfloat16"}, {"class_momentum_dtype": "bfloat16"}):
+        memory = planner.make_plan(TINY.replace(**kept), 10, 3, device="cpu").memory
+        assert [memory[name] for name in names] == [16 if dtype in kept else 32 for dtype in DTYPE_FLAGS]
 
 
 def test_memory_of_the_encoder(plan):
@@ -66,7 +79,7 @@ def test_memory_of_plain_data_parallelism(plan):
     assert memory["logits of the local rows"] == 3 * 10 * 4
     assert memory["allocator"] == 18  # 4 % of 440 bytes
     assert plan.data_parallel_peak_bytes == sum(memory.values())
-    assert planner.data_parallel_bytes(10, 1, 8, 2)["gradient of class weights"] == 10 * 2 * 4
+    assert classifier_sizes.data_parallel_bytes(10, 1, 8, 2)["gradient of class weights"] == 10 * 2 * 4
 
 
 def test_the_peak_is_a_step_or_a_search(plan):
@@ -108,13 +121,20 @@ def test_one_worker_sends_nothing():
 
 
 def test_tiles_are_those_of_the_classifier(monkeypatch):
-    monkeypatch.setattr(collectives, "_local_size", 2)
-    monkeypatch.setattr(tiles, "_last_level_cache_bytes", lambda: 48 * 2**20)
-    for has_gpu, device in ((False, planner.CPU), (True, planner.GPU)):
-        monkeypatch.setattr(tiles, "_has_gpu", lambda has_gpu=has_gpu: has_gpu)
-        for batch_rows, size in ((64, 128), (1024, 128), (8192, 2048), (100_000, 128)):
-            planned = planner.tile_classes(batch_rows, size, device, 24 * 2**20)
-            assert planned == tiles.tile_classes(batch_rows, size), (device, batch_rows, size)
+    monkeypatch.setattr(tiles, "_has_gpu", lambda: True)
+    for batch_rows, size in ((64, 128), (1024, 128), (8192, 2048), (100_000, 128), (1_000_000, 128)):
+        assert classifier_sizes.tile_classes(batch_rows, size) == tiles.tile_classes(batch_rows, size), (
+            batch_rows,
+            size,
+        )
+
+
+def test_tiles_are_those_of_the_kernels():
+    source = (Path(planner.__file__).parent / "kernels" / "streamed_softmax.cc").read_text()
+    header = (Path(planner.__file__).parent / "kernels" / "streamed_softmax.h").read_text()
+    assert f"kTileFloats = 192 * 128, kMaxTile = {classifier_sizes._KERNEL_MAX_TILE};" in source
+    assert classifier_sizes._KERNEL_TILE_FLOATS == 192 * 128
+    assert f"kPanel = {classifier_sizes._KERNEL_PANEL};" in header
 
 
 def test_the_largest_number_that_fits():

@@ -1,0 +1,93 @@
+"""Seconds per step and memory per worker as N grows: `benchmark classifier` for one N after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+
+from instcls_tf.benchmark.sizes import ClassifierBenchmark
+from instcls_tf.errors import UserError
+from instcls_tf.report.figures import refuse_unwritable
+from instcls_tf.report.scaling import draw_scaling
+
+_SECONDS = 1800  # of one N
+
+
+def measure_scaling(numbers: list[int], num_workers: int, settings: ClassifierBenchmark, output: str | None) -> dict:
+    """Measures each N in processes of its own.
+
+    Args:
+      numbers: the N.
+      num_workers: T.
+      settings: everything but N.
+      output: PNG file of the picture, or None.
+
+    Returns:
+      `points`: for each N the figures of `measure_classifier`; `seconds_per_million_classes`: the slope of a line
+      through the origin; `largest_deviation_from_line` of a point, as a fraction of it; `largest_deviation_from_plan`
+      of the memory, as a fraction of the plan.
+
+    Raises:
+      UserError: a size cannot be measured.
+      RuntimeError: a measurement failed.
+    """
+    if num_workers < 1:
+        raise UserError(f"--workers={num_workers}: must be at least 1")
+    for number in numbers:
+        dataclasses.replace(settings, num_instances=number).validate(num_workers)
+    if output:
+        refuse_unwritable(output)
+    points = [_measure(dataclasses.replace(settings, num_instances=n), num_workers) for n in sorted(numbers)]
+    instances, seconds = (np.array([point[key] for point in points]) for key in ("num_instances", "seconds_per_step"))
+    slope = float(np.sum(seconds) / np.sum(instances))
+    result = {
+        "workers": num_workers,
+        "batch_rows": settings.batch_rows,
+        "embedding_size": settings.embedding_size,
+        "points": points,
+        "seconds_per_million_classes": slope * 1e6,
+        "largest_deviation_from_line": float(np.max(np.abs(seconds / (slope * instances) - 1))),
+        "largest_deviation_from_plan": max(abs(p["peak_bytes"] / p["planned_bytes"] - 1) for p in points),
+    }
+    if output:
+        draw_scaling(output, result)
+    return result
+
+
+def format_table(result: dict) -> str:
+    """The result of `measure_scaling` as a Markdown table."""
+    lines = [
+        "| N | seconds per step | seconds per step and million classes | MB per worker | planned |",
+        "|---|---|---|---|---|",
+    ]
+    for point in result["points"]:
+        n, seconds = point["num_instances"], point["seconds_per_step"]
+        measured, planned = (point[key] / 1e6 for key in ("peak_bytes", "planned_bytes"))
+        lines.append(f"| {n:,} | {seconds:.3f} | {seconds / n * 1e6:.2f} | {measured:,.0f} | {planned:,.0f} |")
+    return "\n".join(lines)
+
+
+def _measure(settings: ClassifierBenchmark, num_workers: int) -> dict:
+    command = [sys.executable, "-m", "scripts.benchmark", "classifier", *_flags(settings)]
+    if num_workers > 1:
+        launcher = os.path.join(os.path.dirname(sys.executable), "horovodrun")
+        command = [launcher, "-np", str(num_workers), *command]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
+    answers = re.findall(r'\{"workers".*?\}', finished.stdout)
+    if finished.returncode or len(answers) != 1:
+        said = (finished.stdout + finished.stderr)[-2000:]
+        raise RuntimeError(f"N = {settings.num_instances} could not be measured: {said}")
+    point = json.loads(answers[0])
+    print(f"N = {point['num_instances']}: {point['seconds_per_step']:.3f} s per step", file=sys.stderr)
+    return point
+
+
+def _flags(settings: ClassifierBenchmark) -> list[str]:
+    values = dataclasses.asdict(settings)
+    return [f"--{name}={str(v).lower() if isinstance(v, bool) else v}" for name, v in values.items()]

@@ -28,8 +28,8 @@ _INPUT_FLAGS = (
 )
 
 
-_STORAGE_FLAGS = ("class_weights_dtype", "class_momentum_dtype")
-_CLASSIFIER_FLAGS = ("embedding_size", "hard_negatives", "smoothing", *_STORAGE_FLAGS)
+_DTYPE_FLAGS = ("class_weights_dtype", "class_momentum_dtype", "class_products_dtype")
+_CLASSIFIER_FLAGS = ("embedding_size", "hard_negatives", "smoothing", *_DTYPE_FLAGS)
 
 
 def define_input() -> None:
@@ -92,7 +92,8 @@ def define_memory() -> None:
     )
     flags.DEFINE_integer("workers", 2, "T: workers, started on this machine.")
     flags.DEFINE_integer("batch_rows", 1024, "B: rows of the global batch.")
-    pretraining.define(only=("embedding_size",))
+    flags.DEFINE_bool("plain", True, "Find the largest N of plain data parallelism as well.")
+    pretraining.define(only=("embedding_size", "class_weights_dtype", "class_momentum_dtype"))
     flags.DEFINE_string("output", None, "PNG file to write: memory per worker against the number of classes.")
 
 
@@ -117,7 +118,14 @@ def _measure_input() -> dict:
 def _measure_memory() -> dict:
     from instcls_tf.benchmark import memory
 
-    result = memory.measure_memory(memory_limits(), FLAGS.workers, FLAGS.batch_rows, FLAGS.embedding_size, FLAGS.output)
+    sizes = memory.Sizes(
+        FLAGS.workers,
+        FLAGS.batch_rows,
+        FLAGS.embedding_size,
+        FLAGS.class_weights_dtype,
+        FLAGS.class_momentum_dtype,
+    )
+    result = memory.measure_memory(memory_limits(), sizes, plain=FLAGS.plain, output=FLAGS.output)
     print(memory.format_table(result))
     return result
 

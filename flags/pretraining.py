@@ -50,9 +50,10 @@ _DESCRIPTIONS = {
     "classifier_init": "Class weights from a random network's features (`raw_*`: how its BN normalises), or Gaussian.",
     "bn_burn_in": "Epochs of BN statistics before the features are taken (raw_running_bn only).",
     "sampled_classes": "Classes per step: the batch's own and a uniform sample of the others; 0 for all (Table 3).",
-    "precision": "Of the encoder; the softmax is always computed in float32.",
+    "precision": "Of the encoder; for the classifier see --class_*_dtype.",
     "class_weights_dtype": "How class weights are kept. bfloat16 takes half the memory and is rounded stochastically.",
     "class_momentum_dtype": "How the momentum of class weights is kept.",
+    "class_products_dtype": "Of the factors of the classifier's matrix products; sums are kept in float32.",
     "seed": "Of weights, order and views.",
     "log_every": "Steps between two lines of metrics.jsonl.",
     "checkpoint_every": "Epochs between two checkpoints; 0 saves at the end only.",
@@ -68,8 +69,9 @@ _CHOICES = {
     "smoothing_loss": recipe.SMOOTHING_LOSSES,
     "classifier_init": recipe.CLASSIFIER_INITS,
     "precision": recipe.PRECISIONS,
-    "class_weights_dtype": recipe.STORAGE_DTYPES,
-    "class_momentum_dtype": recipe.STORAGE_DTYPES,
+    "class_weights_dtype": recipe.CLASS_DTYPES,
+    "class_momentum_dtype": recipe.CLASS_DTYPES,
+    "class_products_dtype": recipe.CLASS_DTYPES,
 }
 
 _DEFINE = {

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from instcls_tf import collectives, compiled_softmax, softmax, storage
-from instcls_tf.config import STORAGE_DTYPES, PretrainConfig
+from instcls_tf.config import CLASS_DTYPES, PretrainConfig
 from instcls_tf.optimizer import momentum_update
 
 # Keeps the samples apart from other uses of the same seed.
@@ -52,8 +52,9 @@ class ShardedClassifier(tf.keras.layers.Layer):
       weight_decay: the L2 coefficient of the rows' SGD.
       learning_rate_factor: multiplies the learning rate of each call.
       sampled_classes: size of the class sample that each step uses instead of all N (Table 3); 0 for all.
-      weights_dtype: how the rows are kept, `float32` or `bfloat16`; every computation is in float32.
+      weights_dtype: how the rows are kept, `float32` or `bfloat16`; they are computed with in float32.
       momentum_dtype: the same for their momentum.
+      products_dtype: of the factors of matrix products, `float32` or `bfloat16`.
       seed: of the Gaussian rows and of the class samples.
     """
 
@@ -71,6 +72,7 @@ class ShardedClassifier(tf.keras.layers.Layer):
         sampled_classes: int = PretrainConfig.sampled_classes,
         weights_dtype: str = PretrainConfig.class_weights_dtype,
         momentum_dtype: str = PretrainConfig.class_momentum_dtype,
+        products_dtype: str = PretrainConfig.class_products_dtype,
         seed: int = PretrainConfig.seed,
         name: str = "sharded_classifier",
     ):
@@ -78,14 +80,16 @@ class ShardedClassifier(tf.keras.layers.Layer):
         super().__init__(name=name, dtype=tf.float32)
         if smoothing_loss not in softmax.SMOOTHING_LOSSES:
             raise ValueError(f"smoothing_loss={smoothing_loss!r}: must be one of {softmax.SMOOTHING_LOSSES}")
-        for argument, dtype in (("weights_dtype", weights_dtype), ("momentum_dtype", momentum_dtype)):
-            if dtype not in STORAGE_DTYPES:
-                raise ValueError(f"{argument}={dtype!r}: must be one of {STORAGE_DTYPES}")
+        dtypes = {"weights_dtype": weights_dtype, "momentum_dtype": momentum_dtype, "products_dtype": products_dtype}
+        for argument, dtype in dtypes.items():
+            if dtype not in CLASS_DTYPES:
+                raise ValueError(f"{argument}={dtype!r}: must be one of {CLASS_DTYPES}")
         self.num_instances, self.embedding_size = num_instances, embedding_size
         self.temperature, self.smoothing, self.smoothing_loss = temperature, smoothing, smoothing_loss
         self.momentum_factor, self.weight_decay = momentum, weight_decay
         self.learning_rate_factor = learning_rate_factor
         self.sampled_classes, self.seed = sampled_classes, seed
+        self.products_dtype = tf.as_dtype(products_dtype)
         self.begin, self.end = collectives.own_bounds(num_instances)
         shape = (self.end - self.begin, embedding_size)
         # Not trainable in Keras' sense: no optimiser outside may move them a second time.
@@ -202,13 +206,13 @@ class ShardedClassifier(tf.keras.layers.Layer):
     def _shift(self, batch: _Gathered) -> softmax.Shift | None:
         if self.temperature >= softmax.SMALLEST_UNSHIFTED_TEMPERATURE:
             return None
-        maxima = softmax.row_maxima(*self._stream(batch), self.temperature)
+        maxima = softmax.row_maxima(*self._stream(batch), self.temperature, self.products_dtype)
         maxima = collectives.max_over_workers(tf.stack(maxima), f"{self.name}_shift")  # [2, B]
         return softmax.Shift(*tf.unstack(maxima))
 
     def _forward(self, batch: _Gathered, shift: softmax.Shift | None) -> softmax.PartialSums:
         """Steps 3 and 4."""
-        settings = (self.temperature, self.smoothing_loss)
+        settings = (self.temperature, self.smoothing_loss, self.products_dtype)
         if shift is None and compiled_softmax.available():
             return compiled_softmax.forward_pass(
                 self.local_rows, batch.streamed, batch.embeddings, batch.targets, *settings
@@ -217,7 +221,7 @@ class ShardedClassifier(tf.keras.layers.Layer):
 
     def _backward(self, batch: _Gathered, shift, exp_sum, target_sum, learning_rate, step) -> None:
         """Steps 6 and 8 for the rows."""
-        settings = (exp_sum, target_sum, self.temperature, self.smoothing_loss)
+        settings = (exp_sum, target_sum, self.temperature, self.smoothing_loss, self.products_dtype)
         sgd = {"learning_rate": learning_rate, "momentum_factor": self.momentum_factor}
         sgd["weight_decay"] = self.weight_decay
         seed = self.seed + step

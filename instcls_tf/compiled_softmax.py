@@ -41,6 +41,7 @@ def forward_pass(
     targets: softmax.Targets,
     temperature: float,
     smoothing_loss: str,
+    products_dtype: tf.DType = tf.float32,
 ) -> softmax.PartialSums:
     """As `softmax.forward_pass` without a shift.
 
@@ -51,8 +52,10 @@ def forward_pass(
       targets: the labels on the streamed classes.
       temperature: tau, at least `softmax.SMALLEST_UNSHIFTED_TEMPERATURE`.
       smoothing_loss: `marginal` or `cross_entropy`.
+      products_dtype: float32 or bfloat16, of the factors of matrix products; their sums are float32.
     """
-    sums = _operations().InstclsForwardPass(**_stream(rows, streamed, embeddings, targets, temperature, smoothing_loss))
+    stream = _stream(rows, streamed, embeddings, targets, temperature, smoothing_loss, products_dtype)
+    sums = _operations().InstclsForwardPass(**stream)
     return softmax.PartialSums(*sums)
 
 
@@ -66,6 +69,7 @@ def backward_pass(
     target_sum: tf.Tensor,
     temperature: float,
     smoothing_loss: str,
+    products_dtype: tf.DType = tf.float32,
     *,
     learning_rate: tf.Tensor,
     momentum_factor: float,
@@ -85,6 +89,7 @@ def backward_pass(
       target_sum: `[B]`, complete over all workers.
       temperature: tau.
       smoothing_loss: `marginal` or `cross_entropy`.
+      products_dtype: as in `forward_pass`.
       learning_rate: scalar float32.
       momentum_factor: of SGD.
       weight_decay: L2 coefficient.
@@ -92,7 +97,7 @@ def backward_pass(
       seed: scalar int32, of the rounding to bfloat16, see `storage.py`.
     """
     return _operations().InstclsBackwardPass(
-        **_stream(rows, streamed, embeddings, targets, temperature, smoothing_loss),
+        **_stream(rows, streamed, embeddings, targets, temperature, smoothing_loss, products_dtype),
         momentum=momentum.handle,
         exp_sum=exp_sum,
         target_sum=target_sum,
@@ -104,7 +109,7 @@ def backward_pass(
     )
 
 
-def _stream(rows, streamed, embeddings, targets, temperature, smoothing_loss) -> dict:
+def _stream(rows, streamed, embeddings, targets, temperature, smoothing_loss, products_dtype) -> dict:
     return {
         "rows": rows.handle,
         "streamed": tf.constant(0) if streamed is None else streamed,  # a scalar stands for all
@@ -115,5 +120,6 @@ def _stream(rows, streamed, embeddings, targets, temperature, smoothing_loss) ->
         "target_is_own": targets.is_own,
         "temperature": temperature,
         "cross_entropy": smoothing_loss == softmax.CROSS_ENTROPY,
+        "products_dtype": products_dtype,
         "kernels": KERNELS,
     }

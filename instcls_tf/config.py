@@ -17,7 +17,7 @@ AUGMENTATIONS = ("simclr", "digits", "none")
 SMOOTHING_LOSSES = ("marginal", "cross_entropy")
 CLASSIFIER_INITS = ("raw_running_bn", "raw_batch_bn", "raw_fixed_bn", "random")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-STORAGE_DTYPES = ("float32", "bfloat16")
+CLASS_DTYPES = ("float32", "bfloat16")
 
 # The batch size at which `learning_rate` is meant, as in the paper.
 REFERENCE_BATCH_SIZE = 4096
@@ -74,6 +74,7 @@ class PretrainConfig:
     precision: str = "float32"
     class_weights_dtype: str = "float32"
     class_momentum_dtype: str = "float32"
+    class_products_dtype: str = "float32"
     seed: int = 0
     log_every: int = 10
     checkpoint_every: int = 1
@@ -94,8 +95,8 @@ class PretrainConfig:
         _one_of(self, "smoothing_loss", SMOOTHING_LOSSES)
         _one_of(self, "classifier_init", CLASSIFIER_INITS)
         _one_of(self, "precision", PRECISIONS)
-        for name in ("class_weights_dtype", "class_momentum_dtype"):
-            _one_of(self, name, STORAGE_DTYPES)
+        for name in ("class_weights_dtype", "class_momentum_dtype", "class_products_dtype"):
+            _one_of(self, name, CLASS_DTYPES)
         for name in ("image_size", "embedding_size", "batch_size", "views", "micro_batch", "epochs", "log_every"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("temperature", "width_multiplier", "classifier_learning_rate_factor"):

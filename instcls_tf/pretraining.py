@@ -235,6 +235,7 @@ def _make_run(config: PretrainConfig, source: Source, schedule: WarmupCosine) ->
         sampled_classes=config.sampled_classes,
         weights_dtype=config.class_weights_dtype,
         momentum_dtype=config.class_momentum_dtype,
+        products_dtype=config.class_products_dtype,
         seed=config.seed,
     )
     hard_negatives = HardNegatives(classifier, config.hard_negatives) if config.smoothing else None

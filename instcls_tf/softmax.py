@@ -122,7 +122,12 @@ def select_targets(columns: tf.Tensor, labels: tf.Tensor) -> Targets:
 
 
 def row_maxima(
-    read: ReadRows, num_classes: tf.Tensor, embeddings: tf.Tensor, targets: Targets, temperature: float
+    read: ReadRows,
+    num_classes: tf.Tensor,
+    embeddings: tf.Tensor,
+    targets: Targets,
+    temperature: float,
+    products_dtype: tf.DType = tf.float32,
 ) -> Shift:
     """The largest logit of each row, over all streamed classes and over its targets: an extra pass for small tau.
 
@@ -138,7 +143,8 @@ def row_maxima(
             tf.maximum(maxima.logits, tf.reduce_max(tile.logits, axis=1)), tf.maximum(maxima.targets, of_targets)
         )
 
-    return _for_each_tile(body, Shift(lowest, lowest), read, num_classes, embeddings / temperature, targets)
+    stream = (read, num_classes, embeddings / temperature, targets, products_dtype)
+    return _for_each_tile(body, Shift(lowest, lowest), *stream)
 
 
 def forward_pass(
@@ -149,6 +155,7 @@ def forward_pass(
     shift: Shift | None,
     temperature: float,
     smoothing_loss: str,
+    products_dtype: tf.DType = tf.float32,
 ) -> PartialSums:
     """Streams this worker's classes once (steps 3 and 4).
 
@@ -160,6 +167,7 @@ def forward_pass(
       shift: see `Shift`; the same on all workers; None from `SMALLEST_UNSHIFTED_TEMPERATURE` on.
       temperature: tau.
       smoothing_loss: `marginal` (Eq. 3 as printed) or `cross_entropy`.
+      products_dtype: float32, or bfloat16 for the factors and results of matrix products.
     """
     batch_rows, size = tf.shape(embeddings)[0], embeddings.shape[1]
 
@@ -175,7 +183,7 @@ def forward_pass(
             target_sum=sums.target_sum + by_row(target_terms, tile),
             own_logit=sums.own_logit + by_row(tf.where(tile.targets.is_own, tile.target_logits, 0.0), tile),
             max_negative=tf.maximum(sums.max_negative, _max_negative(tile)),
-            exp_weights=sums.exp_weights + tf.matmul(exp, tile.directions),
+            exp_weights=sums.exp_weights + _product(exp, tile.directions, products_dtype),
             target_weights=sums.target_weights + by_row(coefficients[:, tf.newaxis] * directions, tile),
         )
 
@@ -183,7 +191,7 @@ def forward_pass(
     start = PartialSums(
         zeros, zeros, zeros, zeros - float("inf"), tf.zeros([batch_rows, size]), tf.zeros([batch_rows, size])
     )
-    return _for_each_tile(body, start, read, num_classes, embeddings / temperature, targets)
+    return _for_each_tile(body, start, read, num_classes, embeddings / temperature, targets, products_dtype)
 
 
 def _max_negative(tile: Tile) -> tf.Tensor:
@@ -245,6 +253,7 @@ def backward_pass(
     target_sum: tf.Tensor,
     temperature: float,
     smoothing_loss: str,
+    products_dtype: tf.DType = tf.float32,
 ) -> tf.Tensor:
     """Streams the classes again and moves them tile by tile (steps 6 and 8).
 
@@ -260,6 +269,7 @@ def backward_pass(
       target_sum: `[B]`, complete over all workers.
       temperature: tau.
       smoothing_loss: `marginal` or `cross_entropy`.
+      products_dtype: as in `forward_pass`.
 
     Returns:
       How many classes were moved, to depend on.
@@ -277,14 +287,16 @@ def backward_pass(
         target = tf.math.unsorted_segment_sum(
             coefficients[:, tf.newaxis] * tf.gather(mean, tile.targets.row), tile.index[:, 1], tile.end - tile.begin
         )  # [c, D]
-        toward = tf.matmul(_exp_of_logits(tile, shift), expected, transpose_a=True) - target  # [c, D] gradient for w^
+        toward = (
+            _product(_exp_of_logits(tile, shift), expected, products_dtype, transpose_a=True) - target
+        )  # [c, D] for w^
         # Through w^ = w / |w|: only the part across w^ moves the cosine.
         along = tf.reduce_sum(toward * tile.directions, axis=1, keepdims=True)  # [c, 1]
         gradients = (toward - along * tile.directions) * tile.inverse_norms
         with tf.control_dependencies([update(tile, gradients)]):
             return moved + tile.end - tile.begin
 
-    return _for_each_tile(body, tf.constant(0), read, num_classes, scaled, targets)
+    return _for_each_tile(body, tf.constant(0), read, num_classes, scaled, targets, products_dtype)
 
 
 def _exp_of_logits(tile: Tile, shift: Shift | None) -> tf.Tensor:
@@ -302,7 +314,11 @@ def _target_terms(tile: Tile, shift: Shift | None, smoothing_loss: str) -> tuple
     return tile.targets.label * tile.target_logits, tile.targets.label
 
 
-def _for_each_tile(body, state, read: ReadRows, num_classes: tf.Tensor, scaled: tf.Tensor, targets: Targets):
+def _product(a: tf.Tensor, b: tf.Tensor, dtype: tf.DType, **transposed: bool) -> tf.Tensor:
+    return tf.cast(tf.matmul(tf.cast(a, dtype), tf.cast(b, dtype), **transposed), tf.float32)
+
+
+def _for_each_tile(body, state, read: ReadRows, num_classes, scaled: tf.Tensor, targets: Targets, products_dtype):
     """Runs `state = body(tile, state)` over tiles of classes; one tile of logits exists at a time."""
     batch_rows = tf.shape(scaled)[0]
     tile_classes = tiles.tile_classes(batch_rows, scaled.shape[1])
@@ -314,7 +330,7 @@ def _for_each_tile(body, state, read: ReadRows, num_classes: tf.Tensor, scaled: 
             tf.maximum(tf.reduce_sum(tf.square(rows), axis=1, keepdims=True), 1e-24)
         )  # [c, 1]
         directions = rows * inverse_norms
-        logits = tf.matmul(scaled, directions, transpose_b=True)  # [B, c]
+        logits = _product(scaled, directions, products_dtype, transpose_b=True)  # [B, c]
         first, last = tf.unstack(tf.searchsorted(targets.column, tf.stack([begin, end])))
         in_tile = Targets(*(part[first:last] for part in targets))
         index = tf.stack([in_tile.row, in_tile.column - begin], axis=1)  # [e, 2]

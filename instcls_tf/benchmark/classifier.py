@@ -77,6 +77,7 @@ def _make_layer(settings: ClassifierBenchmark) -> ShardedClassifier:
         smoothing=settings.smoothing,
         weights_dtype=settings.class_weights_dtype,
         momentum_dtype=settings.class_momentum_dtype,
+        products_dtype=settings.class_products_dtype,
     )
     layer.initialize_gaussian()
     return layer

@@ -8,9 +8,10 @@ import os
 import re
 import subprocess
 import sys
-from typing import Callable
+from typing import Callable, NamedTuple
 
 from instcls_tf import classifier_sizes, planner
+from instcls_tf.config import CLASS_DTYPES
 from instcls_tf.errors import UserError
 from instcls_tf.report.figures import refuse_unwritable
 from instcls_tf.report.memory_curves import Curve, draw_memory
@@ -20,31 +21,40 @@ SHARDED, DATA_PARALLEL = "sharded", "data_parallel"
 _TOLERANCE = 1.05
 # The first N tried is the planned one; a failure or a success moves the search by this factor.
 _STRIDE = 1.1
-_TRIAL_SECONDS = 300
+_TRIAL_SECONDS = 900
 
 
-def measure_memory(
-    limits: list[float], num_workers: int, batch_rows: int, embedding_size: int, output: str | None
-) -> dict:
+class Sizes(NamedTuple):
+    """What the trials have in common."""
+
+    num_workers: int  # T
+    batch_rows: int  # B, of the global batch
+    embedding_size: int  # D
+    weights_dtype: str = "float32"  # of this design's class weights
+    momentum_dtype: str = "float32"
+
+
+def measure_memory(limits: list[float], sizes: Sizes, *, plain: bool = True, output: str | None = None) -> dict:
     """Finds the largest N for each limit and both designs, by trials of one step each in processes of their own.
 
     Args:
       limits: memory per worker above that of the started process, in GB.
-      num_workers: T.
-      batch_rows: B, rows of the global batch.
-      embedding_size: D.
+      sizes: of every trial.
+      plain: whether plain data parallelism is tried as well.
       output: PNG file of the picture, or None.
 
     Returns:
       `limits`: for each limit the largest N (`sharded`, `data_parallel`) found, their `ratio` and the planned ones;
-      `ratio`: the smallest of the ratios.
+      `ratio`: the smallest of the ratios (both ratios with `plain` only).
 
     Raises:
       UserError: a value is out of range, or a limit is too small for any N.
       RuntimeError: a trial failed for another reason than memory.
     """
-    _check(limits, num_workers, batch_rows, embedding_size)
-    peaks = planned_peaks(num_workers, batch_rows, embedding_size)
+    _check(limits, sizes)
+    peaks = planned_peaks(sizes)
+    if not plain:
+        del peaks[DATA_PARALLEL]
     if output:
         refuse_unwritable(output)
     found = []
@@ -52,29 +62,32 @@ def measure_memory(
         size = round(limit * planner.GIGABYTE)
         row = {"memory_limit_gb": limit}
         for design, peak in peaks.items():
-            planned = planner.largest_num_instances(peak, size, num_workers)
+            planned = planner.largest_num_instances(peak, size, sizes.num_workers)
 
             def fits(n: int, design: str = design, size: int = size) -> bool:
-                return _trial(design, n, num_workers, batch_rows, embedding_size, size)
+                return _trial(design, n, sizes, size)
 
             row[f"planned_{design}"] = planned
-            row[design] = largest_that_fits(fits, max(planned, num_workers), num_workers)
+            row[design] = largest_that_fits(fits, max(planned, sizes.num_workers), sizes.num_workers)
             if not row[design]:
-                raise UserError(f"--memory_limit={limit:g}: not even {num_workers} classes fit ({design})")
-        row["ratio"] = row[SHARDED] / row[DATA_PARALLEL]
+                raise UserError(f"--memory_limit={limit:g}: not even {sizes.num_workers} classes fit ({design})")
+        if plain:
+            row["ratio"] = row[SHARDED] / row[DATA_PARALLEL]
         found.append(row)
     if output:
-        _draw(output, peaks, found, num_workers, batch_rows, embedding_size)
-    sizes = {"workers": num_workers, "batch_rows": batch_rows, "embedding_size": embedding_size}
-    return {**sizes, "limits": found, "ratio": min(row["ratio"] for row in found)}
+        _draw(output, peaks, found, sizes)
+    result = {"workers": sizes.num_workers, **sizes._asdict(), "limits": found}
+    del result["num_workers"]
+    return {**result, "ratio": min(row["ratio"] for row in found)} if plain else result
 
 
-def planned_peaks(num_workers: int, batch_rows: int, embedding_size: int) -> dict[str, Callable[[int], int]]:
+def planned_peaks(sizes: Sizes) -> dict[str, Callable[[int], int]]:
     """The planned bytes of a worker as functions of N, classifiers alone."""
-    sizes = (num_workers, batch_rows, embedding_size)
+    common = (sizes.num_workers, sizes.batch_rows, sizes.embedding_size)
+    kept = {"weights_dtype": sizes.weights_dtype, "momentum_dtype": sizes.momentum_dtype, "threads": os.cpu_count()}
     return {
-        DATA_PARALLEL: lambda n: sum(classifier_sizes.data_parallel_bytes(n, *sizes).values()),
-        SHARDED: lambda n: sum(classifier_sizes.classifier_bytes(n, *sizes, threads=os.cpu_count()).values()),
+        DATA_PARALLEL: lambda n: sum(classifier_sizes.data_parallel_bytes(n, *common).values()),
+        SHARDED: lambda n: sum(classifier_sizes.classifier_bytes(n, *common, **kept).values()),
     }
 
 
@@ -109,19 +122,26 @@ def largest_that_fits(fits: Callable[[int], bool], first: int, smallest: int) ->
 
 def format_table(result: dict) -> str:
     """The result of `measure_memory` as a Markdown table."""
+    designs = {DATA_PARALLEL: "plain data parallelism", SHARDED: "this design"}
+    columns = [design for design in designs if all(design in row for row in result["limits"])]
+    titles = ["GB per worker", *(f"{designs[design]} (planned)" for design in columns)]
+    titles += ["ratio"] if len(columns) == 2 else []
     lines = [
-        f"Largest N with {result['workers']} workers, {result['batch_rows']} rows, D = {result['embedding_size']}",
+        f"Largest N with {result['workers']} workers, {result['batch_rows']} rows, D = {result['embedding_size']},"
+        f" class weights in {result['weights_dtype']}, their momentum in {result['momentum_dtype']}",
         "",
-        "| GB per worker | plain data parallelism (planned) | this design (planned) | ratio |",
-        "|---|---|---|---|",
+        f"| {' | '.join(titles)} |",
+        "|---" * len(titles) + "|",
     ]
     for row in result["limits"]:
-        plain, ours = (f"{row[d]:,} ({row[f'planned_{d}']:,})" for d in (DATA_PARALLEL, SHARDED))
-        lines.append(f"| {row['memory_limit_gb']:g} | {plain} | {ours} | {row['ratio']:.1f} |")
+        cells = [f"{row['memory_limit_gb']:g}", *(f"{row[d]:,} ({row[f'planned_{d}']:,})" for d in columns)]
+        cells += [f"{row['ratio']:.1f}"] if "ratio" in row else []
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _check(limits: list[float], num_workers: int, batch_rows: int, embedding_size: int) -> None:
+def _check(limits: list[float], sizes: Sizes) -> None:
+    num_workers, batch_rows, embedding_size, *dtypes = sizes
     for limit in limits:
         if not (math.isfinite(limit) and limit > 0):
             raise UserError(f"--memory_limit={limit:g}: must be above 0, in GB")
@@ -130,12 +150,16 @@ def _check(limits: list[float], num_workers: int, batch_rows: int, embedding_siz
             raise UserError(f"--{name}={value}: must be at least 1")
     if batch_rows < num_workers or batch_rows % num_workers:
         raise UserError(f"--batch_rows={batch_rows}: must be a multiple of the {num_workers} workers")
+    for name, dtype in zip(("weights", "momentum"), dtypes):
+        if dtype not in CLASS_DTYPES:
+            raise UserError(f"--class_{name}_dtype={dtype}: must be one of {', '.join(CLASS_DTYPES)}")
 
 
-def _trial(design: str, num_instances: int, num_workers: int, batch_rows: int, embedding_size: int, limit: int) -> bool:
+def _trial(design: str, num_instances: int, sizes: Sizes, limit: int) -> bool:
     """Whether one step fits, in a process per worker."""
-    sizes = map(str, (num_instances, batch_rows, embedding_size, limit))
-    command = [sys.executable, "-m", "instcls_tf.benchmark.memory_trial", design, *sizes]
+    num_workers, *rest = sizes
+    arguments = map(str, (num_instances, *rest, limit))
+    command = [sys.executable, "-m", "instcls_tf.benchmark.memory_trial", design, *arguments]
     if num_workers > 1:
         launcher = os.path.join(os.path.dirname(sys.executable), "horovodrun")
         command = [launcher, "-np", str(num_workers), *command]
@@ -152,13 +176,15 @@ def _trial(design: str, num_instances: int, num_workers: int, batch_rows: int, e
     return fits
 
 
-def _draw(output: str, peaks, found: list[dict], num_workers: int, batch_rows: int, embedding_size: int) -> None:
+def _draw(output: str, peaks, found: list[dict], sizes: Sizes) -> None:
     limits = [round(row["memory_limit_gb"] * planner.GIGABYTE) for row in found]
     last = max(found, key=lambda row: row["memory_limit_gb"])
     labels = {DATA_PARALLEL: "plain data parallelism", SHARDED: "this design"}
     curves = [
         Curve(label, peaks[design], last[design], tuple((row[design], size) for row, size in zip(found, limits)))
         for design, label in labels.items()
+        if design in peaks
     ]
-    title = f"Largest N: {num_workers} workers, B = {batch_rows}, D = {embedding_size} (lines: planned)"
+    sizes_text = f"{sizes.num_workers} workers, B = {sizes.batch_rows}, D = {sizes.embedding_size}"
+    title = f"Largest N: {sizes_text} (lines: planned)"
     draw_memory(output, curves, limits, title)

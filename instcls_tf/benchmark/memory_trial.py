@@ -1,6 +1,7 @@
 """One trial of `benchmark memory`: does one step of a classifier fit under a memory limit? A process of its own.
 
-  python -m instcls_tf.benchmark.memory_trial DESIGN NUM_INSTANCES BATCH_ROWS EMBEDDING_SIZE LIMIT_BYTES
+  python -m instcls_tf.benchmark.memory_trial DESIGN NUM_INSTANCES BATCH_ROWS EMBEDDING_SIZE \
+      WEIGHTS_DTYPE MOMENTUM_DTYPE LIMIT_BYTES
 
 Limited is the resident memory that comes on top of the started process: libraries, thread pools, Horovod and the
 kernels of a small step are there before. A thread watches it and ends the process, and the peak is read at the end.
@@ -35,7 +36,9 @@ _WARM_UP_INSTANCES = 8192
 _WATCH_SECONDS = 0.05
 
 
-def peak_of_one_step(design: str, num_instances: int, batch_rows: int, embedding_size: int, limit: int) -> int:
+def peak_of_one_step(
+    design: str, num_instances: int, batch_rows: int, embedding_size: int, dtypes: tuple[str, str], limit: int
+) -> int:
     """Makes a classifier and one step of it in this process; all workers together.
 
     Args:
@@ -43,18 +46,19 @@ def peak_of_one_step(design: str, num_instances: int, batch_rows: int, embedding
       num_instances: N.
       batch_rows: B, of all workers together.
       embedding_size: D.
+      dtypes: how the sharded design keeps class weights and momentum.
       limit: bytes that this worker may take; 0 for no limit.
 
     Returns:
       The peak resident memory of this worker above that of the start, in bytes. Above the limit the process ends.
     """
-    _one_step(design, min(_WARM_UP_INSTANCES, num_instances), batch_rows, embedding_size)
+    _one_step(design, min(_WARM_UP_INSTANCES, num_instances), batch_rows, embedding_size, dtypes)
     device.return_freed_memory()  # what the small step has freed must not be used for the large one unseen
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
     start = _status("VmRSS")
     if limit:
         threading.Thread(target=_watch, args=(start + limit,), daemon=True).start()
-    _one_step(design, num_instances, batch_rows, embedding_size)
+    _one_step(design, num_instances, batch_rows, embedding_size, dtypes)
     peak = _status("VmHWM")
     if limit:
         _end_if_above(start + limit, peak)
@@ -74,9 +78,11 @@ def _end_if_above(most: int, used: int) -> None:
         os._exit(1)
 
 
-def _one_step(design: str, num_instances: int, batch_rows: int, embedding_size: int) -> None:
-    make = {SHARDED: _sharded, DATA_PARALLEL: _data_parallel}[design]
-    step = make(num_instances, embedding_size)
+def _one_step(design: str, num_instances: int, batch_rows: int, embedding_size: int, dtypes: tuple[str, str]) -> None:
+    if design == SHARDED:
+        step = _sharded(num_instances, embedding_size, *dtypes)
+    else:
+        step = _data_parallel(num_instances, embedding_size)
     begin, end = partition.bounds(batch_rows, collectives.size(), collectives.rank())
     embeddings = tf.random.stateless_normal([end - begin, embedding_size], [0, begin])
     instance_ids = tf.range(begin, end) % num_instances
@@ -84,8 +90,12 @@ def _one_step(design: str, num_instances: int, batch_rows: int, embedding_size: 
     tf.debugging.assert_all_finite(loss, "the loss")
 
 
-def _sharded(num_instances: int, embedding_size: int) -> Callable[..., tf.Tensor]:
-    classifier = ShardedClassifier(num_instances, embedding_size, smoothing=0.0)
+def _sharded(
+    num_instances: int, embedding_size: int, weights_dtype: str, momentum_dtype: str
+) -> Callable[..., tf.Tensor]:
+    classifier = ShardedClassifier(
+        num_instances, embedding_size, smoothing=0.0, weights_dtype=weights_dtype, momentum_dtype=momentum_dtype
+    )
     classifier.initialize_gaussian()
 
     @tf.function
@@ -112,9 +122,10 @@ def _status(name: str) -> int:
 
 def main() -> None:
     """The trial as a command."""
-    design, *sizes = sys.argv[1:]
+    design, num_instances, batch_rows, embedding_size, *dtypes, limit = sys.argv[1:]
+    sizes = map(int, (num_instances, batch_rows, embedding_size))
     collectives.init()
-    peak = peak_of_one_step(design, *map(int, sizes))
+    peak = peak_of_one_step(design, *sizes, tuple(dtypes), int(limit))
     peak = int(tf.function(collectives.max_over_workers)(tf.constant(float(peak)), "peak"))
     if collectives.rank() == 0:
         print(json.dumps({"fits": True, "peak_bytes": peak}), flush=True)

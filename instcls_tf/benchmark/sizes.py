@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from instcls_tf.config import STORAGE_DTYPES, PretrainConfig
+from instcls_tf.config import CLASS_DTYPES, PretrainConfig
 from instcls_tf.errors import UserError
 
 
@@ -19,6 +19,7 @@ class ClassifierBenchmark:
     smoothing: float = PretrainConfig.smoothing
     class_weights_dtype: str = PretrainConfig.class_weights_dtype
     class_momentum_dtype: str = PretrainConfig.class_momentum_dtype
+    class_products_dtype: str = PretrainConfig.class_products_dtype
     repeats: int = 5
     plain: bool = True
     bare: bool = True
@@ -28,9 +29,9 @@ class ClassifierBenchmark:
         for name in ("num_instances", "embedding_size", "repeats"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name}={getattr(self, name)}: must be at least 1")
-        for name in ("class_weights_dtype", "class_momentum_dtype"):
-            if getattr(self, name) not in STORAGE_DTYPES:
-                raise UserError(f"--{name}={getattr(self, name)}: must be one of {', '.join(STORAGE_DTYPES)}")
+        for name in ("class_weights_dtype", "class_momentum_dtype", "class_products_dtype"):
+            if getattr(self, name) not in CLASS_DTYPES:
+                raise UserError(f"--{name}={getattr(self, name)}: must be one of {', '.join(CLASS_DTYPES)}")
         if self.batch_rows < num_workers:
             raise UserError(f"--batch_rows={self.batch_rows}: must be at least the {num_workers} workers")
         if not 0 <= self.smoothing < 1:

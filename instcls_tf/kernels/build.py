@@ -22,8 +22,13 @@ _KERNELS, _OPERATIONS, _HEADER = "streamed_softmax.cc", "streamed_softmax_ops.cc
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-Wall", "-Wno-psabi")
 # The kernels once per family of processors; which one runs is decided at run time.
 _FAMILIES = {
-    "x86_64": {"x86-64": "kBaselineKernels", "x86-64-v3": "kAvx2Kernels", "x86-64-v4": "kAvx512Kernels"},
-    "aarch64": {"armv8-a": "kBaselineKernels"},
+    "x86_64": {
+        "kBaselineKernels": ("-march=x86-64",),
+        "kAvx2Kernels": ("-march=x86-64-v3",),
+        "kAvx512Kernels": ("-march=x86-64-v4",),
+        "kAvx512Bf16Kernels": ("-march=x86-64-v4", "-mavx512bf16"),
+    },
+    "aarch64": {"kBaselineKernels": ("-march=armv8-a",)},
 }
 
 
@@ -46,7 +51,7 @@ def _tensorflow_version() -> str:
     return ""
 
 
-def _families() -> dict[str, str]:
+def _families() -> dict[str, tuple[str, ...]]:
     return _FAMILIES.get(platform.machine(), {})
 
 
@@ -67,8 +72,8 @@ def build() -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         units = {
-            os.path.join(folder, f"{kernels}.o"): [f"-march={family}", f"-DINSTCLS_KERNELS={kernels}", _KERNELS]
-            for family, kernels in _families().items()
+            os.path.join(folder, f"{kernels}.o"): [*flags, f"-DINSTCLS_KERNELS={kernels}", _KERNELS]
+            for kernels, flags in _families().items()
         }
         units[os.path.join(folder, "operations.o")] = [*tf.sysconfig.get_compile_flags(), _OPERATIONS]
         with ThreadPoolExecutor(os.cpu_count()) as pool:

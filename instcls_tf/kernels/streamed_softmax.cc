@@ -12,11 +12,19 @@
 #include <limits>
 #include <memory>
 #include <new>
+#include <type_traits>
+
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
 
 namespace instcls {
 namespace {
 
-#if defined(__AVX512F__)
+#if defined(__AVX512BF16__)
+constexpr char kName[] = "avx512_bf16";
+constexpr int kLanes = 16, kVectors = 4;
+#elif defined(__AVX512F__)
 constexpr char kName[] = "avx512";
 constexpr int kLanes = 16, kVectors = 4;
 #elif defined(__AVX2__)
@@ -36,10 +44,12 @@ constexpr float kMasked = -80.0f;  // below all logits, which are at least -40; 
 
 typedef float Vector __attribute__((vector_size(4 * kLanes)));
 typedef float UnalignedVector __attribute__((vector_size(4 * kLanes), aligned(4)));
-typedef int32_t IntVector __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t BitVector __attribute__((vector_size(4 * kLanes)));
 
 inline Vector load(const float* from) { return *reinterpret_cast<const UnalignedVector*>(from); }
 inline void store(float* to, Vector value) { *reinterpret_cast<UnalignedVector*>(to) = value; }
+inline BitVector bits_of(Vector value) { return reinterpret_cast<BitVector>(value); }
+inline Vector from_bits(BitVector bits) { return reinterpret_cast<Vector>(bits); }
 inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
 
 float sum_of(Vector value) {
@@ -63,13 +73,46 @@ class Array {  // of floats, aligned
 
 // ------------------------------------------------------------------------------------------------------- products
 
-struct Factor {  // element (m, k) of a product's left factor
+// How a product multiplies. Factors are arrays of words of 32 bits: floats, or pairs of bfloat16 along the depth, which
+// is then half as long. All sums are float32.
+struct FloatProduct {
+  static constexpr bool kPairs = false;
+  static Vector add(Vector sum, float left, Vector right) { return sum + left * right; }
+};
+
+struct PairProduct {
+  static constexpr bool kPairs = true;
+#if defined(__AVX512BF16__)
+  static Vector add(Vector sum, float left, Vector right) {
+    return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_ps(left), (__m512bh)right);
+  }
+#else
+  static Vector add(Vector sum, float left, Vector right) {
+    uint32_t bits;
+    std::memcpy(&bits, &left, sizeof(bits));
+    const BitVector lefts = BitVector{} + bits, rights = bits_of(right);
+    sum += from_bits(lefts << 16) * from_bits(rights << 16);
+    return sum + from_bits(lefts & kHigh) * from_bits(rights & kHigh);
+  }
+#endif
+  // The first value of each pair goes to the lower half of its word; rounded to nearest, ties to even.
+  static Vector pair(Vector first, Vector second) { return from_bits((rounded(first) >> 16) | (rounded(second) & kHigh)); }
+
+ private:
+  static constexpr uint32_t kHigh = 0xffff0000U;
+  static BitVector rounded(Vector value) {
+    const BitVector bits = bits_of(value);
+    return bits + 0x7fffU + ((bits >> 16) & 1U);
+  }
+};
+
+struct Factor {  // word (m, k) of a product's left factor
   const float* data;
   int64_t row_stride, column_stride;
 };
 
 // out[rows, vectors * kLanes] (+)= left[rows, depth] right[depth, vectors * kLanes], all sums in registers
-template <int rows, int vectors, bool accumulate>
+template <typename Product, int rows, int vectors, bool accumulate>
 inline __attribute__((always_inline)) void multiply_block(int64_t depth, Factor left, const float* right,
                                                           int64_t right_stride, float* out, int64_t out_stride) {
   Vector sums[rows][vectors];
@@ -85,7 +128,7 @@ inline __attribute__((always_inline)) void multiply_block(int64_t depth, Factor 
     for (int m = 0; m < rows; ++m) {
       const float factor = left.data[m * left.row_stride + k * left.column_stride];
 #pragma GCC unroll 8
-      for (int v = 0; v < vectors; ++v) sums[m][v] += factor * factors[v];
+      for (int v = 0; v < vectors; ++v) sums[m][v] = Product::add(sums[m][v], factor, factors[v]);
     }
   }
 #pragma GCC unroll 8
@@ -94,12 +137,12 @@ inline __attribute__((always_inline)) void multiply_block(int64_t depth, Factor 
     for (int v = 0; v < vectors; ++v) store(out + m * out_stride + v * kLanes, sums[m][v]);
 }
 
-template <int vectors, bool accumulate>
+template <typename Product, int vectors, bool accumulate>
 void multiply_columns(int64_t num_rows, int64_t depth, Factor left, const float* right, int64_t right_stride, float* out,
                       int64_t out_stride) {
   int64_t m = 0;
   auto block = [&](auto rows) {
-    multiply_block<decltype(rows)::value, vectors, accumulate>(
+    multiply_block<Product, decltype(rows)::value, vectors, accumulate>(
         depth, {left.data + m * left.row_stride, left.row_stride, left.column_stride}, right, right_stride,
         out + m * out_stride, out_stride);
     m += decltype(rows)::value;
@@ -110,15 +153,46 @@ void multiply_columns(int64_t num_rows, int64_t depth, Factor left, const float*
   if (m < num_rows) block(std::integral_constant<int, 1>());
 }
 
-// out[num_rows, num_columns] (+)= left[num_rows, depth] right[depth, num_columns]; num_columns are whole vectors
-template <bool accumulate>
+// out[num_rows, num_columns] (+)= left[num_rows, depth] right[depth, num_columns], the depth in words; num_columns are
+// whole vectors
+template <typename Product, bool accumulate>
 void multiply(int64_t num_rows, int64_t num_columns, int64_t depth, Factor left, const float* right,
               int64_t right_stride, float* out, int64_t out_stride) {
   int64_t n = 0;
   for (; n + kVectors * kLanes <= num_columns; n += kVectors * kLanes)
-    multiply_columns<kVectors, accumulate>(num_rows, depth, left, right + n, right_stride, out + n, out_stride);
+    multiply_columns<Product, kVectors, accumulate>(num_rows, depth, left, right + n, right_stride, out + n, out_stride);
   for (; n < num_columns; n += kLanes)
-    multiply_columns<1, accumulate>(num_rows, depth, left, right + n, right_stride, out + n, out_stride);
+    multiply_columns<Product, 1, accumulate>(num_rows, depth, left, right + n, right_stride, out + n, out_stride);
+}
+
+// Pairs along a depth that is contiguous stand a vector apart, in blocks of two vectors: word l of a block holds values l
+// and kLanes + l. That needs no shuffles, and any order does when both factors have it.
+constexpr int kPairBlock = 2 * kLanes;
+
+void pack(float* factor, int64_t depth, int64_t columns) {
+  Array block(kPairBlock * columns);
+  for (int64_t first = 0; first < depth; first += kPairBlock) {
+    std::copy(factor + first * columns, factor + (first + kPairBlock) * columns, block + 0);
+    for (int l = 0; l < kLanes; ++l)
+      for (int64_t n = 0; n < columns; n += kLanes)
+        store(factor + (first / 2 + l) * columns + n,
+              PairProduct::pair(load(block + l * columns + n), load(block + (kLanes + l) * columns + n)));
+  }
+}
+
+// A left factor's rows as pairs, [num_rows, depth / 2]; to == from is allowed.
+void pack_rows(const float* from, int64_t num_rows, int64_t depth, float* to) {
+  for (int64_t k = 0; k < num_rows * depth; k += kPairBlock)
+    store(to + k / 2, PairProduct::pair(load(from + k), load(from + k + kLanes)));
+}
+
+// A factor [depth, columns] as pairs of neighbouring rows, [ceil(depth / 2), columns]; to == from is allowed.
+void pack_neighbours(const float* from, int64_t depth, int64_t columns, float* to) {
+  for (int64_t k = 0; k < depth; k += 2)
+    for (int64_t n = 0; n < columns; n += kLanes) {
+      const Vector second = k + 1 < depth ? load(from + (k + 1) * columns + n) : Vector{};
+      store(to + k / 2 * columns + n, PairProduct::pair(load(from + k * columns + n), second));
+    }
 }
 
 // ------------------------------------------------------------------------------------------------------ exponential
@@ -135,12 +209,7 @@ inline Vector exponential(Vector x) {
   p = p * f + 0.5f;
   p = p * f + 1.0f;
   p = p * f + 1.0f;
-  IntVector bits;
-  std::memcpy(&bits, &shifted, sizeof(bits));
-  bits = (bits << 23) + 0x3f800000;  // 2^n: the exponent's bias, and the bits of kRound shifted out
-  Vector scale;
-  std::memcpy(&scale, &bits, sizeof(scale));
-  return p * scale;
+  return p * from_bits((bits_of(shifted) << 23) + 0x3f800000U);  // 2^n: the bits of kRound are shifted out
 }
 
 inline float exponential(float x) { return exponential(Vector{} + x)[0]; }
@@ -231,11 +300,47 @@ void for_each_target(const Targets& targets, int64_t first, int64_t last, int64_
   }
 }
 
-// logits[count, kPanel] of a tile and a panel
-void make_logits(const Pass& pass, int64_t count, int64_t panel, const float* directions, float* logits) {
-  multiply<false>(count, kPanel, pass.size, {directions, pass.padded_size, 1},
-                  pass.panels + panel * pass.size * kPanel, kPanel, logits, kPanel);
-}
+// The class weights of one tile.
+class Tile {
+ public:
+  Tile(const Pass& pass, int64_t capacity)
+      : directions(capacity * pass.padded_size),
+        inverse_norms(capacity),
+        left_(capacity * pass.padded_size / 2),
+        right_((capacity + 1) / 2 * pass.padded_size) {}
+
+  template <typename Product>
+  void read(const Pass& pass, int64_t begin, int64_t count) {
+    read_directions(pass, begin, count, directions, inverse_norms);
+    if (Product::kPairs) {
+      pack_rows(directions, count, pass.padded_size, left_);
+      pack_neighbours(directions, count, pass.padded_size, right_);
+    }
+  }
+
+  // logits[count, kPanel] of a panel
+  template <typename Product>
+  void multiply_by_panel(const Pass& pass, int64_t count, int64_t panel, float* logits) {
+    const int64_t depth = Product::kPairs ? pass.padded_size / 2 : pass.padded_size;
+    multiply<Product, false>(count, kPanel, depth, {Product::kPairs ? left_ : directions, depth, 1},
+                             pass.panels + panel * depth * kPanel, kPanel, logits, kPanel);
+  }
+
+  // sums[kPanel, padded_size] += exponentials[count, kPanel]^T directions; the exponentials are used up
+  template <typename Product>
+  void add_weighted(const Pass& pass, int64_t count, float* exponentials, float* sums) {
+    if (Product::kPairs) pack_neighbours(exponentials, count, kPanel, exponentials);
+    multiply<Product, true>(kPanel, pass.padded_size, Product::kPairs ? (count + 1) / 2 : count,
+                            {exponentials, 1, kPanel}, Product::kPairs ? right_ : directions, pass.padded_size, sums,
+                            pass.padded_size);
+  }
+
+  Array directions;  // [count, padded_size] w^
+  Array inverse_norms;
+
+ private:
+  Array left_, right_;  // directions as pairs
+};
 
 // to[size] += factor * from[size]
 inline void add_row(float* to, float factor, const float* from, int64_t size) {
@@ -282,19 +387,21 @@ void exponentiate_and_sum(int64_t count, float* logits, double* exp_sum, float* 
   }
 }
 
-void forward(const Pass& pass, int64_t begin, int64_t end, const Sums& sums) {
-  const int64_t tile = tile_classes(pass), padded = pass.padded_size;
-  Array directions(tile * padded), inverse_norms(tile), logits(tile * kPanel);
+template <typename Product>
+void forward_pass(const Pass& pass, int64_t begin, int64_t end, const Sums& sums) {
+  const int64_t width = tile_classes(pass), padded = pass.padded_size;
+  Tile tile(pass, width);
+  Array logits(width * kPanel);
   const Targets& targets = pass.targets;
   int64_t first = std::lower_bound(targets.column, targets.column + targets.count, begin) - targets.column;
-  for (; begin < end; begin += tile) {
-    const int64_t count = std::min(tile, end - begin);
+  for (; begin < end; begin += width) {
+    const int64_t count = std::min(width, end - begin);
     const int64_t last =
         std::lower_bound(targets.column + first, targets.column + targets.count, begin + count) - targets.column;
-    read_directions(pass, begin, count, directions, inverse_norms);
+    tile.read<Product>(pass, begin, count);
     for (int64_t panel = 0; panel < pass.num_panels; ++panel) {
-      make_logits(pass, count, panel, directions, logits);
-      add_targets(pass, sums, first, last, begin, panel, directions, logits);
+      tile.multiply_by_panel<Product>(pass, count, panel, logits);
+      add_targets(pass, sums, first, last, begin, panel, tile.directions, logits);
       double* exp_sum = sums.exp_sum + panel * kPanel;
       exponentiate_and_sum(count, logits, exp_sum, sums.max_negative + panel * kPanel);
       for_each_target(targets, first, last, begin, panel, [&](int64_t j, int64_t i, int64_t t) {
@@ -303,8 +410,7 @@ void forward(const Pass& pass, int64_t begin, int64_t end, const Sums& sums) {
         logits[j * kPanel + i] = own;
         exp_sum[i] += own;
       });
-      multiply<true>(kPanel, padded, count, {logits, 1, kPanel}, directions, padded,
-                     sums.exp_weights + panel * kPanel * padded, padded);
+      tile.add_weighted<Product>(pass, count, logits, sums.exp_weights + panel * kPanel * padded);
     }
     first = last;
   }
@@ -334,19 +440,21 @@ void move_rows(const Pass& pass, const Update& update, int64_t begin, int64_t co
   }
 }
 
-void backward(const Pass& pass, const Update& update, int64_t begin, int64_t end) {
-  const int64_t tile = tile_classes(pass), padded = pass.padded_size;
-  Array directions(tile * padded), inverse_norms(tile), logits(tile * kPanel), gradients(tile * padded);
+template <typename Product>
+void backward_pass(const Pass& pass, const Update& update, int64_t begin, int64_t end) {
+  const int64_t width = tile_classes(pass), padded = pass.padded_size;
+  Tile tile(pass, width);
+  Array logits(width * kPanel), gradients(width * padded);
   const Targets& targets = pass.targets;
   int64_t first = std::lower_bound(targets.column, targets.column + targets.count, begin) - targets.column;
-  for (; begin < end; begin += tile) {
-    const int64_t count = std::min(tile, end - begin);
+  for (; begin < end; begin += width) {
+    const int64_t count = std::min(width, end - begin);
     const int64_t last =
         std::lower_bound(targets.column + first, targets.column + targets.count, begin + count) - targets.column;
-    read_directions(pass, begin, count, directions, inverse_norms);
+    tile.read<Product>(pass, begin, count);
     std::fill(gradients + 0, gradients + count * padded, 0.0f);
     for (int64_t panel = 0; panel < pass.num_panels; ++panel) {
-      make_logits(pass, count, panel, directions, logits);
+      tile.multiply_by_panel<Product>(pass, count, panel, logits);
       for_each_target(targets, first, last, begin, panel, [&](int64_t j, int64_t i, int64_t t) {
         const int64_t row = panel * kPanel + i;
         float share = targets.label[t];  // q_ij
@@ -354,16 +462,27 @@ void backward(const Pass& pass, const Update& update, int64_t begin, int64_t end
         add_row(gradients + j * padded, -share * update.target_scale, update.embeddings + row * pass.size, pass.size);
       });
       for (int64_t k = 0; k < count * kPanel; k += kLanes) store(logits + k, exponential(load(logits + k)));
-      multiply<true>(count, padded, kPanel, {logits, kPanel, 1}, update.expected + panel * kPanel * padded, padded,
-                     gradients, padded);
+      if (Product::kPairs) pack_rows(logits, count, kPanel, logits);
+      const int64_t depth = Product::kPairs ? kPanel / 2 : kPanel;
+      multiply<Product, true>(count, padded, depth, {logits, depth, 1}, update.expected + panel * depth * padded,
+                              padded, gradients, padded);
     }
-    move_rows(pass, update, begin, count, directions, inverse_norms, gradients);
+    move_rows(pass, update, begin, count, tile.directions, tile.inverse_norms, gradients);
     first = last;
   }
 }
 
+void forward(const Pass& pass, int64_t begin, int64_t end, const Sums& sums) {
+  (pass.products == Storage::kFloat32 ? forward_pass<FloatProduct> : forward_pass<PairProduct>)(pass, begin, end, sums);
+}
+
+void backward(const Pass& pass, const Update& update, int64_t begin, int64_t end) {
+  (pass.products == Storage::kFloat32 ? backward_pass<FloatProduct> : backward_pass<PairProduct>)(pass, update, begin,
+                                                                                                 end);
+}
+
 }  // namespace
 
-extern const Kernels INSTCLS_KERNELS{kName, kLanes, forward, backward};
+extern const Kernels INSTCLS_KERNELS{kName, kLanes, pack, forward, backward};
 
 }  // namespace instcls

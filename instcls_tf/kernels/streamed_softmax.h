@@ -12,7 +12,7 @@ namespace instcls {
 constexpr int kPanel = 64;  // rows of the batch that meet a tile of classes at once
 constexpr int kAlignment = 64;  // bytes, of every array below that is padded
 
-enum class Storage { kFloat32, kBFloat16 };
+enum class Storage { kFloat32, kBFloat16 };  // of a table, and of the factors of products
 
 // A [num_local, D] array of class weights or momentum.
 struct Table {
@@ -36,7 +36,8 @@ struct Pass {
   int64_t size;             // D
   int64_t padded_size;
   int64_t num_panels;
-  const float* panels;      // [num_panels, D, kPanel] embeddings / tau, transposed panel by panel
+  Storage products;
+  const float* panels;      // [num_panels, padded_size, kPanel] embeddings / tau, transposed; packed by Kernels::pack
   Targets targets;
   bool cross_entropy;
 };
@@ -55,7 +56,7 @@ struct Sums {
 struct Update {
   Table momentum;
   const float* embeddings;   // [B, D]
-  const float* expected;     // [num_panels * kPanel, padded_size] embeddings / (tau B S)
+  const float* expected;     // [num_panels, kPanel, padded_size] embeddings / (tau B S); packed by Kernels::pack
   const float* target_sum;   // [B]
   float target_scale;        // 1 / (tau B)
   float learning_rate, momentum_factor, weight_decay;
@@ -66,7 +67,10 @@ struct Update {
 // The passes over streamed classes begin .. end-1, compiled for one family of processors.
 struct Kernels {
   const char* name;  // "avx512" and the like
-  int64_t lanes;  // floats of a vector; padded_size is a multiple of it
+  int64_t lanes;    // floats of a vector; padded_size is a multiple of two vectors
+  // Rounds a right factor [depth, columns] to bfloat16 in place, in the layout of the kernels, half as long. The depth is
+  // a multiple of two vectors.
+  void (*pack)(float* factor, int64_t depth, int64_t columns);
   void (*forward)(const Pass&, int64_t begin, int64_t end, const Sums&);
   void (*backward)(const Pass&, const Update&, int64_t begin, int64_t end);
 };
@@ -75,6 +79,7 @@ extern const Kernels kBaselineKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+extern const Kernels kAvx512Bf16Kernels;
 #endif
 
 }  // namespace instcls

@@ -35,8 +35,10 @@ const std::vector<const Kernels*>& usable() {
     auto* list = new std::vector<const Kernels*>;
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+      if (__builtin_cpu_supports("avx512bf16")) list->push_back(&kAvx512Bf16Kernels);
       list->push_back(&kAvx512Kernels);
+    }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) list->push_back(&kAvx2Kernels);
 #endif
     list->push_back(&kBaselineKernels);
@@ -80,10 +82,28 @@ Status own_alone(OpKernelContext* context, Var* variable) {
   return tensorflow::OkStatus();
 }
 
+// The attributes that both passes have.
+struct Settings {
+  Status read(OpKernelConstruction* context) {
+    TF_RETURN_IF_ERROR(find_kernels(context, &kernels));
+    TF_RETURN_IF_ERROR(context->GetAttr("temperature", &temperature));
+    TF_RETURN_IF_ERROR(context->GetAttr("cross_entropy", &cross_entropy));
+    tensorflow::DataType dtype;
+    TF_RETURN_IF_ERROR(context->GetAttr("products_dtype", &dtype));
+    products = dtype == tensorflow::DT_FLOAT ? Storage::kFloat32 : Storage::kBFloat16;
+    return tensorflow::OkStatus();
+  }
+
+  const Kernels* kernels;
+  float temperature;
+  bool cross_entropy;
+  Storage products;
+};
+
 // A worker's inputs, the same for both passes, padded and transposed for the kernels.
 class Batch {
  public:
-  Status read(OpKernelContext* context, const Kernels& kernels, float temperature, bool cross_entropy, Var* rows) {
+  Status read(OpKernelContext* context, const Settings& settings, Var* rows) {
     TF_RETURN_IF_ERROR(as_table(rows, &pass.rows));
     const Tensor &streamed = context->input(1), &embeddings = context->input(2), &row = context->input(3);
     const TensorShape& table = rows->tensor()->shape();
@@ -99,15 +119,18 @@ class Batch {
     num_streamed = all ? num_local : streamed.dim_size(0);
     pass.streamed = all ? nullptr : streamed.flat<int32_t>().data();
     pass.size = table.dim_size(1);
-    pass.padded_size = padded(pass.size, kernels.lanes);
+    pass.padded_size = padded(pass.size, 2 * settings.kernels->lanes);
     pass.num_panels = padded(batch_rows, kPanel) / kPanel;
-    pass.cross_entropy = cross_entropy;
+    pass.cross_entropy = settings.cross_entropy;
+    pass.products = settings.products;
     pass.targets = {row.flat<int32_t>().data(), context->input(4).flat<int32_t>().data(),
                     context->input(5).flat<float>().data(), context->input(6).flat<bool>().data(), row.NumElements()};
     TF_RETURN_IF_ERROR(check());
     Tensor* panels = keep(context);
-    TF_RETURN_IF_ERROR(context->allocate_temp(tensorflow::DT_FLOAT, {padded_rows() * pass.size}, panels));
-    transpose(embeddings.flat<float>().data(), 1.0f / temperature, panels->flat<float>().data());
+    TF_RETURN_IF_ERROR(context->allocate_temp(tensorflow::DT_FLOAT, {padded_rows() * pass.padded_size}, panels));
+    transpose(embeddings.flat<float>().data(), 1.0f / settings.temperature, panels->flat<float>().data());
+    if (pass.products == Storage::kBFloat16)
+      settings.kernels->pack(panels->flat<float>().data(), pass.num_panels * pass.padded_size, kPanel);
     pass.panels = panels->flat<float>().data();
     return tensorflow::OkStatus();
   }
@@ -149,10 +172,10 @@ class Batch {
 
   void transpose(const float* embeddings, float scale, float* panels) const {
     for (int64_t panel = 0; panel < pass.num_panels; ++panel)
-      for (int64_t d = 0; d < pass.size; ++d)
+      for (int64_t d = 0; d < pass.padded_size; ++d)
         for (int64_t i = 0; i < kPanel; ++i) {
           const int64_t row = panel * kPanel + i;
-          *panels++ = row < batch_rows ? embeddings[row * pass.size + d] * scale : 0.0f;
+          *panels++ = row < batch_rows && d < pass.size ? embeddings[row * pass.size + d] * scale : 0.0f;
         }
   }
 
@@ -181,9 +204,7 @@ int64_t chunks(OpKernelContext* context, int64_t num_streamed) {
 class Forward : public OpKernel {
  public:
   explicit Forward(OpKernelConstruction* context) : OpKernel(context) {
-    OP_REQUIRES_OK(context, find_kernels(context, &kernels_));
-    OP_REQUIRES_OK(context, context->GetAttr("temperature", &temperature_));
-    OP_REQUIRES_OK(context, context->GetAttr("cross_entropy", &cross_entropy_));
+    OP_REQUIRES_OK(context, settings_.read(context));
   }
 
   void Compute(OpKernelContext* context) override {
@@ -191,7 +212,7 @@ class Forward : public OpKernel {
     OP_REQUIRES_OK(context, tensorflow::LookupResource(context, tensorflow::HandleFromInput(context, 0), &rows));
     tensorflow::tf_shared_lock lock(*rows->mu());
     Batch batch;
-    OP_REQUIRES_OK(context, batch.read(context, *kernels_, temperature_, cross_entropy_, rows.get()));
+    OP_REQUIRES_OK(context, batch.read(context, settings_, rows.get()));
     const int64_t num_chunks = chunks(context, batch.num_streamed);
     const int64_t padded_rows = batch.padded_rows(), padded_size = batch.pass.padded_size;
     std::vector<std::vector<double>> exp_sums(num_chunks, std::vector<double>(padded_rows, 0.0));
@@ -206,7 +227,7 @@ class Forward : public OpKernel {
         OP_REQUIRES_OK(context, batch.allocate(context, padded_rows * padded_size, part));
     }
     on_all_threads(context, batch.num_streamed, num_chunks, [&](int64_t chunk, int64_t begin, int64_t end) {
-      kernels_->forward(batch.pass, begin, end, sums[chunk]);
+      settings_.kernels->forward(batch.pass, begin, end, sums[chunk]);
     });
     write(context, batch, sums);
   }
@@ -242,17 +263,13 @@ class Forward : public OpKernel {
     }
   }
 
-  const Kernels* kernels_;
-  float temperature_;
-  bool cross_entropy_;
+  Settings settings_;
 };
 
 class Backward : public OpKernel {
  public:
   explicit Backward(OpKernelConstruction* context) : OpKernel(context) {
-    OP_REQUIRES_OK(context, find_kernels(context, &kernels_));
-    OP_REQUIRES_OK(context, context->GetAttr("temperature", &temperature_));
-    OP_REQUIRES_OK(context, context->GetAttr("cross_entropy", &cross_entropy_));
+    OP_REQUIRES_OK(context, settings_.read(context));
     OP_REQUIRES_OK(context, context->GetAttr("momentum_factor", &momentum_factor_));
     OP_REQUIRES_OK(context, context->GetAttr("weight_decay", &weight_decay_));
     OP_REQUIRES_OK(context, context->GetAttr("first_class", &first_class_));
@@ -269,7 +286,7 @@ class Backward : public OpKernel {
     OP_REQUIRES(context, rows->tensor()->shape() == momentum->tensor()->shape(),
                 InvalidArgument("class weights and momentum must have one shape"));
     Batch batch;
-    OP_REQUIRES_OK(context, batch.read(context, *kernels_, temperature_, cross_entropy_, rows.get()));
+    OP_REQUIRES_OK(context, batch.read(context, settings_, rows.get()));
     const Tensor &exp_sum = context->input(8), &target_sum = context->input(9);
     OP_REQUIRES(context, exp_sum.NumElements() == batch.batch_rows && target_sum.NumElements() == batch.batch_rows,
                 InvalidArgument("the sums must have one element per row of the batch"));
@@ -277,7 +294,7 @@ class Backward : public OpKernel {
     OP_REQUIRES_OK(context, as_table(momentum.get(), &update.momentum));
     update.embeddings = context->input(2).flat<float>().data();
     update.target_sum = target_sum.flat<float>().data();
-    update.target_scale = 1.0f / (temperature_ * static_cast<float>(batch.batch_rows));
+    update.target_scale = 1.0f / (settings_.temperature * static_cast<float>(batch.batch_rows));
     update.learning_rate = context->input(10).scalar<float>()();
     update.seed = static_cast<uint32_t>(context->input(11).scalar<int32_t>()());
     update.momentum_factor = momentum_factor_;
@@ -290,17 +307,18 @@ class Backward : public OpKernel {
       for (int64_t d = 0; d < size; ++d)
         expected[i * padded_size + d] =
             update.embeddings[i * size + d] * (update.target_scale / exp_sum.flat<float>()(i));
+    if (batch.pass.products == Storage::kBFloat16)
+      settings_.kernels->pack(expected, batch.padded_rows(), padded_size);
     update.expected = expected;
     on_all_threads(context, batch.num_streamed, chunks(context, batch.num_streamed),
                    [&](int64_t, int64_t begin, int64_t end) {
-                     kernels_->backward(batch.pass, update, begin, end);
+                     settings_.kernels->backward(batch.pass, update, begin, end);
                    });
   }
 
  private:
-  const Kernels* kernels_;
-  float temperature_, momentum_factor_, weight_decay_;
-  bool cross_entropy_;
+  Settings settings_;
+  float momentum_factor_, weight_decay_;
   int64_t first_class_;
 };
 
@@ -329,6 +347,7 @@ REGISTER_KERNEL_BUILDER(Name("InstclsUsableKernels").Device(tensorflow::DEVICE_C
       .Input("target_is_own: bool")                                                            \
       .Attr("temperature: float")                                                              \
       .Attr("cross_entropy: bool")                                                             \
+      .Attr("products_dtype: {float, bfloat16} = DT_FLOAT")                                    \
       .Attr("kernels: string = ''") /* of which processors; the fastest that run here if empty */
 
 REGISTER_OP("InstclsForwardPass")

@@ -36,7 +36,15 @@ def test_table():
     row = {"memory_limit_gb": 0.5, "sharded": 800, "data_parallel": 100, "ratio": 8.0}
     row.update(planned_sharded=810, planned_data_parallel=1200)
     result = {"workers": 2, "batch_rows": 64, "embedding_size": 16, "limits": [row]}
+    result.update(weights_dtype="float32", momentum_dtype="bfloat16")
     assert memory.format_table(result).splitlines()[-1] == "| 0.5 | 100 (1,200) | 800 (810) | 8.0 |"
+    for name in ("data_parallel", "planned_data_parallel", "ratio"):
+        del row[name]
+    assert memory.format_table(result).splitlines()[-3:] == [
+        "| GB per worker | this design (planned) |",
+        "|---|---|",
+        "| 0.5 | 800 (810) |",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -46,11 +54,13 @@ def test_table():
         (([1.0], 0, 64, 16), "--workers=0: must be at least 1"),
         (([1.0], 2, 64, 0), "--embedding_size=0: must be at least 1"),
         (([1.0], 2, 65, 16), "--batch_rows=65: must be a multiple of the 2 workers"),
+        (([1.0], 2, 64, 16, "float16"), "--class_weights_dtype=float16: must be one of float32, bfloat16"),
     ],
 )
 def test_mistakes(arguments, sentence):
     with pytest.raises(UserError) as refusal:
-        memory.measure_memory(*arguments, output=None)
+        limits, *sizes = arguments
+        memory.measure_memory(limits, memory.Sizes(*sizes))
     assert str(refusal.value) == sentence
 
 
@@ -60,20 +70,21 @@ def test_limits_on_the_command_line():
     assert finished.stderr == "error: --memory_limit=0.5,much: must be a number of GB, or several\n"
 
 
-def test_a_trial_takes_the_planned_memory():
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_trial_takes_the_planned_memory(dtype):
     """Within 10 %: class weights, momentum and workspace of one worker against the peak of a process."""
     sizes = (400_000, 1024, 128)
-    command = [sys.executable, "-m", "instcls_tf.benchmark.memory_trial", "sharded", *map(str, sizes), "0"]
+    trial = ["sharded", *map(str, sizes), dtype, dtype, "0"]
+    command = [sys.executable, "-m", "instcls_tf.benchmark.memory_trial", *trial]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert finished.returncode == 0, finished.stderr
     answer = json.loads(finished.stdout)
     num_instances, batch_rows, size = sizes
-    planned = sum(
-        classifier_sizes.classifier_bytes(num_instances, 1, batch_rows, size, threads=os.cpu_count()).values()
-    )
+    kept = {"weights_dtype": dtype, "momentum_dtype": dtype, "threads": os.cpu_count()}
+    planned = sum(classifier_sizes.classifier_bytes(num_instances, 1, batch_rows, size, **kept).values())
     assert answer["fits"]
     assert answer["peak_bytes"] == pytest.approx(planned, rel=0.1)
 
 
 def test_a_trial_ends_at_its_limit():
-    assert not memory._trial("data_parallel", 50_000, 1, 256, 32, 20 * 10**6)
+    assert not memory._trial("data_parallel", 50_000, memory.Sizes(1, 256, 32), 20 * 10**6)

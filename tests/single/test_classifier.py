@@ -218,7 +218,22 @@ def test_bfloat16_weights_keep_small_steps():
     assert layer.read(tf.range(64)).numpy().mean() == pytest.approx((1 - 4e-5) ** 50, abs=3e-4)
 
 
-def test_storage_must_be_known():
+def test_bfloat16_products():
+    """Close to float32, and not the same."""
+    embeddings, ids, hard = batch()
+    outputs = []
+    for dtype in ("float32", "bfloat16"):
+        layer = make_classifier(products_dtype=dtype)
+        x = tf.constant(embeddings)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = layer(x, tf.constant(ids), tf.constant(hard), learning_rate=RATE).loss
+        outputs.append((loss.numpy(), tape.gradient(loss, x).numpy(), layer.local_momentum.numpy()))
+    for exact, rounded in zip(*outputs):
+        assert 1e-6 < relative_error(rounded, exact) < 0.02
+
+
+def test_dtypes_must_be_known():
     with pytest.raises(ValueError, match=r"weights_dtype='float16': must be one of \('float32', 'bfloat16'\)"):
         ShardedClassifier(5, 2, weights_dtype="float16")
 

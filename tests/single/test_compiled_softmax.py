@@ -20,7 +20,7 @@ RATE = 0.3
 SIZES = [(3, 1, 1, 1), (53, 12, 8, 3), (97, 65, 17, 5), (1601, 130, 130, 9), (70, 64, 1030, 2)]
 
 
-@pytest.fixture(params=["neon"] if platform.machine() == "aarch64" else ["avx512", "avx2", "sse"])
+@pytest.fixture(params=["neon"] if platform.machine() == "aarch64" else ["avx512_bf16", "avx512", "avx2", "sse"])
 def kernels(request, monkeypatch):
     if request.param not in compiled_softmax.usable_kernels():
         pytest.skip(f"this processor cannot run {request.param} kernels")
@@ -64,6 +64,38 @@ def test_equals_dense_reference(kernels, sizes, smoothing_loss):
             assert relative_error(tape.gradient(output.loss, x), gradient) < 1e-5
     assert relative_error(layer.local_rows, dense.weights) < 1e-5
     assert relative_error(layer.local_momentum, dense.buffer) < 2e-5
+
+
+def round_to_bfloat16(values) -> np.ndarray:
+    return tf.cast(tf.cast(tf.constant(values), tf.bfloat16), tf.float32).numpy()
+
+
+@pytest.mark.parametrize("sizes", SIZES[1:])
+def test_bfloat16_products_are_sums_in_float32(kernels, sizes):
+    """Factors rounded to the nearest bfloat16 (one midway may go to the other side), everything else in float32."""
+    num_instances, rows, size, hard = sizes
+    layer, weights = make(num_instances, size)
+    embeddings, ids, others = batch(weights, rows, hard)
+    x = tf.math.l2_normalize(tf.constant(embeddings), axis=1)
+    scaled, directions = (round_to_bfloat16(part) for part in (x / 0.15, tf.math.l2_normalize(weights, axis=1)))
+    logits = scaled.astype(np.float64) @ directions.T.astype(np.float64)
+    classes, labels = softmax.label_distribution(tf.constant(ids), tf.constant(others), 0.2)
+    targets = softmax.select_targets(classes, labels)
+    sums = compiled_softmax.forward_pass(layer.local_rows, None, x, targets, 0.15, "marginal", tf.bfloat16)
+    assert relative_error(sums.exp_sum, np.exp(logits).sum(axis=1)) < 1e-5
+    assert relative_error(sums.own_logit, logits[np.arange(rows), ids]) < 1e-5
+    assert relative_error(sums.exp_weights, round_to_bfloat16(np.exp(logits)).astype(np.float64) @ directions) < 2e-4
+
+    momentum = tf.Variable(tf.zeros([num_instances, size]))
+    compiled_softmax.backward_pass(
+        layer.local_rows, momentum, None, x, targets, sums.exp_sum, sums.target_sum, 0.15, "marginal", tf.bfloat16,
+        learning_rate=tf.constant(0.0), momentum_factor=0.0, weight_decay=0.0, first_class=0, seed=tf.constant(0),
+    )  # fmt: skip
+    labels = reference.labels(ids, others, 0.2, num_instances) * np.exp(logits)
+    labels /= labels.sum(axis=1, keepdims=True)
+    expected = round_to_bfloat16(x / (0.15 * rows) / sums.exp_sum[:, tf.newaxis])
+    gradient = round_to_bfloat16(np.exp(logits)).T.astype(np.float64) @ expected - labels.T @ (x / (0.15 * rows))
+    assert relative_error(momentum, reference.through_norm(gradient, weights)) < 2e-4
 
 
 def test_exponentials_are_exact_to_float32(kernels):

@@ -57,6 +57,7 @@ CHANGED = PretrainConfig(
     precision="mixed_float16",
     class_weights_dtype="bfloat16",
     class_momentum_dtype="bfloat16",
+    class_products_dtype="bfloat16",
     seed=3,
     log_every=1,
     checkpoint_every=0,

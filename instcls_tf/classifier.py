@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from instcls_tf import collectives, compiled_softmax, softmax, storage
 from instcls_tf.config import CLASS_DTYPES, PretrainConfig
+from instcls_tf.labels import Targets, label_distribution, select_targets
 from instcls_tf.optimizer import momentum_update
 
 # Keeps the samples apart from other uses of the same seed.
@@ -29,7 +30,7 @@ class _Gathered(NamedTuple):
     is_own: tf.Tensor  # [B] which rows this worker contributed
     streamed: tf.Tensor | None  # [n] which of the local rows take part, or None for all of them
     num_streamed: tf.Tensor  # scalar int32
-    targets: softmax.Targets
+    targets: Targets
 
 
 class ShardedClassifier(tf.keras.layers.Layer):
@@ -192,7 +193,7 @@ class ShardedClassifier(tf.keras.layers.Layer):
         instance_ids, is_own = collectives.all_gather_ids(instance_ids, f"{self.name}_ids")  # [B]
         if hard_negatives is not None:
             hard_negatives = collectives.all_gather(hard_negatives, f"{self.name}_hard")  # [B, K]
-        classes, labels = softmax.label_distribution(instance_ids, hard_negatives, self.smoothing)  # [B, K+1]
+        classes, labels = label_distribution(instance_ids, hard_negatives, self.smoothing)  # [B, K+1]
         is_local = (classes >= self.begin) & (classes < self.end)
         columns = tf.where(is_local, classes - self.begin, -1)
         streamed, num_streamed = None, tf.constant(self.num_local)
@@ -201,7 +202,7 @@ class ShardedClassifier(tf.keras.layers.Layer):
             streamed = sample[(sample >= self.begin) & (sample < self.end)] - self.begin  # [n] ascending
             num_streamed = tf.size(streamed)
             columns = tf.where(is_local, tf.reshape(tf.searchsorted(streamed, _flat(columns)), tf.shape(columns)), -1)
-        return _Gathered(embeddings, is_own, streamed, num_streamed, softmax.select_targets(columns, labels))
+        return _Gathered(embeddings, is_own, streamed, num_streamed, select_targets(columns, labels))
 
     def _shift(self, batch: _Gathered) -> softmax.Shift | None:
         if self.temperature >= softmax.SMALLEST_UNSHIFTED_TEMPERATURE:

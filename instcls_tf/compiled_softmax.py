@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from instcls_tf import softmax
 from instcls_tf.kernels import build
+from instcls_tf.labels import Targets
 
 # Which of `usable_kernels()` run: empty for the fastest.
 KERNELS = ""
@@ -38,7 +39,7 @@ def forward_pass(
     rows: tf.Variable,
     streamed: tf.Tensor | None,
     embeddings: tf.Tensor,
-    targets: softmax.Targets,
+    targets: Targets,
     temperature: float,
     smoothing_loss: str,
     products_dtype: tf.DType = tf.float32,
@@ -64,7 +65,7 @@ def backward_pass(
     momentum: tf.Variable,
     streamed: tf.Tensor | None,
     embeddings: tf.Tensor,
-    targets: softmax.Targets,
+    targets: Targets,
     exp_sum: tf.Tensor,
     target_sum: tf.Tensor,
     temperature: float,

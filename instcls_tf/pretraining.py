@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from instcls_tf import checkpoint, collectives, device, grouped, preflight, thermometer
+from instcls_tf import checkpoint, collectives, compiled_softmax, device, grouped, preflight, thermometer
 from instcls_tf.classifier import ClassifierOutput, ShardedClassifier
 from instcls_tf.config import PretrainConfig, refuse_other_recipe, run_flags_path
 from instcls_tf.data import augment, pipeline
@@ -282,6 +282,10 @@ def _announce(config, source, steps_per_epoch, warmup_steps, first_step, progres
         progress.say(
             f"warm-up: {config.effective_warmup_epochs:g} epochs ({warmup_steps} steps), a tenth of the run, instead of"
             f" --warmup_epochs={config.warmup_epochs:g}"
+        )
+    if not compiled_softmax.available() and not tf.config.list_physical_devices("GPU"):
+        progress.say(
+            "the compiled kernels of the classifier are not there, it is slower: ./scripts/setup.sh makes them"
         )
     if first_step:
         progress.say(f"continuing {config.workdir} from step {first_step}")

@@ -11,6 +11,7 @@ import tensorflow as tf
 from instcls_tf import compiled_softmax, softmax, storage
 from instcls_tf.classifier import ShardedClassifier
 from instcls_tf.kernels import build
+from instcls_tf.labels import Targets, label_distribution, select_targets
 from tests import reference
 from tests.reference import relative_error
 
@@ -79,8 +80,8 @@ def test_bfloat16_products_are_sums_in_float32(kernels, sizes):
     x = tf.math.l2_normalize(tf.constant(embeddings), axis=1)
     scaled, directions = (round_to_bfloat16(part) for part in (x / 0.15, tf.math.l2_normalize(weights, axis=1)))
     logits = scaled.astype(np.float64) @ directions.T.astype(np.float64)
-    classes, labels = softmax.label_distribution(tf.constant(ids), tf.constant(others), 0.2)
-    targets = softmax.select_targets(classes, labels)
+    classes, labels = label_distribution(tf.constant(ids), tf.constant(others), 0.2)
+    targets = select_targets(classes, labels)
     sums = compiled_softmax.forward_pass(layer.local_rows, None, x, targets, 0.15, "marginal", tf.bfloat16)
     assert relative_error(sums.exp_sum, np.exp(logits).sum(axis=1)) < 1e-5
     assert relative_error(sums.own_logit, logits[np.arange(rows), ids]) < 1e-5
@@ -107,7 +108,7 @@ def test_exponentials_are_exact_to_float32(kernels):
         x = tf.constant([[np.cos(angle), np.sin(angle)]], tf.float32)
         for begin in range(0, len(rows), 500):
             variable = tf.Variable(rows[begin : begin + 1])
-            targets = softmax.select_targets(tf.constant([[-1]]), tf.constant([[1.0]]))
+            targets = select_targets(tf.constant([[-1]]), tf.constant([[1.0]]))
             sums = compiled_softmax.forward_pass(variable, None, x, targets, temperature, "marginal")
             logit = np.float32(rows[begin].astype(np.float64) @ x[0].numpy().astype(np.float64) / temperature)
             assert sums.max_negative[0].numpy() == pytest.approx(logit, rel=1e-6, abs=1e-5)
@@ -120,7 +121,7 @@ def test_partial_sums_are_those_of_the_portable_passes(kernels):
     embeddings = tf.math.l2_normalize(tf.constant(batch(weights, 70, 2)[0]), axis=1)
     streamed = tf.constant(np.flatnonzero(np.arange(300) % 3))
     columns = np.random.default_rng(3).integers(-1, 200, size=[70, 5])
-    targets = softmax.select_targets(tf.constant(columns, tf.int32), tf.fill([70, 5], 0.2))
+    targets = select_targets(tf.constant(columns, tf.int32), tf.fill([70, 5], 0.2))
     for loss in softmax.SMOOTHING_LOSSES:
         compiled = compiled_softmax.forward_pass(
             layer.local_rows, tf.cast(streamed, tf.int32), embeddings, targets, 0.15, loss
@@ -151,7 +152,7 @@ def test_what_was_read_before_stays(kernels):
     variable, momentum = tf.Variable(tf.ones([4, 8])), tf.Variable(tf.zeros([4, 8]))
     before = variable.read_value(), momentum.read_value()
     x = tf.math.l2_normalize(tf.random.stateless_normal([3, 8], [1, 2]), axis=1)
-    targets = softmax.select_targets(tf.constant([[0], [1], [2]]), tf.ones([3, 1]))
+    targets = select_targets(tf.constant([[0], [1], [2]]), tf.ones([3, 1]))
     compiled_softmax.backward_pass(
         variable, momentum, None, x, targets, tf.fill([3], 4.0), tf.fill([3], 1.0), 0.15, "marginal",
         learning_rate=tf.constant(0.1), momentum_factor=0.9, weight_decay=0.0, first_class=0, seed=tf.constant(0),
@@ -173,7 +174,7 @@ def test_what_was_read_before_stays(kernels):
     ],
 )
 def test_what_lies_outside_is_refused(kernels, row, column, streamed, words):
-    targets = softmax.Targets(*map(tf.constant, (row, column, [1.0, 1.0], [True, True])))
+    targets = Targets(*map(tf.constant, (row, column, [1.0, 1.0], [True, True])))
     streamed = None if streamed is None else tf.constant(streamed)
     with pytest.raises(tf.errors.InvalidArgumentError, match=words):
         compiled_softmax.forward_pass(

@@ -10,6 +10,7 @@ import tensorflow as tf
 from tensorflow.python.framework import op_callbacks
 
 from instcls_tf import partition, softmax, tiles
+from instcls_tf.labels import label_distribution, select_targets
 from tests import reference
 from tests.reference import relative_error
 
@@ -61,13 +62,13 @@ def stream(shards: int, smoothing_loss: str, smoothing: float, temperature: floa
     """One training step: what `shards` workers do and send, in one process."""
     x, w = tf.constant(embeddings()), weights()
     hard = tf.constant(hard_negatives()) if smoothing else None
-    classes, labels = softmax.label_distribution(tf.constant(IDS), hard, smoothing)
+    classes, labels = label_distribution(tf.constant(IDS), hard, smoothing)
     streams = []
     for shard in range(shards):
         first, last = partition.bounds(NUM_CLASSES, shards, shard)
         columns = tf.where((classes >= first) & (classes < last), classes - first, -1)
         rows = tf.constant(w[first:last])
-        targets = softmax.select_targets(columns, labels)
+        targets = select_targets(columns, labels)
         streams.append((lambda begin, end, rows=rows: rows[begin:end], tf.constant(last - first), x, targets))
     if shift == "none":
         shift = None
@@ -184,7 +185,7 @@ def test_shift_keeps_the_worst_row_finite(smoothing_loss, temperature):
     """The own class opposite to the embedding, another one on it: exp spans the whole range of float32."""
     w = tf.constant([[-1.0, 0.0], [1.0, 0.0]])
     x = tf.constant([[1.0, 0.0]])
-    targets = softmax.select_targets(tf.constant([[0]]), tf.constant([[1.0]]))
+    targets = select_targets(tf.constant([[0]]), tf.constant([[1.0]]))
     part = (lambda begin, end: w[begin:end], tf.constant(2), x, targets)
     cold = temperature < softmax.SMALLEST_UNSHIFTED_TEMPERATURE
     shift = softmax.row_maxima(*part, temperature) if cold else None
@@ -204,11 +205,11 @@ def test_no_shift_is_needed_from_its_limit_on():
 
 def test_label_distribution():
     hard = tf.constant([[5, 2, 9, 1], [0, 3, 4, 6]])
-    classes, labels = softmax.label_distribution(tf.constant([7, 8]), hard, 0.2)
+    classes, labels = label_distribution(tf.constant([7, 8]), hard, 0.2)
     np.testing.assert_array_equal(classes, [[7, 5, 2, 9, 1], [8, 0, 3, 4, 6]])
     np.testing.assert_allclose(labels, [[0.8, 0.05, 0.05, 0.05, 0.05]] * 2, rtol=1e-6)
     for arguments in ((None, 0.2), (hard, 0.0)):
-        classes, labels = softmax.label_distribution(tf.constant([7, 8]), *arguments)
+        classes, labels = label_distribution(tf.constant([7, 8]), *arguments)
         np.testing.assert_array_equal(classes, [[7], [8]])
         np.testing.assert_array_equal(labels, [[1.0], [1.0]])
 
@@ -216,7 +217,7 @@ def test_label_distribution():
 def test_select_targets_keeps_streamed_classes_in_order():
     columns = tf.constant([[4, -1, 0], [-1, 7, 4], [2, 0, -1]])
     labels = tf.constant([[0.8, 0.1, 0.2], [0.8, 0.3, 0.4], [0.7, 0.5, 0.6]])
-    targets = softmax.select_targets(columns, labels)
+    targets = select_targets(columns, labels)
     np.testing.assert_array_equal(targets.column, [0, 0, 2, 4, 4, 7])
     np.testing.assert_array_equal(targets.row, [0, 2, 2, 0, 1, 1])
     np.testing.assert_allclose(targets.label, [0.2, 0.5, 0.7, 0.8, 0.4, 0.3])
@@ -245,7 +246,7 @@ def test_no_tensor_is_larger_than_a_tile(monkeypatch, smoothing_loss):
     op_callbacks.add_op_callback(watch)
     try:
         x = tf.math.l2_normalize(tf.random.stateless_normal([batch, size], [1, 2]), axis=1)
-        targets = softmax.select_targets(tf.constant(random_ids, tf.int32), labels)
+        targets = select_targets(tf.constant(random_ids, tf.int32), labels)
         part = (read, tf.constant(num_classes), x, targets)
         shift = softmax.row_maxima(*part, 0.15)
         sums = softmax.forward_pass(*part, shift, 0.15, smoothing_loss)

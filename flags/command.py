@@ -36,7 +36,7 @@ def run(main: Callable[[], None], description: str, before_parsing: Callable[[],
     """
     # TensorFlow's notices would bury the progress and the one sentence that matters.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_MKL_MAX_ALLOC_BYTES", str(_ADDRESS_SPACE))
+    os.environ.setdefault("TF_MKL_ALLOC_MAX_BYTES", str(_ADDRESS_SPACE))
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     try:
         before_parsing()

@@ -98,11 +98,12 @@ def num_rows(prefix: str) -> int:
 
 
 def read_rows(prefix: str, begin: int, end: int) -> tf.Tensor:
-    """The class weights `begin` to `end` of a checkpoint, `[end - begin, D]`; nothing else is read."""
-    shape = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()[_ROWS]
+    """The class weights `begin` to `end` of a checkpoint, `[end - begin, D]` float32; nothing else is read."""
+    reader = tf.train.load_checkpoint(prefix)
+    shape, dtype = reader.get_variable_to_shape_map()[_ROWS], reader.get_variable_to_dtype_map()[_ROWS]
     spec = f"{shape[0]} {shape[1]} {begin},{end - begin}:-"
-    (rows,) = tf.raw_ops.RestoreV2(prefix=prefix, tensor_names=[_ROWS], shape_and_slices=[spec], dtypes=[tf.float32])
-    return rows
+    (rows,) = tf.raw_ops.RestoreV2(prefix=prefix, tensor_names=[_ROWS], shape_and_slices=[spec], dtypes=[dtype])
+    return tf.cast(rows, tf.float32)
 
 
 def nearest_others(prefix: str, progress: Progress = lambda stage, done, total: None) -> tuple[np.ndarray, np.ndarray]:

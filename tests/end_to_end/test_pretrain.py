@@ -207,6 +207,25 @@ def test_recipe(tmp_path, name):
     assert instcls_tf.load_encoder(str(tmp_path)).trainable_variables[0].dtype == tf.float32
 
 
+def test_a_classifier_in_bfloat16_goes_on(tmp_path):
+    """Class weights, momentum and products: interrupted and continued it is the whole run, to the last bit stored."""
+    half = dict.fromkeys(("class_weights_dtype", "class_momentum_dtype", "class_products_dtype"), "bfloat16")
+    quick = {"batch_size": 64, "classifier_init": "random", "smoothing": 0.0, **half}
+    stored = []
+    for stops in ((4,), (2, 4)):
+        workdir = tmp_path / str(len(stops))
+        config = PretrainConfig(**{**TINY, **quick, "workdir": str(workdir)})
+        for max_steps in stops:
+            assert instcls_tf.pretrain(config.replace(max_steps=max_steps))["step"] == max_steps
+        reader = tf.train.load_checkpoint(str(workdir / "checkpoints"))
+        stored.append([reader.get_tensor(f"classifier/{name}") for name in ("rows", "momentum")])
+    for whole, continued in zip(*stored):
+        assert whole.dtype == continued.dtype == tf.bfloat16.as_numpy_dtype
+        difference = whole.astype(np.float32) - continued.astype(np.float32)
+        assert np.mean(difference != 0) < 1e-3  # threads of the encoder add up in any order
+        assert np.abs(whole.astype(np.float32)).max() > 0
+
+
 def test_a_folder_of_any_name_and_nesting(tmp_path):
     folder = tmp_path / "my photos, 写真 & été"
     write_images(folder, [f"trip {index}/première {index}.jpg" for index in range(5)] + ["top.JPEG"])

@@ -35,6 +35,14 @@ def test_rows_are_read_in_slices(tmp_path, rows):
     assert row_index.num_rows(prefix) == ROWS
 
 
+def test_rows_kept_in_bfloat16(tmp_path, rows):
+    halved = tf.cast(rows, tf.bfloat16)
+    prefix = write_checkpoint(tmp_path, halved)
+    read = read_rows(prefix, 3, 11)
+    assert read.dtype == tf.float32
+    np.testing.assert_array_equal(read, tf.cast(halved[3:11], tf.float32))
+
+
 @pytest.mark.parametrize("block", [1, 4, 22, 23, 100])
 def test_equals_all_cosines(tmp_path, rows, monkeypatch, block):
     monkeypatch.setattr(row_index, "_BLOCK_ROWS", block)

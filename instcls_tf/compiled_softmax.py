@@ -1,7 +1,7 @@
 """The two passes of `softmax.py` by the compiled kernels: one operation each, for CPUs.
 
 The kernels do the work of a tile (products, exp, sums, labels, SGD) while it is in the caches of a core; TensorFlow's
-operations write and read each of these to memory. They compute the same to float32 rounding; the tests hold both
+operations write and read each of these to memory. They compute the same to float32 rounding; tests hold both
 against the dense reference.
 """
 
@@ -35,6 +35,7 @@ def usable_kernels() -> list[str]:
     return [name.decode() for name in _operations().InstclsUsableKernels().numpy()] if available() else []
 
 
+@tf.autograph.experimental.do_not_convert
 def forward_pass(
     rows: tf.Variable,
     streamed: tf.Tensor | None,
@@ -60,6 +61,7 @@ def forward_pass(
     return softmax.PartialSums(*sums)
 
 
+@tf.autograph.experimental.do_not_convert
 def backward_pass(
     rows: tf.Variable,
     momentum: tf.Variable,

@@ -111,7 +111,8 @@ struct Factor {  // word (m, k) of a product's left factor
   int64_t row_stride, column_stride;
 };
 
-// out[rows, vectors * kLanes] (+)= left[rows, depth] right[depth, vectors * kLanes], all sums in registers
+// out[rows, vectors * kLanes] (+)= left[rows, depth] right[depth, vectors * kLanes], all sums in registers. They start
+// from zero, so that no chain of float additions is longer than a tile: sums over 14 million classes keep their digits.
 template <typename Product, int rows, int vectors, bool accumulate>
 inline __attribute__((always_inline)) void multiply_block(int64_t depth, Factor left, const float* right,
                                                           int64_t right_stride, float* out, int64_t out_stride) {
@@ -119,7 +120,7 @@ inline __attribute__((always_inline)) void multiply_block(int64_t depth, Factor 
 #pragma GCC unroll 8
   for (int m = 0; m < rows; ++m)
 #pragma GCC unroll 8
-    for (int v = 0; v < vectors; ++v) sums[m][v] = accumulate ? load(out + m * out_stride + v * kLanes) : Vector{};
+    for (int v = 0; v < vectors; ++v) sums[m][v] = Vector{};
   for (int64_t k = 0; k < depth; ++k) {
     Vector factors[vectors];
 #pragma GCC unroll 8
@@ -134,7 +135,10 @@ inline __attribute__((always_inline)) void multiply_block(int64_t depth, Factor 
 #pragma GCC unroll 8
   for (int m = 0; m < rows; ++m)
 #pragma GCC unroll 8
-    for (int v = 0; v < vectors; ++v) store(out + m * out_stride + v * kLanes, sums[m][v]);
+    for (int v = 0; v < vectors; ++v) {
+      float* place = out + m * out_stride + v * kLanes;
+      store(place, accumulate ? load(place) + sums[m][v] : sums[m][v]);
+    }
 }
 
 template <typename Product, int vectors, bool accumulate>

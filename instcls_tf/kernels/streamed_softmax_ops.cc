@@ -29,17 +29,22 @@ using tensorflow::Var;
 using tensorflow::errors::InvalidArgument;
 using tensorflow::shape_inference::InferenceContext;
 
+constexpr float kSmallestTemperature = 0.025f;  // exponentials of all logits are within float32
+
 // Those that this processor can run, the fastest first.
 const std::vector<const Kernels*>& usable() {
   static const auto* kernels = [] {
     auto* list = new std::vector<const Kernels*>;
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+    if (v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl")) {
       if (__builtin_cpu_supports("avx512bf16")) list->push_back(&kAvx512Bf16Kernels);
       list->push_back(&kAvx512Kernels);
     }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) list->push_back(&kAvx2Kernels);
+    if (v3) list->push_back(&kAvx2Kernels);
 #endif
     list->push_back(&kBaselineKernels);
     return list;
@@ -88,6 +93,8 @@ struct Settings {
     TF_RETURN_IF_ERROR(find_kernels(context, &kernels));
     TF_RETURN_IF_ERROR(context->GetAttr("temperature", &temperature));
     TF_RETURN_IF_ERROR(context->GetAttr("cross_entropy", &cross_entropy));
+    if (!(temperature >= kSmallestTemperature))
+      return InvalidArgument("a temperature below ", kSmallestTemperature, " needs a shift, which the kernels do not have");
     tensorflow::DataType dtype;
     TF_RETURN_IF_ERROR(context->GetAttr("products_dtype", &dtype));
     products = dtype == tensorflow::DT_FLOAT ? Storage::kFloat32 : Storage::kBFloat16;
@@ -110,6 +117,8 @@ class Batch {
     if (table.dims() != 2 || embeddings.dims() != 2 || embeddings.dim_size(1) != table.dim_size(1))
       return InvalidArgument("rows ", table.DebugString(), " and embeddings ", embeddings.shape().DebugString(),
                              " must be [n, D] and [B, D]");
+    if (table.dim_size(1) == 0) return InvalidArgument("class weights must have at least one column");
+    if (streamed.dims() > 1) return InvalidArgument("streamed classes must be a vector, or a scalar for all");
     for (int input = 3; input < 7; ++input)
       if (context->input(input).NumElements() != row.NumElements())
         return InvalidArgument("the four parts of the targets must be equally long");
@@ -279,6 +288,15 @@ class Backward : public OpKernel {
     tensorflow::core::RefCountPtr<Var> rows, momentum;
     OP_REQUIRES_OK(context, tensorflow::LookupResource(context, tensorflow::HandleFromInput(context, 0), &rows));
     OP_REQUIRES_OK(context, tensorflow::LookupResource(context, tensorflow::HandleFromInput(context, 7), &momentum));
+    OP_REQUIRES(context, rows.get() != momentum.get(),
+                InvalidArgument("class weights and momentum must be two variables"));
+    OP_REQUIRES(context, context->input(10).NumElements() == 1 && context->input(11).NumElements() == 1,
+                InvalidArgument("learning rate and seed must be scalars"));
+    // A class that stood there twice would be moved by two threads at once.
+    const Tensor& streamed = context->input(1);
+    for (int64_t j = 1; j < streamed.NumElements(); ++j)
+      OP_REQUIRES(context, streamed.flat<int32_t>()(j - 1) < streamed.flat<int32_t>()(j),
+                  InvalidArgument("streamed classes that are moved must ascend"));
     tensorflow::mutex_lock lock_rows(*rows->mu());
     tensorflow::mutex_lock lock_momentum(*momentum->mu());
     OP_REQUIRES_OK(context, own_alone(context, rows.get()));
@@ -295,8 +313,8 @@ class Backward : public OpKernel {
     update.embeddings = context->input(2).flat<float>().data();
     update.target_sum = target_sum.flat<float>().data();
     update.target_scale = 1.0f / (settings_.temperature * static_cast<float>(batch.batch_rows));
-    update.learning_rate = context->input(10).scalar<float>()();
-    update.seed = static_cast<uint32_t>(context->input(11).scalar<int32_t>()());
+    update.learning_rate = context->input(10).flat<float>()(0);
+    update.seed = static_cast<uint32_t>(context->input(11).flat<int32_t>()(0));
     update.momentum_factor = momentum_factor_;
     update.weight_decay = weight_decay_;
     update.first_class = first_class_;

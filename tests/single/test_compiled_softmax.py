@@ -162,6 +162,48 @@ def test_what_was_read_before_stays(kernels):
     np.testing.assert_array_equal(before[1], np.zeros([4, 8]))
 
 
+def test_sums_over_many_classes_keep_their_digits(kernels):
+    """The same class a hundred thousand times: sums of equal terms are where a long chain of float32 loses most."""
+    rows = tf.Variable([[0.6, 0.8], [0.3, -1.0]])
+    many = tf.zeros([100_000], tf.int32)
+    x, nothing = tf.constant([[0.6, 0.8], [1.0, 0.0]]), select_targets(tf.constant([[-1], [-1]]), tf.ones([2, 1]))
+    sums = compiled_softmax.forward_pass(rows, many, x, nothing, 0.15, "marginal")
+    mean = sums.exp_weights / sums.exp_sum[:, tf.newaxis]
+    np.testing.assert_allclose(mean, [[0.6, 0.8], [0.6, 0.8]], rtol=3e-5)
+
+
+def backward(rows, momentum, streamed=None, temperature=0.15, learning_rate=0.1, seed=0):
+    x, targets = tf.ones([1, rows.shape[1]]), select_targets(tf.constant([[0]]), tf.ones([1, 1]))
+    compiled_softmax.backward_pass(
+        rows, momentum, streamed, x, targets, tf.ones([1]), tf.ones([1]), temperature, "marginal",
+        learning_rate=tf.constant(learning_rate), momentum_factor=0.9, weight_decay=0.0, first_class=0, seed=seed,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"temperature": 0.0249}, "a temperature below 0.025 needs a shift"),
+        ({"learning_rate": [0.1, 0.2]}, "learning rate and seed must be scalars"),
+        ({"seed": tf.zeros([0], tf.int32)}, "learning rate and seed must be scalars"),
+        ({"streamed": tf.constant([0, 2, 2])}, "streamed classes that are moved must ascend"),
+        ({"streamed": tf.zeros([4, 0], tf.int32)}, "streamed classes must be a vector"),
+        ({"momentum": tf.Variable(tf.zeros([5, 3]))}, "must have one shape"),
+        ({"momentum": tf.Variable(tf.zeros([5, 2], tf.float64))}, "must be float32 or bfloat16"),
+        ({"momentum": None}, "must be two variables"),
+        ({"rows": tf.Variable(tf.zeros([5, 0])), "momentum": tf.Variable(tf.zeros([5, 0]))}, "at least one column"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(changes, words):
+    rows = tf.Variable(tf.ones([5, 2]))
+    arguments = {"rows": rows, "momentum": tf.Variable(tf.zeros([5, 2])), **changes}
+    if arguments["momentum"] is None:
+        arguments["momentum"] = rows
+    with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+        backward(**arguments)
+    np.testing.assert_array_equal(rows, np.ones([5, 2]))
+
+
 @pytest.mark.parametrize(
     ("row", "column", "streamed", "words"),
     [

@@ -23,7 +23,7 @@ _LABEL_BYTES, _OWN_LABEL_BYTES = 16, 48
 # Gaussian rows are drawn in blocks, [8192, D]: the draw, scaled, the local part, and the one before.
 _GAUSSIAN_BLOCK, _GAUSSIAN_COPIES = 8192, 4
 # TensorFlow's allocator hands memory out of large regions, never merges them and never gives them back: 4 % on top of
-# large arrays (measured), and the blocks of the Gaussian rows stay beside the tiles.
+# large arrays (measured).
 _ALLOCATOR_SHARE = 0.04
 _GPU_TILE_BYTES = 256 * 2**20
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -62,11 +62,10 @@ def classifier_bytes(
         tile = min(_KERNEL_TILE_FLOATS // embedding_size, _KERNEL_MAX_TILE)
         of_tile = tile * (2 * embedding_size + _KERNEL_PANEL)
         streaming = threads * (of_tile + _KERNEL_SUMS * batch_rows * embedding_size) * _FLOAT
-    drawing = _GAUSSIAN_COPIES * min(_GAUSSIAN_BLOCK, num_instances) * embedding_size * _FLOAT
     return {
         "class weights": weights,
         "momentum of class weights": momentum,
-        "tile workspace": streaming + drawing,
+        "tile workspace": streaming,
         "allocator": round(_ALLOCATOR_SHARE * (weights + momentum)),
     }
 
@@ -97,6 +96,25 @@ def batch_bytes(num_workers: int, batch_rows: int, embedding_size: int, hard_neg
         + labels * _LABEL_BYTES
         + math.ceil(labels / num_workers) * _OWN_LABEL_BYTES
     )
+
+
+def peak_bytes(
+    num_instances: int, num_workers: int, batch_rows: int, embedding_size: int, hard_negatives: int, **kept
+) -> int:
+    """The most that a classifier by itself takes: while it steps, or while its Gaussian rows are drawn before that.
+
+    Args:
+      num_instances: N.
+      num_workers: T.
+      batch_rows: B.
+      embedding_size: D.
+      hard_negatives: K, 0 without smoothing.
+      **kept: as `classifier_bytes` has them.
+    """
+    parts = classifier_bytes(num_instances, num_workers, batch_rows, embedding_size, **kept)
+    stepping = parts.pop("tile workspace") + batch_bytes(num_workers, batch_rows, embedding_size, hard_negatives)
+    drawing = _GAUSSIAN_COPIES * min(_GAUSSIAN_BLOCK, num_instances) * embedding_size * _FLOAT
+    return sum(parts.values()) + max(stepping, drawing)
 
 
 def data_parallel_bytes(num_instances: int, num_workers: int, batch_rows: int, embedding_size: int) -> dict[str, int]:

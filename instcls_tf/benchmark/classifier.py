@@ -84,17 +84,17 @@ def _make_layer(settings: ClassifierBenchmark) -> ShardedClassifier:
 
 
 def _planned(settings: ClassifierBenchmark) -> int:
-    """What `plan` says of the fullest worker: state, workspace, and the gathered batch."""
-    sizes = (collectives.size(), settings.batch_rows, settings.embedding_size)
-    parts = classifier_sizes.classifier_bytes(
+    """What the planner says of the fullest worker."""
+    return classifier_sizes.peak_bytes(
         settings.num_instances,
-        *sizes,
+        collectives.size(),
+        settings.batch_rows,
+        settings.embedding_size,
+        settings.hard_negatives if settings.smoothing else 0,
         threads=os.cpu_count(),
         weights_dtype=settings.class_weights_dtype,
         momentum_dtype=settings.class_momentum_dtype,
     )
-    hard_negatives = settings.hard_negatives if settings.smoothing else 0
-    return sum(parts.values()) + classifier_sizes.batch_bytes(*sizes, hard_negatives)
 
 
 def _batch(settings: ClassifierBenchmark) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:

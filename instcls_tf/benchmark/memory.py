@@ -87,7 +87,7 @@ def planned_peaks(sizes: Sizes) -> dict[str, Callable[[int], int]]:
     kept = {"weights_dtype": sizes.weights_dtype, "momentum_dtype": sizes.momentum_dtype, "threads": os.cpu_count()}
     return {
         DATA_PARALLEL: lambda n: sum(classifier_sizes.data_parallel_bytes(n, *common).values()),
-        SHARDED: lambda n: sum(classifier_sizes.classifier_bytes(n, *common, **kept).values()),
+        SHARDED: lambda n: classifier_sizes.peak_bytes(n, *common, 0, **kept),
     }
 
 

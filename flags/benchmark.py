@@ -10,7 +10,9 @@ from absl import flags
 from flags import pretraining
 from instcls_tf.benchmark.sizes import ClassifierBenchmark
 from instcls_tf.config import PretrainConfig
+from instcls_tf.data.sources import open_training_source
 from instcls_tf.errors import UserError
+from instcls_tf.launcher import launched_rank_and_size
 
 FLAGS = flags.FLAGS
 
@@ -85,6 +87,38 @@ def define_scaling() -> None:
     flags.DEFINE_string("output", None, "PNG file to write: seconds per step and memory per worker against N.")
 
 
+# The whole recipe, so that presets can be given; what makes no difference to a step has no effect.
+_STEP_FLAGS = tuple(field.name for field in dataclasses.fields(PretrainConfig) if field.name != "workdir")
+_SYNTHETIC = "synthetic"
+
+
+def define_step() -> None:
+    """The flags of `benchmark step`: those of `pretrain`, but no workdir."""
+    pretraining.define(only=_STEP_FLAGS)
+    FLAGS.set_default("dataset", _SYNTHETIC)
+    FLAGS["dataset"].help = "As in pretrain, or `synthetic`: random pixels, made once."
+    flags.DEFINE_integer("num_instances", 50_000, "N of --dataset=synthetic, the classes of all workers together.")
+    flags.DEFINE_integer("repeats", 10, "Steps of each kind that are timed; their median counts.")
+
+
+def step_config() -> PretrainConfig:
+    """The recipe as the parsed command line has it.
+
+    Raises:
+      UserError: a setting is out of range.
+    """
+    config = PretrainConfig(workdir="unused", **{name: FLAGS[name].value for name in _STEP_FLAGS})
+    config.validate(_num_workers())
+    for name in ("num_instances", "repeats"):
+        if FLAGS[name].value < 1:
+            raise UserError(f"--{name}={FLAGS[name].value}: must be at least 1")
+    return config
+
+
+def _num_workers() -> int:
+    return (launched_rank_and_size() or (0, 1))[1]
+
+
 def define_memory() -> None:
     """The flags of `benchmark memory`."""
     flags.DEFINE_list(
@@ -157,6 +191,16 @@ def _measure_classifier() -> dict:
     return measure_classifier(settings)
 
 
+def _measure_step() -> dict:
+    config = step_config()
+    source = None if config.dataset == _SYNTHETIC else open_training_source(config)
+    num_instances = source.num_instances if source else FLAGS.num_instances
+    config.validate_with_data(num_instances, _num_workers())
+    from instcls_tf.benchmark.step import measure_step
+
+    return measure_step(config, num_instances, FLAGS.repeats, source)
+
+
 def _measure_hard_negatives() -> dict:
     from instcls_tf.benchmark.hard_negatives import measure_hard_negatives
 
@@ -167,6 +211,7 @@ def _measure_hard_negatives() -> dict:
 _SUBJECTS = {
     "input": (define_input, _measure_input),
     "classifier": (define_classifier, _measure_classifier),
+    "step": (define_step, _measure_step),
     "hard_negatives": (define_hard_negatives, _measure_hard_negatives),
     "memory": (define_memory, _measure_memory),
     "scaling": (define_scaling, _measure_scaling),

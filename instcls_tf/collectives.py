@@ -18,7 +18,9 @@ Three habits of TensorFlow can leave workers waiting for each other for ever; al
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import tensorflow as tf
 
@@ -99,6 +101,20 @@ def sum_over_workers(tensor: tf.Tensor, name: str) -> tf.Tensor:
     return tensor if _size == 1 else _allreduce(tensor, _horovod().Sum, name)
 
 
+def sum_one_by_one(tensors: list[tf.Tensor], name: str) -> list[tf.Tensor]:
+    """The sum over the workers of each tensor, one message each: it travels while those after it are computed."""
+    return [sum_over_workers(tensor, f"{name}_{index}") for index, tensor in enumerate(tensors)]
+
+
+def sum_together(tensors: list[tf.Tensor], name: str) -> list[tf.Tensor]:
+    """The sum over the workers of each tensor, one message when all are there: for comparison."""
+    if _size == 1:
+        return tensors
+    hvd = _horovod()
+    tensors = [_not_constant(tensor, name) for tensor in tensors]
+    return hvd.grouped_allreduce(tensors, op=hvd.Sum, name=name, ignore_name_scope=True)
+
+
 def max_over_workers(tensor: tf.Tensor, name: str) -> tf.Tensor:
     """The element-wise maximum of the workers' tensors, on every worker."""
     return tensor if _size == 1 else _allreduce(tensor, _horovod().Max, name)
@@ -126,6 +142,18 @@ def sum_and_keep_own_rows(tensor: tf.Tensor, is_own: tf.Tensor, name: str) -> tf
       `[b, ...]`, complete sums.
     """
     return tensor if _size == 1 else sum_over_workers(tensor, name)[is_own]
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """What is made and traced inside knows this worker only, and sends nothing: to measure work without messages."""
+    global _size, _rank
+    before = _size, _rank
+    _size, _rank = 1, 0
+    try:
+        yield
+    finally:
+        _size, _rank = before
 
 
 def broadcast_variables(variables: list[tf.Variable]) -> None:

@@ -13,13 +13,39 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 
 def take() -> None:
-    """Each worker takes one GPU; without GPUs the workers of a machine share its cores. After `collectives.init`."""
+    """Each worker takes one GPU; the workers of a machine share its cores.
+
+    After `collectives.init` and before TensorFlow's first operation: from then on it takes no other device.
+    """
+    _share_cores()
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         mine = gpus[collectives.local_rank() % len(gpus)]
         tf.config.set_visible_devices(mine, "GPU")
         tf.config.experimental.set_memory_growth(mine, True)
     _reuse_freed_memory()
+
+
+def _share_cores() -> None:
+    """As many threads within an operation as a worker has cores, so that workers do not push each other aside.
+
+    TensorFlow's default is all cores of the machine for each worker. One worker keeps them.
+    """
+    if collectives.local_size() > 1:
+        tf.config.threading.set_intra_op_parallelism_threads(
+            threads_of_worker(os.cpu_count() or 1, len(os.sched_getaffinity(0)), collectives.local_size())
+        )
+
+
+def threads_of_worker(cores: int, allowed: int, workers: int) -> int:
+    """A worker's share of the cores.
+
+    Args:
+      cores: of the machine.
+      allowed: those that this process may run on: fewer if the launcher has bound it.
+      workers: on this machine.
+    """
+    return min(allowed, max(1, cores // workers))
 
 
 def _reuse_freed_memory() -> None:

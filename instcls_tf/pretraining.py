@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -42,8 +42,8 @@ def pretrain(config: PretrainConfig, source: Source | None = None) -> dict[str, 
 
     # ---- Workers
     collectives.init()
-    _refuse_different_ids(source)
     device.take()
+    _refuse_different_ids(source)
     tf.keras.utils.set_random_seed(config.seed)
     is_chief = collectives.rank() == 0
     progress = Progress(visible=is_chief)
@@ -56,7 +56,7 @@ def pretrain(config: PretrainConfig, source: Source | None = None) -> dict[str, 
     schedule = WarmupCosine(config.peak_learning_rate, warmup_steps, total_steps)
 
     # ---- Model
-    run = _make_run(config, source, schedule)
+    run = make_run(config, source.num_instances, schedule)
     online_knn = OnlineKnn(config, run.encoder) if config.online_knn_every else None
     prefix = checkpoint.latest(config.workdir) if resuming else None
     if prefix is not None:
@@ -178,13 +178,14 @@ def make_train_step(
     views_spec: tf.TensorSpec,
     micro_batch: int,
     several_groups: bool,
+    sum_gradients: Callable[[list[tf.Tensor], str], list[tf.Tensor]] = collectives.sum_one_by_one,
 ):
     """The training step as a `tf.function` of `(views [b, V, H, W, 3], instance_ids [b], learning_rate)`.
 
     A worker's share is encoded in BN groups of `micro_batch` instances; `several_groups` says whether any worker may
-    have more than one. Instances with id -1 are padding: they are encoded but not in the loss. Returns
-    `ClassifierOutput`. One graph serves all batch sizes: retracing for the last batch of an epoch takes longer than
-    many steps.
+    have more than one; `sum_gradients` completes the gradients of the encoder over the workers. Instances with id -1
+    are padding: they are encoded but not in the loss. Returns `ClassifierOutput`. One graph serves all batch sizes:
+    retracing for the last batch of an epoch takes longer than many steps.
     """
 
     @tf.function(input_signature=[views_spec, tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.float32)])
@@ -203,10 +204,7 @@ def make_train_step(
         gradients = encoded.backpropagate(tf.convert_to_tensor(tape.gradient(loss, encoded.embeddings)))
         # Sums, not means: the loss is already divided by the global number of rows. One message per variable, so
         # that they travel while the backward pass goes on.
-        gradients = [
-            collectives.sum_over_workers(gradient, f"encoder_gradient_{index}")
-            for index, gradient in enumerate(gradients)
-        ]
+        gradients = sum_gradients(gradients, "encoder_gradient")
         optimizer.apply_gradients(zip(_unscaled(gradients, optimizer), encoder.trainable_variables))
         return output
 
@@ -221,10 +219,11 @@ def _unscaled(gradients, optimizer):
     return optimizer.get_unscaled_gradients(gradients) if hasattr(optimizer, "get_unscaled_gradients") else gradients
 
 
-def _make_run(config: PretrainConfig, source: Source, schedule: WarmupCosine) -> Run:
+def make_run(config: PretrainConfig, num_instances: int, schedule: WarmupCosine) -> Run:
+    """A run before its first step; the class weights are 0 until something fills them."""
     encoder = checkpoint.make_encoder(config, config.precision)
     classifier = ShardedClassifier(
-        source.num_instances,
+        num_instances,
         config.embedding_size,
         temperature=config.temperature,
         smoothing=config.smoothing,

@@ -1,0 +1,237 @@
+"""Where the time of a training step goes: waiting for data, encoder, classifier, communication; and what overlaps.
+
+Every figure is the median over the repeats, of the slowest worker in each; the first call of anything never counts.
+
+  seconds_per_step       The undivided step, as pretraining makes it: the next batch, then the whole training step.
+                         Steps follow each other without a pause.
+  data_wait_seconds      Of those very steps, the time until the next batch is there; 0 for synthetic images, which are
+                         made once. What the input costs while it is ahead slows the other parts instead.
+  encoder_seconds        Alone, without messages: this worker's BN groups forward and backward (with several groups,
+                         forward twice) and the optimiser's update, for a fixed gradient of the embeddings.
+  classifier_seconds     Alone, without messages: a classifier of this worker's n classes and its share of the labels
+                         on the B rows of the global batch: loss, gradients, update of the rows.
+  communication_seconds  Alone, without work: the messages of a step, in their order and size. A message waits for
+                         those whose result it needs; the encoder's gradients are all there at once.
+  parts_seconds          The sum of these four; `parts_to_step` is its ratio to seconds_per_step. It is above 1 where
+                         parts overlap and below 1 where they disturb each other or wait for a slower worker.
+
+The overlap by itself: `one_by_one_seconds` is the training step on one batch that is there already, the encoder's
+gradients sent one by one while the backward pass goes on, as pretraining does; `together_seconds` the same step with
+one grouped reduction when all of them are there. `overlap_seconds_saved` is their difference.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from typing import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from instcls_tf import collectives, device, grouped, networks, softmax
+from instcls_tf.benchmark.timing import seconds_of
+from instcls_tf.classifier import ShardedClassifier
+from instcls_tf.config import PretrainConfig
+from instcls_tf.data import augment, pipeline
+from instcls_tf.data.order import Shares
+from instcls_tf.data.sources import Source
+from instcls_tf.optimizer import WarmupCosine
+from instcls_tf.pretraining import Run, make_run, make_train_step
+
+# So small that the weights of all timed steps stay sound.
+_LEARNING_RATE = 1e-4
+
+
+def measure_step(
+    config: PretrainConfig, num_instances: int, repeats: int, source: Source | None = None
+) -> dict[str, float]:
+    """Measures one step of a recipe; all workers together.
+
+    Args:
+      config: the recipe.
+      num_instances: N.
+      repeats: steps that are timed, of each kind.
+      source: N images; None for random pixels.
+
+    Returns:
+      The figures of this module's docstring, `images_per_second`, and the sizes that they belong to.
+    """
+    collectives.init()
+    device.take()
+    tf.keras.utils.set_random_seed(config.seed)
+    run = make_run(config, num_instances, WarmupCosine(_LEARNING_RATE, 0, 1_000_000))
+    run.classifier.initialize_gaussian()
+    if run.hard_negatives:  # an exact search says nothing about the step, and takes long for many classes
+        lists = run.hard_negatives.lists
+        lists.assign(tf.random.uniform(lists.shape, 0, num_instances, tf.int32))
+    batch = _synthetic_batch(config, num_instances)
+    batches = itertools.repeat(batch) if source is None else iter(_batches(config, source, repeats))
+
+    one_by_one, together = (
+        _train_step(config, run, way) for way in (collectives.sum_one_by_one, collectives.sum_together)
+    )
+    whole, wait = _undivided(one_by_one, batches, repeats)
+    parts = {
+        "data_wait_seconds": wait,
+        "encoder_seconds": _encoder_alone(config, run, batch[0], repeats),
+        "classifier_seconds": _classifier_alone(config, run, batch[1], repeats),
+        "communication_seconds": _messages_alone(config, run, batch[1], repeats),
+    }
+    overlap = {
+        name: seconds_of(lambda step=step: step(*batch, _LEARNING_RATE).loss.numpy(), repeats)
+        for name, step in (("one_by_one_seconds", one_by_one), ("together_seconds", together))
+    }
+    return {
+        "workers": collectives.size(),
+        "num_instances": num_instances,
+        "batch_size": config.batch_size,
+        "image_size": config.image_size,
+        "images_per_second": min(config.batch_size, num_instances) / whole,
+        "seconds_per_step": whole,
+        **parts,
+        "parts_seconds": sum(parts.values()),
+        "parts_to_step": sum(parts.values()) / whole,
+        **overlap,
+        "overlap_seconds_saved": overlap["together_seconds"] - overlap["one_by_one_seconds"],
+    }
+
+
+def _synthetic_batch(config: PretrainConfig, num_instances: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """This worker's share of a full batch: random pixels `[b, V, S, S, 3]` and the ids `[b]`."""
+    shares = Shares(num_instances, config.batch_size, config.micro_batch, collectives.rank(), collectives.size())
+    begin, count = (int(value) for value in shares.of_step(tf.constant(0, tf.int64)))
+    shape = [count, config.views, config.image_size, config.image_size, 3]
+    views = tf.cast(tf.random.uniform(shape, 0, 256, tf.int32), tf.uint8)
+    return views, tf.range(begin, begin + count)
+
+
+def _batches(config: PretrainConfig, source: Source, repeats: int) -> tf.data.Dataset:
+    return pipeline.training_batches(
+        source,
+        views=augment.views_of(config),
+        batch_size=config.batch_size,
+        micro_batch=config.micro_batch,
+        num_views=config.views,
+        seed=config.seed,
+        last_step=repeats + 1,
+        rank=collectives.rank(),
+        num_workers=collectives.size(),
+    )
+
+
+def _train_step(config: PretrainConfig, run: Run, sum_gradients: Callable):
+    views_spec = tf.TensorSpec([None, config.views, config.image_size, config.image_size, 3], tf.uint8)
+    several = config.groups_per_batch > collectives.size()
+    parts = run.encoder, run.classifier, run.hard_negatives, run.optimizer
+    return make_train_step(*parts, views_spec, config.micro_batch, several, sum_gradients)
+
+
+def _undivided(train_step: Callable, batches: Iterator, repeats: int) -> tuple[float, float]:
+    """Seconds of a whole step, and of waiting for its batch."""
+    train_step(*next(batches), _LEARNING_RATE).loss.numpy()
+    times = []
+    collectives.barrier()
+    before = time.perf_counter()
+    for _ in range(repeats):
+        batch = next(batches)
+        ready = time.perf_counter()
+        train_step(*batch, _LEARNING_RATE).loss.numpy()
+        after = time.perf_counter()
+        times.append((after - before, ready - before))
+        before = after
+    times = collectives.all_gather(tf.constant([times], tf.float64), "step_times")  # [T, repeats, 2]
+    whole, wait = np.median(tf.reduce_max(times, axis=0), axis=0)
+    return float(whole), float(wait)
+
+
+def _encoder_alone(config: PretrainConfig, run: Run, views: tf.Tensor, repeats: int) -> float:
+    images = tf.reshape(views, [-1, *views.shape[2:]])  # [b V, H, W, 3]
+    gradient = tf.random.normal([images.shape[0], config.embedding_size], stddev=1e-6)
+    several = config.groups_per_batch > collectives.size()
+
+    @tf.function(input_signature=[tf.TensorSpec([None, *images.shape[1:]], tf.uint8), tf.TensorSpec([None, None])])
+    def encode(images, gradient):
+        is_real = tf.ones([tf.shape(images)[0]], tf.bool)
+        encoded = grouped.encode(run.encoder, images, is_real, config.micro_batch * config.views, several)
+        gradients = encoded.backpropagate(tf.ensure_shape(gradient, [None, config.embedding_size]))
+        run.optimizer.apply_gradients(zip(gradients, run.encoder.trainable_variables))
+        return encoded.embeddings[0, 0]
+
+    return _seconds_alone(lambda: encode(images, gradient).numpy(), repeats)
+
+
+def _classifier_alone(config: PretrainConfig, run: Run, instance_ids: tf.Tensor, repeats: int) -> float:
+    num_local, workers = run.classifier.num_local, collectives.size()
+    num_rows = _rows_of_all(config, instance_ids)
+    with collectives.alone():
+        layer = ShardedClassifier(
+            num_local,
+            config.embedding_size,
+            temperature=config.temperature,
+            smoothing=config.smoothing,
+            smoothing_loss=config.smoothing_loss,
+            sampled_classes=min(num_local, -(-config.sampled_classes // workers)),
+        )
+        layer.initialize_gaussian()
+    # Of the classes of a batch and of the hard negatives of a row, one in T is this worker's.
+    ids = tf.range(num_rows) % min(num_local, max(1, config.batch_size // workers))
+    hard = None
+    if config.smoothing:
+        hard = tf.random.uniform([num_rows, max(1, config.hard_negatives // workers)], 0, num_local, tf.int32)
+    embeddings = tf.random.normal([num_rows, config.embedding_size])
+    return _seconds_alone(lambda: layer(embeddings, ids, hard, _LEARNING_RATE).loss.numpy(), repeats)
+
+
+def _seconds_alone(action: Callable[[], object], repeats: int) -> float:
+    def without_messages():
+        with collectives.alone():
+            action()
+
+    return seconds_of(without_messages, repeats)
+
+
+def _messages_alone(config: PretrainConfig, run: Run, instance_ids: tf.Tensor, repeats: int) -> float:
+    if collectives.size() == 1:
+        return 0.0
+    rounds = _messages(config, run, instance_ids.shape[0] * config.views, _rows_of_all(config, instance_ids))
+    tensors = [[tf.zeros(shape, dtype) for _, shape, dtype in messages] for messages in rounds]
+
+    @tf.function
+    def exchange(tensors):
+        received = []
+        for number, (messages, sent) in enumerate(zip(rounds, tensors)):
+            with tf.control_dependencies(received):
+                sent = [tf.identity(tensor) for tensor in sent]
+            received = [
+                collective(tensor, f"message_{number}_{index}")
+                for index, ((collective, *_), tensor) in enumerate(zip(messages, sent))
+            ]
+        return received
+
+    return seconds_of(lambda: exchange(tensors)[-1].numpy(), repeats)
+
+
+def _messages(config: PretrainConfig, run: Run, rows: int, all_rows: int) -> list[list[tuple]]:
+    """The messages `(collective, shape, dtype)` of a step; those of one list need nothing of each other."""
+    gather, add, largest = collectives.all_gather, collectives.sum_over_workers, collectives.max_over_workers
+    size, hard = config.embedding_size, config.hard_negatives
+    statistics = sum(variable.shape[0] for variable in networks.batch_norm_statistics(run.encoder))
+    ids, labels = (gather, [rows, 2], tf.int32), (gather, [rows, hard], tf.int32)
+    lookup = [[ids], [(add, [all_rows, hard], tf.int32)]]
+    maxima = [[(largest, [2, all_rows], tf.float32)]]
+    return [
+        *(lookup if config.smoothing else []),
+        [(add, [statistics + 1], tf.float32)],
+        [(gather, [rows, size], tf.float32), ids, *([labels] if config.smoothing else [])],
+        *(maxima if config.temperature < softmax.SMALLEST_UNSHIFTED_TEMPERATURE else []),
+        [(add, [3, all_rows], tf.float32), (largest, [all_rows], tf.float32)],
+        [(add, [all_rows, size], tf.float32)],
+        [(add, variable.shape, tf.float32) for variable in run.encoder.trainable_variables],
+    ]
+
+
+def _rows_of_all(config: PretrainConfig, instance_ids: tf.Tensor) -> int:
+    """B, the rows of the global batch."""
+    return config.views * int(tf.size(collectives.all_gather(instance_ids, "step_ids")))

@@ -18,6 +18,8 @@ from instcls_tf.pretraining import make_train_step
 from instcls_tf.prior import initialize_classifier
 from tests.parallel import cases
 
+OVERLAP_STEPS = 4
+
 
 def classifier(folder: Path) -> None:
     """Trains every case's class weights and writes loss, gradients, weights, lists and samples."""
@@ -106,6 +108,32 @@ def train_step(folder: Path) -> None:
         np.savez(folder / "train_step.npz", **results)
 
 
+def overlap(folder: Path) -> None:
+    """Some steps of an encoder whose backward pass takes its time; Horovod's timeline, if it is on, sees them."""
+    encoder = convolutions()
+    optimizer = MomentumSGD(0.01, momentum=0.9, weight_decay=1e-4)
+    views_spec = tf.TensorSpec([None, 2, 24, 24, 3], tf.float32)
+    for name, ways in {
+        "encoder_gradient": (),  # as training does
+        "together": (lambda gradients, _: collectives.sum_together(gradients, "together"),),
+    }.items():
+        layer = make_classifier(cases.CASES["eq1"], f"classifier_{name}")
+        step = make_train_step(encoder, layer, None, optimizer, views_spec, 16, False, *ways)
+        ids = tf.range(16) + 16 * collectives.rank()
+        for number in range(OVERLAP_STEPS):
+            step(tf.random.stateless_normal([16, 2, 24, 24, 3], [number, collectives.rank()]), ids, 0.01)
+
+
+def convolutions() -> tf.keras.Model:
+    """Ten layers, nine of which take about 10 ms in each direction on a core of a laptop."""
+    images = tf.keras.Input([24, 24, 3])
+    x = images
+    for _ in range(9):
+        x = tf.keras.layers.Conv2D(64, 3, padding="same", use_bias=False, activation="relu")(x)
+    x = tf.keras.layers.GlobalAveragePooling2D()(x)
+    return tf.keras.Model(images, tf.keras.layers.Dense(cases.EMBEDDING_SIZE, use_bias=False)(x))
+
+
 def linear_encoder() -> tf.keras.Model:
     images = tf.keras.Input([2, 2, 3])
     initializer = tf.keras.initializers.RandomNormal(stddev=0.3, seed=5)
@@ -175,4 +203,6 @@ def _slices(layer: ShardedClassifier, hard: HardNegatives) -> dict[str, checkpoi
 
 if __name__ == "__main__":
     collectives.init()
-    {task.__name__: task for task in (classifier, train_step, prior, save, restore)}[sys.argv[1]](Path(sys.argv[2]))
+    {task.__name__: task for task in (classifier, train_step, overlap, prior, save, restore)}[sys.argv[1]](
+        Path(sys.argv[2])
+    )

@@ -1,4 +1,4 @@
-"""The benchmarks of the classifier: sensible figures at small sizes, and mistakes in one sentence."""
+"""The benchmarks of classifier and step: sensible figures at small sizes, and mistakes in one sentence."""
 
 import json
 import re
@@ -7,6 +7,7 @@ import pytest
 
 from instcls_tf.benchmark.sizes import ClassifierBenchmark
 from instcls_tf.benchmark.timing import seconds_of
+from instcls_tf.config import PretrainConfig
 from instcls_tf.errors import UserError
 from tests.commands import run_script
 
@@ -98,3 +99,44 @@ def test_seconds_leave_out_the_first_call():
         time.sleep(0.5 if len(calls) == 1 else 0.01)
 
     assert 0.01 <= seconds_of(action, 3) < 0.3 and len(calls) == 4
+
+
+STEP = ["--encoder=resnet18", "--stem=small", "--image_size=16", "--width_multiplier=0.25", "--repeats=2"]
+PARTS = ("data_wait_seconds", "encoder_seconds", "classifier_seconds", "communication_seconds")
+
+
+def test_step_on_two_workers_whose_shares_differ():
+    sizes = ["--dataset=digits", "--augmentation=digits", "--hard_negatives=7", "--batch_size=11", "--micro_batch=4"]
+    finished = run_script("benchmark", "step", *STEP, *sizes, workers=2)
+    assert finished.status == 0, finished.output
+    (line,) = [line for line in finished.stdout.splitlines() if "{" in line]
+    result = json.JSONDecoder().raw_decode(line[line.index("{") :])[0]  # the launcher may put its tag behind, too
+    assert (result["workers"], result["num_instances"]) == (2, 1437)
+    assert result["parts_seconds"] == pytest.approx(sum(result[part] for part in PARTS))
+    assert result["parts_to_step"] == pytest.approx(result["parts_seconds"] / result["seconds_per_step"])
+    assert result["images_per_second"] == pytest.approx(11 / result["seconds_per_step"])
+    assert all(0 < result[part] < 10 for part in PARTS)
+    saved = result["together_seconds"] - result["one_by_one_seconds"]
+    assert result["overlap_seconds_saved"] == pytest.approx(saved, abs=1e-9)
+
+
+@pytest.mark.parametrize(("rank", "ids"), [(0, range(8)), (1, range(8, 11))])
+def test_synthetic_images_are_shared_out_in_groups(monkeypatch, rank, ids):
+    from instcls_tf import collectives
+    from instcls_tf.benchmark import step
+
+    monkeypatch.setattr(collectives, "_size", 2)
+    monkeypatch.setattr(collectives, "_rank", rank)
+    config = PretrainConfig(batch_size=11, micro_batch=4, image_size=5, views=3)
+    views, instance_ids = step._synthetic_batch(config, num_instances=50)
+    assert views.shape == [len(ids), 3, 5, 5, 3] and views.dtype == "uint8"
+    assert instance_ids.numpy().tolist() == list(ids)
+
+
+def test_step_with_wrong_sizes():
+    finished = run_script("benchmark", "step", *STEP, "--num_instances=50")
+    assert (
+        finished.status == 2 and "must be below the number of instances of --dataset=synthetic, 50" in finished.stderr
+    )
+    finished = run_script("benchmark", "step", *STEP, "--repeats=0")
+    assert (finished.status, finished.stderr) == (2, "error: --repeats=0: must be at least 1\n")

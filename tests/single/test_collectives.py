@@ -109,3 +109,13 @@ def test_average_is_the_mean_over_workers(two_workers):
 def test_share_of_a_worker(two_workers):
     assert (collectives.size(), collectives.rank()) == (2, 1)
     assert collectives.own_bounds(7) == partition.bounds(7, 2, 1) == (4, 7)
+
+
+def test_alone_sends_nothing_and_ends(monkeypatch):
+    monkeypatch.setattr(collectives, "_size", 3)
+    monkeypatch.setattr(collectives, "_rank", 2)
+    with pytest.raises(ZeroDivisionError), collectives.alone():
+        assert (collectives.size(), collectives.rank(), collectives.own_bounds(10)) == (1, 0, (0, 10))
+        assert collectives.sum_over_workers(1.0, "x") == 1.0
+        raise ZeroDivisionError
+    assert (collectives.size(), collectives.rank()) == (3, 2)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import time
+from typing import Callable, NamedTuple
+
 import tensorflow as tf
 
-from instcls_tf import collectives
+from instcls_tf import collectives, top_lists
 from instcls_tf.classifier import ShardedClassifier
 
-# Candidate rows that travel at a time, [c, D], and elements of one tile of similarities, [q, c].
-_CANDIDATES = 32768
-_TILE_ELEMENTS = 2**23
+# At most so many candidate rows travel at a time, [c, D], and elements of one tile of similarities, [q, c].
+_CANDIDATES = 65536
+_TILE_ELEMENTS = 2**22
+
+Progress = Callable[[str, int, int], None]
 
 
-def hard_negatives(classifier: ShardedClassifier, k: int) -> tf.Tensor:
+def _no_progress(stage: str, done: int, total: int) -> None:
+    pass
+
+
+def hard_negatives(classifier: ShardedClassifier, k: int, progress: Progress = _no_progress) -> tf.Tensor:
     """The K classes with the highest cos(w_i, w_j), j != i, for each class that this worker owns.
 
     All workers call it together. They go through the N classes in the order of ids, block by block; the owners of a
@@ -21,83 +30,86 @@ def hard_negatives(classifier: ShardedClassifier, k: int) -> tf.Tensor:
     Args:
       classifier: holds this worker's rows.
       k: K, below N.
+      progress: called with a stage's name, blocks done and blocks in all.
 
     Returns:
       `[n, K]` int32 class ids, the most similar first; row i belongs to class `classifier.begin + i`.
     """
-    if not 1 <= k < classifier.num_instances:
-        raise ValueError(f"k={k}: must be at least 1 and below the number of classes, {classifier.num_instances}")
-    return _search(classifier, k)
+    return _search(classifier, k, progress).ids.read_value()
+
+
+def _search(classifier: ShardedClassifier, k: int, progress: Progress) -> top_lists.Lists:
+    """The lists as variables, which grow in place."""
+    num_instances = classifier.num_instances
+    if not 1 <= k < num_instances:
+        raise ValueError(f"k={k}: must be at least 1 and below the number of classes, {num_instances}")
+    num_blocks = -(-num_instances // _CANDIDATES)
+    layout = top_lists.arrangement(-(-num_instances // num_blocks), k)
+    lists = top_lists.Lists(
+        tf.Variable(tf.fill([classifier.num_local, k], -float("inf")), trainable=False),
+        tf.Variable(tf.fill([classifier.num_local, k], -1), trainable=False),
+    )
+    progress("hard negatives", 0, num_blocks)
+    columns = _first_block(classifier, layout)
+    for index in range(num_blocks):
+        columns = _search_block(classifier, columns, tf.constant(index * layout.candidates), lists, layout)
+        progress("hard negatives", index + 1, num_blocks)
+    return lists
 
 
 @tf.function
-def _search(classifier: ShardedClassifier, k: int) -> tf.Tensor:
-    num_instances = classifier.num_instances
+def _first_block(classifier: ShardedClassifier, layout: top_lists.Arrangement) -> tf.Tensor:
+    return _gather_block(classifier, tf.constant(0), layout)
 
-    def add_block(first, similarities, classes):
-        last = tf.minimum(first + _CANDIDATES, num_instances)
-        block = _gather_block(classifier, first, last)  # [c, D]
-        similarities, classes = _merge_block(classifier, block, first, similarities, classes, k)
-        return last, similarities, classes
 
-    *_, classes = tf.while_loop(
-        lambda first, *_: first < num_instances,
-        add_block,
-        (
-            tf.constant(0),
-            tf.fill([classifier.num_local, k], -float("inf")),
-            tf.fill([classifier.num_local, k], -1),
-        ),
-        parallel_iterations=1,
+@tf.function
+def _search_block(
+    classifier: ShardedClassifier,
+    columns: tf.Tensor,
+    first: tf.Tensor,
+    lists: top_lists.Lists,
+    layout: top_lists.Arrangement,
+) -> tf.Tensor:
+    """Merges the block that begins with class `first`; meanwhile the next one, which it returns, is on its way."""
+    last = tf.minimum(first + layout.candidates, classifier.num_instances)
+    block = top_lists.Block(columns, first, last)
+    # Nothing below depends on it: the executor runs both at once. After the last block nothing travels.
+    following = tf.cond(
+        last < classifier.num_instances, lambda: _gather_block(classifier, last, layout), lambda: columns
     )
-    return classes
+
+    def merge_tile(low):
+        high = tf.minimum(low + max(1, _TILE_ELEMENTS // layout.width), classifier.num_local)
+        local = tf.range(low, high)
+        queries = tf.math.l2_normalize(classifier.read(local), axis=1)  # [q, D]
+        members = top_lists.Lists(*(variable.sparse_read(local) for variable in lists))
+        merged = top_lists.merge(members, queries, classifier.begin + local, block, layout)
+        for variable, part in zip(lists, merged):
+            variable.scatter_update(tf.IndexedSlices(part, local))
+        return (high,)
+
+    tf.while_loop(lambda low: low < classifier.num_local, merge_tile, (tf.constant(0),), parallel_iterations=1)
+    return following
 
 
-def _gather_block(classifier: ShardedClassifier, first: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
-    """L2-normalised weights of the classes first .. last-1, put together from their owners; `[c, D]`."""
+def _gather_block(classifier: ShardedClassifier, first: tf.Tensor, layout: top_lists.Arrangement) -> tf.Tensor:
+    """L2-normalised weights of the classes from `first` on, put together from their owners and arranged; `[D, G s]`."""
     low = tf.clip_by_value(first, classifier.begin, classifier.end)
-    high = tf.clip_by_value(last, classifier.begin, classifier.end)
+    high = tf.clip_by_value(first + layout.candidates, classifier.begin, classifier.end)
     own_part = tf.math.l2_normalize(classifier.read(tf.range(low, high) - classifier.begin), axis=1)
-    return collectives.all_gather(own_part, f"{classifier.name}_candidates")
+    return top_lists.arrange(collectives.all_gather(own_part, f"{classifier.name}_candidates"), layout)
 
 
-def _merge_block(classifier, block, first, similarities, classes, k):
-    """Lets the candidates of one block into the lists `[n, K]` of all local classes, a tile of queries at a time."""
-    num_candidates = tf.shape(block)[0]
-    tile = tf.maximum(1, _TILE_ELEMENTS // num_candidates)
-    num_local = tf.constant(classifier.num_local)
-    # The lists are rewritten tile by tile; a TensorArray of tiles avoids copying [n, K] once per tile.
-    num_tiles = (num_local + tile - 1) // tile
-    parts = tf.TensorArray(tf.float32, num_tiles, infer_shape=False, element_shape=[None, k])
-    part_classes = tf.TensorArray(tf.int32, num_tiles, infer_shape=False, element_shape=[None, k])
+class Refresh(NamedTuple):
+    """What a renewal of the lists took and brought."""
 
-    def merge_tile(index, parts, part_classes):
-        low = index * tile
-        high = tf.minimum(low + tile, num_local)
-        queries = tf.math.l2_normalize(classifier.read(tf.range(low, high)), axis=1)  # [q, D]
-        cosines = _without_self(tf.matmul(queries, block, transpose_b=True), classifier.begin + low - first)  # [q, c]
-        best, place = tf.math.top_k(cosines, tf.minimum(k, num_candidates))
-        # Earlier blocks stand first, so that equal similarities keep the order of ids.
-        candidates = tf.concat([similarities[low:high], best], axis=1)
-        candidate_classes = tf.concat([classes[low:high], place + first], axis=1)
-        best, place = tf.math.top_k(candidates, k)
-        merged = tf.gather(candidate_classes, place, batch_dims=1)
-        return index + 1, parts.write(index, best), part_classes.write(index, merged)
+    seconds: float
+    churn: float | None  # the share of all workers' list members that are new; None if there were no lists before
 
-    _, parts, part_classes = tf.while_loop(
-        lambda index, *_: index < num_tiles, merge_tile, (tf.constant(0), parts, part_classes), parallel_iterations=1
-    )
-    similarities = tf.ensure_shape(parts.concat(), [classifier.num_local, k])
-    return similarities, tf.ensure_shape(part_classes.concat(), [classifier.num_local, k])
-
-
-def _without_self(cosines: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
-    """Rules out query q against candidate q + offset, which is the same class."""
-    num_queries, num_candidates = tf.unstack(tf.shape(cosines))
-    first = tf.maximum(0, -offset)
-    queries = tf.range(first, tf.maximum(first, tf.minimum(num_queries, num_candidates - offset)))
-    place = tf.stack([queries, queries + offset], axis=1)
-    return tf.tensor_scatter_nd_update(cosines, place, tf.fill([tf.size(queries)], -float("inf")))
+    def metrics(self, epoch_seconds: float) -> dict[str, float]:
+        """For the log of an epoch that took `epoch_seconds`, this renewal included."""
+        measured = {"hard_negative_seconds": self.seconds, "hard_negative_share": self.seconds / epoch_seconds}
+        return measured if self.churn is None else {**measured, "hard_negative_churn": self.churn}
 
 
 class HardNegatives(tf.Module):
@@ -111,11 +123,41 @@ class HardNegatives(tf.Module):
     def __init__(self, classifier: ShardedClassifier, k: int):
         super().__init__(name="hard_negatives")
         self.classifier, self.k = classifier, k
-        self.lists = tf.Variable(tf.zeros([classifier.num_local, k], tf.int32), trainable=False, name="lists")
+        # -1: no list yet.
+        self.lists = tf.Variable(-tf.ones([classifier.num_local, k], tf.int32), trainable=False, name="lists")
 
-    def refresh(self) -> None:
-        """Recomputes the lists from the current class weights; all workers together."""
-        self.lists.assign(hard_negatives(self.classifier, self.k))
+    def refresh(self, progress: Progress = _no_progress) -> Refresh:
+        """Recomputes the lists from the current class weights; all workers together.
+
+        Args:
+          progress: called with a stage's name, blocks done and blocks in all.
+        """
+        started = time.monotonic()
+        found = _search(self.classifier, self.k, progress)
+        kept, before = self._replace(found.ids).numpy()
+        return Refresh(time.monotonic() - started, float(1 - kept / before) if before else None)
+
+    @tf.function
+    def _replace(self, new_lists: tf.Variable) -> tf.Tensor:
+        """Replaces the lists; returns int64 numbers over all workers: members kept, members before."""
+        num_local = self.classifier.num_local
+
+        def replace_tile(low, kept, before):
+            high = tf.minimum(low + max(1, _TILE_ELEMENTS // self.k), num_local)
+            local = tf.range(low, high)
+            old, new = self.lists.sparse_read(local), new_lists.sparse_read(local)  # [q, K]
+            # A list names nobody twice: what both name are neighbours when they are sorted together.
+            both = tf.sort(tf.concat([old, new], axis=1), axis=1)
+            kept += tf.math.count_nonzero((both[:, 1:] == both[:, :-1]) & (both[:, 1:] >= 0))
+            before += tf.math.count_nonzero(old >= 0)
+            self.lists.scatter_update(tf.IndexedSlices(new, local))
+            return high, kept, before
+
+        zero = tf.constant(0, tf.int64)
+        _, kept, before = tf.while_loop(
+            lambda low, *_: low < num_local, replace_tile, (tf.constant(0), zero, zero), parallel_iterations=1
+        )
+        return collectives.sum_over_workers(tf.stack([kept, before]), f"{self.name}_kept")
 
     def lookup(self, instance_ids: tf.Tensor) -> tf.Tensor:
         """The lists of a batch, whichever workers own its classes.

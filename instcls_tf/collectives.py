@@ -53,6 +53,14 @@ def _horovod():
     return hvd
 
 
+def leave() -> None:
+    """Parts from the other workers, all together: from now on each is the only one and nothing runs between them."""
+    global _size, _rank, _local_rank, _local_size
+    if _size > 1:
+        _horovod().shutdown()
+    _size, _rank, _local_rank, _local_size = 1, 0, 0, 1
+
+
 def size() -> int:
     """The number of workers, T."""
     return _size

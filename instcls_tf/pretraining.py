@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Callable, NamedTuple
 
 import numpy as np
@@ -47,6 +48,7 @@ def pretrain(config: PretrainConfig, source: Source | None = None) -> dict[str, 
     tf.keras.utils.set_random_seed(config.seed)
     is_chief = collectives.rank() == 0
     progress = Progress(visible=is_chief)
+    search_progress = Progress(visible=is_chief, within=True)
 
     # ---- Schedule
     steps_per_epoch = pipeline.steps_per_epoch(source.num_instances, config.batch_size)
@@ -99,11 +101,15 @@ def pretrain(config: PretrainConfig, source: Source | None = None) -> dict[str, 
     batches = iter(batches)
     log = MetricsLog(config.workdir, first_step) if is_chief else None
     expected = thermometer.expected_losses(source.num_instances, config.embedding_size, config.temperature)
-    timer, outputs, images, metrics = StepTimer(), [], 0, {}
+    timer, outputs, images, metrics, search = StepTimer(), [], 0, {}, None
     for step in range(first_step, last_step):
         epoch, step_in_epoch = divmod(step, steps_per_epoch)
         if run.hard_negatives is not None and (step_in_epoch == 0 or need_lists):
-            run.hard_negatives.refresh()
+            epoch_started = time.monotonic()
+            search = run.hard_negatives.refresh(search_progress)
+            search_progress.close()
+            if step_in_epoch:
+                search = None  # The rest of an epoch would give a wrong share of its time.
             need_lists = False
 
         learning_rate = schedule(step)
@@ -114,7 +120,8 @@ def pretrain(config: PretrainConfig, source: Source | None = None) -> dict[str, 
         done = step + 1
         ends_epoch = step_in_epoch + 1 == steps_per_epoch
         measures_knn = online_knn is not None and ends_epoch and online_knn.is_due(epoch)
-        if done % config.log_every == 0 or done == last_step or measures_knn:
+        reports_search = ends_epoch and search is not None
+        if done % config.log_every == 0 or done == last_step or measures_knn or reports_search:
             bad_files.check()
             metrics = {
                 "step": done,
@@ -125,6 +132,8 @@ def pretrain(config: PretrainConfig, source: Source | None = None) -> dict[str, 
                 **timer.report(images),
             }
             outputs, images = [], 0
+            if reports_search:
+                metrics.update(search.metrics(epoch_seconds=time.monotonic() - epoch_started))
             if measures_knn:
                 metrics.update(online_knn.measure())
                 timer.report(images)  # the measurement is no part of the training's speed

@@ -19,10 +19,13 @@ class Progress:
 
     Args:
       visible: False on all ranks but 0.
+      within: whether its stages are parts of another one, which has a progress of its own: a bar vanishes when it is
+        done, and stages of a few seconds are not mentioned.
     """
 
-    def __init__(self, visible: bool):
+    def __init__(self, visible: bool, within: bool = False):
         self._visible = visible and sys.stderr is not None
+        self._within = within
         self._bar: tqdm | None = None
         self._stage = ""
         self._started = self._last_line = 0.0
@@ -41,28 +44,40 @@ class Progress:
             sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
     def __call__(self, stage: str, done: int, total: int, detail: str = "") -> None:
-        """Reports `done` of `total` steps of a stage; the first report of a stage starts its clock."""
+        """Reports `done` of `total` steps of a stage; the first report of a stage, maybe of 0, starts its clock."""
         if not self._visible:
             return
         if stage != self._stage:
             self.close()
-            self._stage, self._started, self._first = stage, time.monotonic(), done - 1
+            self._stage, self._started, self._first = stage, time.monotonic(), max(0, done - 1)
             self._last_line = self._started
             if sys.stderr.isatty():
-                self._bar = tqdm(total=total, initial=done - 1, desc=stage, unit="step", dynamic_ncols=True)
+                self._bar = self._new_bar(stage, total)
         if self._bar is not None:
             self._bar.set_postfix_str(detail, refresh=False)
             self._bar.update(done - self._bar.n)
             return
         now = time.monotonic()
-        if now - self._last_line >= _LINE_EVERY or done == total:
+        took_long = now - self._started >= _LINE_EVERY or not self._within
+        if now - self._last_line >= _LINE_EVERY or (done == total and took_long):
             self._last_line = now
             left = (now - self._started) / max(1, done - self._first) * (total - done)
             line = f"{stage}: step {done}/{total}" + (f", {detail}" if detail else "")
             self.say(line + (f", {_clock(left)} left" if done < total else f", took {_clock(now - self._started)}"))
 
+    def _new_bar(self, stage: str, total: int) -> tqdm:
+        return tqdm(
+            total=total,
+            initial=self._first,
+            desc=stage,
+            unit="step",
+            dynamic_ncols=True,
+            leave=not self._within,
+            delay=_LINE_EVERY if self._within else 0,
+        )
+
     def close(self) -> None:
-        """Ends the current bar."""
+        """Ends the current stage and its bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

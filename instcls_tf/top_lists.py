@@ -60,7 +60,7 @@ def arrangement(candidates: int, k: int) -> Arrangement:
 def arrange(rows: tf.Tensor, layout: Arrangement) -> tf.Tensor:
     """The columns `[D, G s]` of a block whose candidates have the L2-normalised `rows` `[c, D]`, c at least 1."""
     places = tf.range(layout.group)[:, tf.newaxis] + layout.group * tf.range(layout.num_groups)  # [G, s]
-    # Copies of the last row fill its group up, whose maximum they leave as it is, and groups behind it.
+    # Copies of the last row fill its group up, whose maximum they leave as it is; groups behind it do not count.
     places = tf.minimum(tf.reshape(places, [-1]), tf.shape(rows)[0] - 1)
     return tf.transpose(tf.gather(rows, places))
 
@@ -76,12 +76,16 @@ def merge(lists: Lists, queries: tf.Tensor, query_ids: tf.Tensor, block: Block, 
       layout: of the block.
     """
     similarities = tf.matmul(queries, block.columns)  # [q, G s]
-    maxima = _maxima(similarities, layout.group)  # [q, s]
+    is_real = tf.range(layout.num_groups) * layout.group < block.last - block.first  # [s]
+    # Several groups with nothing but copies of one row would pass for as many candidates.
+    maxima = tf.where(is_real, _maxima(similarities, layout.group), -float("inf"))  # [q, s]
     bound = _bound(maxima, lists.similarities, layout)  # [q, 1]
     opened = tf.cast(tf.where(maxima >= bound), tf.int32)  # [m, 2], in the order of queries and groups
     query, group = opened[:, 0], opened[:, 1]
     layers = tf.range(layout.group) * layout.num_groups
-    members = tf.gather(tf.reshape(similarities, [-1]), (query * layout.width + group)[:, tf.newaxis] + layers)  # [m, G]
+    members = tf.gather(
+        tf.reshape(similarities, [-1]), (query * layout.width + group)[:, tf.newaxis] + layers
+    )  # [m, G]
     passing = tf.where(members >= tf.gather(bound, query))  # [p, 2], in the order of queries and ids
     passed = tf.gather_nd(members, passing)  # [p]
     query = tf.gather(query, passing[:, 0])

@@ -36,10 +36,18 @@ def flags_of(workdir: Path, **changes) -> list[str]:
 
 
 def metrics_of(workdir: Path) -> dict[str, np.ndarray]:
-    """The columns of `metrics.jsonl`."""
+    """The columns of `metrics.jsonl` but for those of the search for hard negatives, which one line an epoch has."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = [{name: line[name] for name in line if not name.startswith("hard_negative_")} for line in lines]
     assert all(line.keys() == lines[0].keys() for line in lines)
     return {name: np.array([line[name] for line in lines]) for name in lines[0]}
+
+
+def searches_of(workdir: Path) -> dict[int, dict[str, float]]:
+    """What `metrics.jsonl` says about searches for hard negatives, by step."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    found = {line["step"]: {name: line[name] for name in line if name.startswith("hard_negative_")} for line in lines}
+    return {step: search for step, search in found.items() if search}
 
 
 def write_images(folder: Path, names: list[str]) -> None:

@@ -14,7 +14,16 @@ from instcls_tf import pretraining
 from instcls_tf.config import PretrainConfig, load_run
 from tests.commands import run_script, snapshot
 from tests.end_to_end.conftest import PastRun
-from tests.end_to_end.runs import NUM_INSTANCES, STEPS, STEPS_PER_EPOCH, TINY, flags_of, metrics_of, write_images
+from tests.end_to_end.runs import (
+    NUM_INSTANCES,
+    STEPS,
+    STEPS_PER_EPOCH,
+    TINY,
+    flags_of,
+    metrics_of,
+    searches_of,
+    write_images,
+)
 
 INTERRUPTED_AT = 3  # in mid-epoch
 METRICS = {"step", "epoch", "loss", "instance_top1", "learning_rate", "images_per_second", "data_wait_fraction"}
@@ -70,6 +79,19 @@ def test_a_run_leaves_what_the_documentation_promises(request, fixture):
     assert np.isfinite(rows).all()
 
 
+def test_each_epoch_reports_its_search(whole_run, whole_run_of_two):
+    one, two = searches_of(whole_run.workdir), searches_of(whole_run_of_two.workdir)
+    for searches in (one, two):
+        assert list(searches) == [STEPS_PER_EPOCH, STEPS]
+        first, second = searches.values()
+        assert "hard_negative_churn" not in first
+        assert 0 < second["hard_negative_churn"] < 1
+        for search in (first, second):
+            assert search["hard_negative_seconds"] > 0
+            assert 0 < search["hard_negative_share"] < 1
+    assert two[STEPS]["hard_negative_churn"] == pytest.approx(one[STEPS]["hard_negative_churn"], abs=0.01)
+
+
 def test_progress_is_on_standard_error(whole_run):
     assert whole_run.finished.stdout == ""
     said = whole_run.finished.stderr.splitlines()
@@ -106,6 +128,10 @@ def test_an_interrupted_run_goes_on(request, tmp_path, interrupted_run_of_two, w
     np.testing.assert_array_equal(metrics["step"], np.arange(1, STEPS + 1))
 
     whole = request.getfixturevalue("whole_run_of_two" if workers == 2 else "whole_run").workdir
+    # The epoch that was cut in two has no search to report; the next one compares with the lists that were saved.
+    assert list(searches_of(workdir)) == [STEPS]
+    churns = [searches_of(folder)[STEPS]["hard_negative_churn"] for folder in (workdir, whole)]
+    assert churns[0] == pytest.approx(churns[1], abs=0.01)
     expected = metrics_of(whole)
     rows, expected_rows = (
         tf.train.load_checkpoint(str(folder / "checkpoints")).get_tensor("classifier/rows")

@@ -9,6 +9,7 @@ import numpy as np
 NUM_INSTANCES = 101
 EMBEDDING_SIZE = 16
 HARD = 7
+CANDIDATES = 40  # per block: three blocks travel, which shards do not end with
 STEPS = 20
 LISTS_EVERY = 10
 LEARNING_RATE = 0.7

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from instcls_tf import checkpoint, collectives, compiled_softmax, tiles
+from instcls_tf import checkpoint, collectives, compiled_softmax, hardest_classes, tiles
 from instcls_tf.classifier import ShardedClassifier, sample_classes
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.sources import open_source
@@ -23,6 +23,7 @@ OVERLAP_STEPS = 4
 
 def classifier(folder: Path) -> None:
     """Trains every case's class weights and writes loss, gradients, weights, lists and samples."""
+    hardest_classes._CANDIDATES, hardest_classes._TILE_ELEMENTS = cases.CANDIDATES, cases.CANDIDATES * 5
     for name, case in cases.CASES.items():
         tiles.tile_classes = lambda *_, number=case.tile_classes: number
         compiled_softmax.available = lambda compiled=case.compiled: compiled
@@ -47,8 +48,8 @@ def _train_classifier(case: cases.Case, name: str) -> dict[str, np.ndarray]:
     results = {}
     for number in range(cases.STEPS):
         if hard and number % cases.LISTS_EVERY == 0:
-            hard.refresh()
-            results[f"lists_{number}"] = gather(hard.lists)
+            churn = hard.refresh().churn
+            results[f"lists_{number}"], results[f"churn_{number}"] = gather(hard.lists), np.array(churn, np.float64)
         embeddings, ids = cases.batch(number)
         begin, end = collectives.own_bounds(len(ids))
         if case.sampled_classes:

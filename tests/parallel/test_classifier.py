@@ -35,8 +35,10 @@ def test_equals_dense_reference(results, name):
     lists = None
     for step in range(cases.STEPS):
         if case.smoothing and step % cases.LISTS_EVERY == 0:
-            lists = reference.hard_negatives(dense.weights, cases.HARD)
+            before, lists = lists, reference.hard_negatives(dense.weights, cases.HARD)
             np.testing.assert_array_equal(actual[f"lists_{step}"], lists)
+            churn = np.nan if before is None else np.mean([len(set(a) - set(b)) for a, b in zip(lists, before)])
+            assert actual[f"churn_{step}"] == pytest.approx(churn / cases.HARD, nan_ok=True)
         embeddings, ids = cases.batch(step)
         hard = lists[ids] if case.smoothing else None
         loss, gradient, top1 = dense.step(embeddings, ids, hard, cases.LEARNING_RATE, actual.get(f"sample_{step}"))

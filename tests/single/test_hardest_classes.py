@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from instcls_tf import hardest_classes
+from instcls_tf import hardest_classes, top_lists
 from instcls_tf.classifier import ShardedClassifier
 from instcls_tf.hardest_classes import HardNegatives, hard_negatives
 from tests import reference
@@ -16,7 +16,7 @@ NUM_INSTANCES, SIZE = 41, 6
 
 @pytest.fixture
 def sizes(monkeypatch):
-    """Sets the candidates per block and the queries per tile of a full block."""
+    """Sets the most candidates per block and about the queries per tile."""
 
     def set_sizes(candidates: int, queries: int) -> None:
         monkeypatch.setattr(hardest_classes, "_CANDIDATES", candidates)
@@ -42,7 +42,7 @@ def make_classifier(rows: np.ndarray) -> ShardedClassifier:
     [
         (32768, 1000, 5),  # one block, one tile
         (41, 41, 1),
-        (40, 7, 5),  # a block of one candidate at the end
+        (40, 7, 5),  # two blocks, of 21 and 20
         (7, 1, 5),
         (3, 40, 5),  # blocks smaller than K
         (1, 3, 2),
@@ -85,7 +85,7 @@ def test_k_out_of_range(k):
 
 def test_lookup():
     module = HardNegatives(make_classifier(weights()), 5)
-    np.testing.assert_array_equal(module.lists, np.zeros([NUM_INSTANCES, 5]))
+    np.testing.assert_array_equal(module.lists, np.full([NUM_INSTANCES, 5], -1))
     module.refresh()
     expected = reference.hard_negatives(weights().astype(np.float64), 5)
     np.testing.assert_array_equal(module.lists, expected)
@@ -104,3 +104,61 @@ def test_lists_are_as_old_as_the_last_refresh():
     np.testing.assert_array_equal(module.lookup(tf.range(NUM_INSTANCES)), before)
     module.refresh()
     assert (module.lists.numpy() != before).any()
+
+
+def test_churn_is_the_share_of_new_members():
+    layer = make_classifier(weights())
+    module = HardNegatives(layer, 5)
+    first = module.refresh()
+    assert first.churn is None
+    assert set(first.metrics(epoch_seconds=1e9)) == {"hard_negative_seconds", "hard_negative_share"}
+    assert module.refresh().churn == 0.0
+    before = module.lists.numpy()
+    layer.write(tf.range(20), tf.constant(weights()[20:40]))
+    third = module.refresh()
+    new = [len(set(members) - set(others)) / 5 for members, others in zip(module.lists.numpy(), before)]
+    assert 0 < np.mean(new) < 1
+    assert third.churn == pytest.approx(np.mean(new))
+    assert third.metrics(epoch_seconds=2 * third.seconds) == {
+        "hard_negative_seconds": third.seconds,
+        "hard_negative_share": 0.5,
+        "hard_negative_churn": third.churn,
+    }
+
+
+def test_restored_lists_are_those_of_the_epoch_before():
+    module = HardNegatives(make_classifier(weights()), 5)
+    module.lists.assign(reference.hard_negatives(weights().astype(np.float64), 5))
+    assert module.refresh().churn == 0.0
+
+
+def test_progress_is_told_after_each_block(sizes):
+    sizes(14, 3)
+    told = []
+    HardNegatives(make_classifier(weights()), 5).refresh(lambda *report: told.append(report))
+    assert told == [("hard negatives", done, 3) for done in range(4)]
+
+
+def test_the_next_block_travels_during_the_search():
+    """Neither the search nor the gathering in the graph of a block waits for the other."""
+    layer = make_classifier(weights())
+    layout = top_lists.arrangement(14, 5)
+    variables = (tf.Variable(tf.zeros([NUM_INSTANCES, 5])), tf.Variable(tf.zeros([NUM_INSTANCES, 5], tf.int32)))
+    graph = hardest_classes._search_block.get_concrete_function(
+        layer, tf.zeros([SIZE, layout.width]), tf.constant(0), top_lists.Lists(*variables), layout
+    ).graph
+    (search,) = [operation for operation in graph.get_operations() if operation.type in ("While", "StatelessWhile")]
+    (gathering,) = [operation for operation in graph.get_operations() if operation.type in ("If", "StatelessIf")]
+    assert gathering not in ancestors(search)
+    assert search not in ancestors(gathering)
+
+
+def ancestors(operation: tf.Operation) -> set:
+    found, waiting = set(), [operation]
+    while waiting:
+        current = waiting.pop()
+        for parent in [*(tensor.op for tensor in current.inputs), *current.control_inputs]:
+            if parent not in found:
+                found.add(parent)
+                waiting.append(parent)
+    return found

@@ -93,6 +93,23 @@ def test_every_stage_has_a_clock_of_its_own(capsys, clock):
     assert captured.err.splitlines() == ["first: step 1/1, took 0:00", "second: step 551/1000, 13:12 left"]
 
 
+def test_a_stage_within_another_is_mentioned_when_it_takes_long(capsys, clock):
+    progress, within = Progress(visible=True), Progress(visible=True, within=True)
+    progress("training", 1, 10)
+    for seconds in (1, 4):
+        for done in range(4):
+            within("search", done, 3)
+            clock.now += seconds
+        within.close()
+    progress("training", 5, 10)
+    # Two searches, of 3 and of 12 seconds up to their last report; the stage around them keeps its clock.
+    assert capsys.readouterr().err.splitlines() == [
+        "search: step 2/3, 0:04 left",
+        "search: step 3/3, took 0:12",
+        "training: step 5/10, 0:20 left",
+    ]
+
+
 def test_other_ranks_are_silent(capsys):
     progress = Progress(visible=False)
     progress.say("hello")
@@ -112,6 +129,15 @@ def test_progress_on_a_terminal_is_one_bar_per_stage(monkeypatch, capsys):
     shown = capsys.readouterr().err
     for text in ("first: 100%", "second: 100%", "2/2", "loss 2"):
         assert text in shown, shown
+
+
+def test_a_short_stage_within_another_shows_no_bar(monkeypatch, capsys):
+    monkeypatch.setattr(run_log.sys.stderr, "isatty", lambda: True, raising=False)
+    within = Progress(visible=True, within=True)
+    for done in range(3):
+        within("search", done, 2)
+    within.close()
+    assert "search" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (125, "2:05"), (108061, "30:01:01")])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from instcls_tf import checkpoint, collectives, compiled_softmax, hardest_classes, tiles
+from instcls_tf import checkpoint, collectives, compiled_softmax, grouped, hardest_classes, tiles
 from instcls_tf.classifier import ShardedClassifier, sample_classes
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.sources import open_source
@@ -95,18 +95,40 @@ def train_step(folder: Path) -> None:
     for number in range(cases.STEPS):
         if number % cases.LISTS_EVERY == 0:
             hard.refresh()
-        views, ids = views_of(number)
-        first, last = collectives.own_bounds(-(-len(ids) // cases.MICRO_BATCH))
-        begin, end = (min(group * cases.MICRO_BATCH, len(ids)) for group in (first, last))
-        own_views, own_ids = views[begin:end], ids[begin:end]
-        if begin == end:  # What the pipeline gives to a worker without a share.
-            own_views, own_ids = views[:1], np.array([-1], np.int32)
+        own_views, own_ids = own_share(number)
         output = step(tf.constant(own_views), tf.constant(own_ids), tf.constant(cases.LEARNING_RATE))
         results[f"loss_{number}"] = output.loss.numpy()
     results["kernel"] = encoder.trainable_variables[0].numpy()
     results["weights"] = gather(layer.local_rows)
+    results["moving_mean"], results["moving_variance"] = moving_statistics()
     if collectives.rank() == 0:
         np.savez(folder / "train_step.npz", **results)
+
+
+def own_share(step: int) -> tuple[np.ndarray, np.ndarray]:
+    """This worker's BN groups of a step's views and ids."""
+    views, ids = views_of(step)
+    first, last = collectives.own_bounds(-(-len(ids) // cases.MICRO_BATCH))
+    begin, end = (min(group * cases.MICRO_BATCH, len(ids)) for group in (first, last))
+    if begin == end:  # what the pipeline gives to a worker without a share
+        return views[:1], np.array([-1], np.int32)
+    return views[begin:end], ids[begin:end]
+
+
+def moving_statistics() -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance that a BN layer has learned from the pixels of all steps."""
+    images = tf.keras.Input([2, 2, 3])
+    layer = tf.keras.layers.BatchNormalization(momentum=0.9)
+    encoder = tf.keras.Model(images, tf.keras.layers.GlobalAveragePooling2D()(layer(images)))
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 2, 2, 3]), tf.TensorSpec([None], tf.bool)])
+    def encode(images, is_real):
+        return grouped.encode(encoder, images, is_real, 2 * cases.MICRO_BATCH, several=True).embeddings
+
+    for number in range(cases.STEPS):
+        views, ids = own_share(number)
+        encode(tf.constant(views.reshape([-1, 2, 2, 3])), tf.repeat(ids >= 0, 2))
+    return layer.moving_mean.numpy(), layer.moving_variance.numpy()
 
 
 def overlap(folder: Path) -> None:

@@ -85,3 +85,21 @@ def test_whole_training_step_equals_dense_reference(num_workers, tmp_path):
         assert relative_error(actual[f"loss_{step}"], loss) < TOLERANCE
     assert relative_error(actual["kernel"], kernel) < TOLERANCE
     assert relative_error(actual["weights"], dense.weights) < TOLERANCE
+    mean, variance = moving_statistics()
+    np.testing.assert_allclose(actual["moving_mean"], mean, rtol=TOLERANCE, atol=1e-6)
+    np.testing.assert_allclose(actual["moving_variance"], variance, rtol=TOLERANCE)
+
+
+def moving_statistics() -> tuple[np.ndarray, np.ndarray]:
+    """What BN learns from the pixels: a step towards the mean over all groups of the global batch, whoever has them."""
+    from tests.parallel import tasks
+
+    moving = np.stack([np.zeros(3), np.ones(3)])
+    for step in range(cases.STEPS):
+        views, ids = tasks.views_of(step)
+        groups = [
+            views[begin : begin + cases.MICRO_BATCH].reshape([-1, 3]) for begin in range(0, len(ids), cases.MICRO_BATCH)
+        ]
+        values = [[pixels.mean(0, np.float64), pixels.var(0, np.float64, ddof=1)] for pixels in groups]
+        moving = 0.9 * moving + 0.1 * np.mean(values, axis=0)
+    return moving[0], moving[1]

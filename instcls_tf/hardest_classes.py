@@ -81,7 +81,7 @@ def _search_block(
     def merge_tile(low):
         high = tf.minimum(low + max(1, _TILE_ELEMENTS // layout.width), classifier.num_local)
         local = tf.range(low, high)
-        queries = tf.math.l2_normalize(classifier.read(local), axis=1)  # [q, D]
+        queries = _normalized(classifier.read(local))  # [q, D]
         members = top_lists.Lists(*(variable.sparse_read(local) for variable in lists))
         merged = top_lists.merge(members, queries, classifier.begin + local, block, layout)
         for variable, part in zip(lists, merged):
@@ -96,8 +96,17 @@ def _gather_block(classifier: ShardedClassifier, first: tf.Tensor, layout: top_l
     """L2-normalised weights of the classes from `first` on, put together from their owners and arranged; `[D, G s]`."""
     low = tf.clip_by_value(first, classifier.begin, classifier.end)
     high = tf.clip_by_value(first + layout.candidates, classifier.begin, classifier.end)
-    own_part = tf.math.l2_normalize(classifier.read(tf.range(low, high) - classifier.begin), axis=1)
+    own_part = _normalized(classifier.read(tf.range(low, high) - classifier.begin))
     return top_lists.arrange(collectives.all_gather(own_part, f"{classifier.name}_candidates"), layout)
+
+
+def _normalized(rows: tf.Tensor) -> tf.Tensor:
+    """`tf.math.l2_normalize`, but rounded alike wherever a row stands in a tensor, else classes that tie would not.
+
+    Reciprocal square roots are not, which are taken with vectors and a remainder of scalars; square roots and quotients
+    are. The maximum keeps TensorFlow from making the former of the latter.
+    """
+    return rows / tf.maximum(tf.sqrt(tf.reduce_sum(tf.square(rows), axis=1, keepdims=True)), 1e-6)
 
 
 class Refresh(NamedTuple):

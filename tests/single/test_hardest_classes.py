@@ -70,6 +70,16 @@ def test_ties_keep_the_order_of_ids_and_never_list_oneself(sizes, candidates, qu
         np.testing.assert_array_equal(lists[i], same + other)
 
 
+def test_rounding_does_not_depend_on_the_place_of_a_row():
+    """Else equal classes would come in another order on another number of workers."""
+    rows = tf.random.stateless_normal([1000, 37], [1, 2])
+    normalized = tf.function(hardest_classes._normalized, input_signature=[tf.TensorSpec([None, 37])])
+    whole = normalized(rows).numpy()
+    np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1.0, rtol=1e-6)
+    for begin, end in [(0, 1), (0, 7), (3, 70), (501, 1000), (990, 999)]:
+        np.testing.assert_array_equal(normalized(rows[begin:end]), whole[begin:end])
+
+
 def test_follows_the_rows():
     layer = make_classifier(weights())
     before = hard_negatives(layer, 5).numpy()

@@ -148,7 +148,7 @@ class HardNegatives(tf.Module):
 
     @tf.function
     def _replace(self, new_lists: tf.Variable) -> tf.Tensor:
-        """Replaces the lists; returns int64 numbers over all workers: members kept, members before."""
+        """Replaces the lists; returns int64 numbers over all workers: members kept (if any), members before."""
         num_local = self.classifier.num_local
 
         def replace_tile(low, kept, before):
@@ -157,7 +157,7 @@ class HardNegatives(tf.Module):
             old, new = self.lists.sparse_read(local), new_lists.sparse_read(local)  # [q, K]
             # A list names nobody twice: what both name are neighbours when they are sorted together.
             both = tf.sort(tf.concat([old, new], axis=1), axis=1)
-            kept += tf.math.count_nonzero((both[:, 1:] == both[:, :-1]) & (both[:, 1:] >= 0))
+            kept += tf.math.count_nonzero(both[:, 1:] == both[:, :-1])
             before += tf.math.count_nonzero(old >= 0)
             self.lists.scatter_update(tf.IndexedSlices(new, local))
             return high, kept, before

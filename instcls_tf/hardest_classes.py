@@ -152,7 +152,7 @@ class HardNegatives(tf.Module):
         num_local = self.classifier.num_local
 
         def replace_tile(low, kept, before):
-            high = tf.minimum(low + max(1, _TILE_ELEMENTS // self.k), num_local)
+            high = tf.minimum(low + max(1, _TILE_ELEMENTS // (4 * self.k)), num_local)
             local = tf.range(low, high)
             old, new = self.lists.sparse_read(local), new_lists.sparse_read(local)  # [q, K]
             # A list names nobody twice: what both name are neighbours when they are sorted together.

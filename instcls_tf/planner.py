@@ -22,9 +22,10 @@ GIGABYTE = 10**9
 _FLOAT = _INT = 4
 _MAX_INSTANCES = 2**31 - 1  # Ids are int32.
 
-# Lists [n, K] at once while hard negatives are searched: similarities and classes, and both of the next round.
-_SEARCH_LISTS = 4
-_SEARCH_BLOCK, _SEARCH_TILE = 32768, 2**23
+# While hard negatives are searched: similarities and ids of the new lists, [n, K]; two blocks of candidates, [c, D],
+# the next one on its way; two arrays of a tile of similarities.
+_SEARCH_LISTS, _SEARCH_BLOCKS, _SEARCH_TILES = 2, 2, 2
+_SEARCH_BLOCK, _SEARCH_TILE = 65536, 2**22
 
 
 class Plan(NamedTuple):
@@ -140,7 +141,7 @@ def _search_bytes(config: PretrainConfig, num_instances: int, num_workers: int) 
         return 0
     lists = math.ceil(num_instances / num_workers) * config.hard_negatives * _INT
     block = min(_SEARCH_BLOCK, num_instances) * config.embedding_size * _FLOAT
-    return _SEARCH_LISTS * lists + 3 * block + 2 * _SEARCH_TILE * _FLOAT
+    return _SEARCH_LISTS * lists + _SEARCH_BLOCKS * block + _SEARCH_TILES * _SEARCH_TILE * _FLOAT
 
 
 def _sizes(config: PretrainConfig):

@@ -90,7 +90,7 @@ def test_memory_of_plain_data_parallelism(plan):
 
 
 def test_the_peak_is_a_step_or_a_search(plan):
-    assert plan.search_bytes == 4 * 48 + 3 * 10 * 2 * 4 + 2 * 2**23 * 4
+    assert plan.search_bytes == 2 * 48 + 2 * 10 * 2 * 4 + 2 * 2**22 * 4
     absent = sum(plan.memory[name] for name in ("gathered batch", "activations of a BN group", "views of a step"))
     assert plan.search_bytes > absent
     assert plan.peak_bytes == sum(plan.memory.values()) - absent + plan.search_bytes

@@ -173,6 +173,9 @@ def _classifier_alone(config: PretrainConfig, run: Run, instance_ids: tf.Tensor,
             smoothing=config.smoothing,
             smoothing_loss=config.smoothing_loss,
             sampled_classes=min(num_local, -(-config.sampled_classes // workers)),
+            weights_dtype=config.class_weights_dtype,
+            momentum_dtype=config.class_momentum_dtype,
+            products_dtype=config.class_products_dtype,
         )
         layer.initialize_gaussian()
     # Of the classes of a batch and of the hard negatives of a row, one in T is this worker's.

@@ -235,7 +235,7 @@ inline uint16_t to_bfloat16(float value, uint32_t random) {
   return static_cast<uint16_t>((bits + random) >> 16);
 }
 
-// A hash of 32 bits, the same as `storage.random_bits` in Python: independent of threads, tiles and workers.
+// A hash of 32 bits, the same as `_random_bits` of storage.py: independent of threads, tiles and workers.
 inline uint32_t random_bits(uint32_t x) {
   x ^= x >> 16;
   x *= 0x7feb352dU;
@@ -293,6 +293,19 @@ void read_directions(const Pass& pass, int64_t begin, int64_t count, float* dire
 int64_t tile_classes(const Pass& pass) {
   const int64_t fits = std::min<int64_t>(kTileFloats / pass.padded_size, kMaxTile);
   return std::max<int64_t>(fits / kBlockRows * kBlockRows, 4 * kBlockRows);
+}
+
+// Calls body(begin, count, first, last) for tiles of the streamed classes: `count` of them, and the labels on them.
+template <typename Body>
+void for_each_tile(const Pass& pass, int64_t begin, int64_t end, Body body) {
+  const int32_t *columns = pass.targets.column, *behind = columns + pass.targets.count;
+  const int64_t width = tile_classes(pass);
+  for (int64_t first = std::lower_bound(columns, behind, begin) - columns; begin < end; begin += width) {
+    const int64_t count = std::min(width, end - begin);
+    const int64_t last = std::lower_bound(columns + first, behind, begin + count) - columns;
+    body(begin, count, first, last);
+    first = last;
+  }
 }
 
 // Calls body(j, i, t) for the labels t of a tile and a panel: class begin + j, row i of the panel.
@@ -397,11 +410,7 @@ void forward_pass(const Pass& pass, int64_t begin, int64_t end, const Sums& sums
   Tile tile(pass, width);
   Array logits(width * kPanel);
   const Targets& targets = pass.targets;
-  int64_t first = std::lower_bound(targets.column, targets.column + targets.count, begin) - targets.column;
-  for (; begin < end; begin += width) {
-    const int64_t count = std::min(width, end - begin);
-    const int64_t last =
-        std::lower_bound(targets.column + first, targets.column + targets.count, begin + count) - targets.column;
+  for_each_tile(pass, begin, end, [&](int64_t begin, int64_t count, int64_t first, int64_t last) {
     tile.read<Product>(pass, begin, count);
     for (int64_t panel = 0; panel < pass.num_panels; ++panel) {
       tile.multiply_by_panel<Product>(pass, count, panel, logits);
@@ -416,8 +425,7 @@ void forward_pass(const Pass& pass, int64_t begin, int64_t end, const Sums& sums
       });
       tile.add_weighted<Product>(pass, count, logits, sums.exp_weights + panel * kPanel * padded);
     }
-    first = last;
-  }
+  });
 }
 
 // The gradient of the tile's rows through w^ = w / |w|, and SGD with momentum and decay as in optimizer.py.
@@ -450,11 +458,7 @@ void backward_pass(const Pass& pass, const Update& update, int64_t begin, int64_
   Tile tile(pass, width);
   Array logits(width * kPanel), gradients(width * padded);
   const Targets& targets = pass.targets;
-  int64_t first = std::lower_bound(targets.column, targets.column + targets.count, begin) - targets.column;
-  for (; begin < end; begin += width) {
-    const int64_t count = std::min(width, end - begin);
-    const int64_t last =
-        std::lower_bound(targets.column + first, targets.column + targets.count, begin + count) - targets.column;
+  for_each_tile(pass, begin, end, [&](int64_t begin, int64_t count, int64_t first, int64_t last) {
     tile.read<Product>(pass, begin, count);
     std::fill(gradients + 0, gradients + count * padded, 0.0f);
     for (int64_t panel = 0; panel < pass.num_panels; ++panel) {
@@ -472,8 +476,7 @@ void backward_pass(const Pass& pass, const Update& update, int64_t begin, int64_
                               padded, gradients, padded);
     }
     move_rows(pass, update, begin, count, tile.directions, tile.inverse_norms, gradients);
-    first = last;
-  }
+  });
 }
 
 void forward(const Pass& pass, int64_t begin, int64_t end, const Sums& sums) {

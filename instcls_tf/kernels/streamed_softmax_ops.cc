@@ -18,7 +18,6 @@
 namespace instcls {
 namespace {
 
-using tensorflow::AllocatorAttributes;
 using tensorflow::OpKernel;
 using tensorflow::OpKernelConstruction;
 using tensorflow::OpKernelContext;
@@ -78,8 +77,7 @@ Status own_alone(OpKernelContext* context, Var* variable) {
   Tensor* tensor = variable->tensor();
   if (!tensor->RefCountIsOne()) {
     Tensor copy;
-    AllocatorAttributes attributes;
-    TF_RETURN_IF_ERROR(context->allocate_temp(tensor->dtype(), tensor->shape(), &copy, attributes));
+    TF_RETURN_IF_ERROR(context->allocate_temp(tensor->dtype(), tensor->shape(), &copy));
     std::memcpy(copy.data(), tensor->data(), tensor->TotalBytes());
     *tensor = copy;
   }
@@ -135,7 +133,7 @@ class Batch {
     pass.targets = {row.flat<int32_t>().data(), context->input(4).flat<int32_t>().data(),
                     context->input(5).flat<float>().data(), context->input(6).flat<bool>().data(), row.NumElements()};
     TF_RETURN_IF_ERROR(check());
-    Tensor* panels = keep(context);
+    Tensor* panels = keep();
     TF_RETURN_IF_ERROR(context->allocate_temp(tensorflow::DT_FLOAT, {padded_rows() * pass.padded_size}, panels));
     transpose(embeddings.flat<float>().data(), 1.0f / settings.temperature, panels->flat<float>().data());
     if (pass.products == Storage::kBFloat16)
@@ -146,9 +144,9 @@ class Batch {
 
   int64_t padded_rows() const { return pass.num_panels * kPanel; }
 
-  // [padded_rows, padded_size] zeros, or anything else per padded row, which live as long as the batch
+  // `size` zeros, which live as long as the batch
   Status allocate(OpKernelContext* context, int64_t size, float** data) {
-    Tensor* tensor = keep(context);
+    Tensor* tensor = keep();
     TF_RETURN_IF_ERROR(context->allocate_temp(tensorflow::DT_FLOAT, {size}, tensor));
     *data = tensor->flat<float>().data();
     std::fill(*data, *data + size, 0.0f);
@@ -161,7 +159,7 @@ class Batch {
  private:
   static int64_t padded(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
 
-  Tensor* keep(OpKernelContext*) {
+  Tensor* keep() {
     tensors_.push_back(std::make_unique<Tensor>());
     return tensors_.back().get();
   }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
 
@@ -145,6 +146,7 @@ def overlap(folder: Path) -> None:
         ids = tf.range(16) + 16 * collectives.rank()
         for number in range(OVERLAP_STEPS):
             step(tf.random.stateless_normal([16, 2, 24, 24, 3], [number, collectives.rank()]), ids, 0.01)
+    hvd.stop_timeline()  # waits until all is written; the end of the process does not
 
 
 def convolutions() -> tf.keras.Model:

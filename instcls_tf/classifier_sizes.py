@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from instcls_tf import partition
+from instcls_tf import cores, partition
 
 CPU, GPU = "cpu", "gpu"
 
@@ -14,7 +14,12 @@ _FLOAT = 4
 _TILE_LOGITS, _TILE_ROWS = 2, 8
 # A thread of the compiled kernels (CPUs) has [c, D] directions and gradients, [c, 64] logits, and [B, D] sums of its
 # own for exponentials and targets.
-_KERNEL_TILE_FLOATS, _KERNEL_MAX_TILE, _KERNEL_PANEL, _KERNEL_SUMS = 192 * 128, 768, 64, 2
+_KERNEL_PANEL, _KERNEL_SUMS = 64, 2
+# Of a core's second-level cache for the arrays of a tile; the rest is for panels of the batch and their sums, which
+# stream through (steps take the same time, to 3 %, between an eighth and three quarters). A tile's classes are whole
+# blocks of the product's rows.
+_KERNEL_CACHE_SHARE, _KERNEL_BLOCK = 0.25, 6
+_FALLBACK_CACHE_BYTES, _LARGEST_CACHE_BYTES = 2**20, 4 * 2**20
 # [B, D] arrays of the global batch at once: embeddings, scaled ones (on CPUs in panels, and divided by S), G and the
 # targets' weights, each before and after a tile on a GPU, their product, the gradient.
 _BATCH_ROWS = 8
@@ -59,15 +64,29 @@ def classifier_bytes(
         tile = min(end - begin, tile_classes(batch_rows, embedding_size))
         streaming = tile * (_TILE_LOGITS * batch_rows + _TILE_ROWS * embedding_size) * _FLOAT
     else:
-        tile = min(_KERNEL_TILE_FLOATS // embedding_size, _KERNEL_MAX_TILE)
-        of_tile = tile * (2 * embedding_size + _KERNEL_PANEL)
-        streaming = threads * (of_tile + _KERNEL_SUMS * batch_rows * embedding_size) * _FLOAT
+        of_tile = _kernel_class_bytes(embedding_size) * min(end - begin, kernel_tile_classes(embedding_size))
+        streaming = threads * (of_tile + _KERNEL_SUMS * batch_rows * embedding_size * _FLOAT)
     return {
         "class weights": weights,
         "momentum of class weights": momentum,
         "tile workspace": streaming,
         "allocator": round(_ALLOCATOR_SHARE * (weights + momentum)),
     }
+
+
+def kernel_tile_classes(embedding_size: int) -> int:
+    """c, the classes of a tile of the compiled kernels on this machine.
+
+    Args:
+      embedding_size: D.
+    """
+    cache = min(cores.cache_bytes(2) or _FALLBACK_CACHE_BYTES, _LARGEST_CACHE_BYTES)
+    classes = int(_KERNEL_CACHE_SHARE * cache) // _kernel_class_bytes(embedding_size)
+    return max(4 * _KERNEL_BLOCK, classes // _KERNEL_BLOCK * _KERNEL_BLOCK)
+
+
+def _kernel_class_bytes(embedding_size: int) -> int:
+    return (2 * embedding_size + _KERNEL_PANEL) * _FLOAT
 
 
 def tile_classes(batch_rows: int, embedding_size: int) -> int:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import os
 
 import tensorflow as tf
 
-from instcls_tf import collectives
+from instcls_tf import collectives, cores
 
 # Names and numbers of mallopt(3).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
@@ -33,20 +32,8 @@ def _share_cores() -> None:
     TensorFlow's default is all cores of the machine for each worker. One worker keeps them.
     """
     if collectives.local_size() > 1:
-        tf.config.threading.set_intra_op_parallelism_threads(
-            threads_of_worker(os.cpu_count() or 1, len(os.sched_getaffinity(0)), collectives.local_size())
-        )
-
-
-def threads_of_worker(cores: int, allowed: int, workers: int) -> int:
-    """A worker's share of the cores.
-
-    Args:
-      cores: of the machine.
-      allowed: those that this process may run on: fewer if the launcher has bound it.
-      workers: on this machine.
-    """
-    return min(allowed, max(1, cores // workers))
+        threads = cores.threads_of_worker(collectives.local_size())
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
 
 
 def _reuse_freed_memory() -> None:

@@ -1,4 +1,4 @@
-"""How wide a tile of classes is where TensorFlow's operations work on it.
+"""How wide a tile of classes is.
 
 A tile should stay in the cache between the product that makes its logits and the product that uses them up, and be wide
 enough that products run at full speed and the loop around it costs nothing. Both follow from the device.
@@ -6,13 +6,11 @@ enough that products run at full speed and the loop around it costs nothing. Bot
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from pathlib import Path
 
 import tensorflow as tf
 
-from instcls_tf import collectives
+from instcls_tf import classifier_sizes, collectives, cores
 
 # A worker's share of the cache is left for half to the tile, for half to the operands of its products.
 _CACHE_FRACTION = 0.5
@@ -25,7 +23,9 @@ _ROW_ARRAYS = 4
 
 
 def tile_classes(batch_rows: int | tf.Tensor, embedding_size: int) -> int | tf.Tensor:
-    """Classes per tile, so that `[B, c]` logits and a few `[c, D]` arrays fit in this worker's share of the cache.
+    """Classes per tile of TensorFlow's operations, whose threads share one.
+
+    `[B, c]` logits and a few `[c, D]` arrays fit in this worker's share of the cache.
 
     Args:
       batch_rows: B; an integer or an int32 scalar.
@@ -35,19 +35,23 @@ def tile_classes(batch_rows: int | tf.Tensor, embedding_size: int) -> int | tf.T
     return tf.maximum(_MIN_CLASSES, classes) if tf.is_tensor(classes) else max(_MIN_CLASSES, classes)
 
 
+def kernel_tile_classes(embedding_size: int) -> int:
+    """Classes per tile of the compiled kernels, each thread of which has one in the cache of its core.
+
+    Args:
+      embedding_size: D.
+    """
+    return classifier_sizes.kernel_tile_classes(embedding_size)
+
+
 def _tile_bytes() -> int:
     if _has_gpu():
         return _GPU_TILE_BYTES
     return int(_CACHE_FRACTION * _last_level_cache_bytes() / collectives.local_size())
 
 
-@functools.cache
 def _last_level_cache_bytes() -> int:
-    for index in (3, 2):
-        with contextlib.suppress(OSError, ValueError):
-            text = Path(f"/sys/devices/system/cpu/cpu0/cache/index{index}/size").read_text()  # "32768K"
-            return int(text.strip().removesuffix("K")) * 1024
-    return _FALLBACK_CACHE_BYTES
+    return cores.cache_bytes(3) or cores.cache_bytes(2) or _FALLBACK_CACHE_BYTES
 
 
 @functools.cache

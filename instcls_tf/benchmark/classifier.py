@@ -10,14 +10,13 @@ logits of its rows in full, Horovod's `DistributedGradientTape`.
 from __future__ import annotations
 
 import dataclasses
-import os
 import threading
 import time
 
 import psutil
 import tensorflow as tf
 
-from instcls_tf import classifier_sizes, collectives, compiled_softmax, device
+from instcls_tf import classifier_sizes, collectives, compiled_softmax, cores, device
 from instcls_tf.benchmark.data_parallel import DataParallelClassifier
 from instcls_tf.benchmark.sizes import ClassifierBenchmark
 from instcls_tf.benchmark.timing import seconds_of, slowest
@@ -91,7 +90,7 @@ def _planned(settings: ClassifierBenchmark) -> int:
         settings.batch_rows,
         settings.embedding_size,
         settings.hard_negatives if settings.smoothing else 0,
-        threads=os.cpu_count(),
+        threads=cores.threads_of_worker(collectives.local_size()),
         weights_dtype=settings.class_weights_dtype,
         momentum_dtype=settings.class_momentum_dtype,
     )

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from typing import Callable, NamedTuple
 
-from instcls_tf import classifier_sizes, planner
+from instcls_tf import classifier_sizes, cores, planner
 from instcls_tf.config import CLASS_DTYPES
 from instcls_tf.errors import UserError
 from instcls_tf.report.figures import refuse_unwritable
@@ -84,7 +84,11 @@ def measure_memory(limits: list[float], sizes: Sizes, *, plain: bool = True, out
 def planned_peaks(sizes: Sizes) -> dict[str, Callable[[int], int]]:
     """The planned bytes of a worker as functions of N, classifiers alone."""
     common = (sizes.num_workers, sizes.batch_rows, sizes.embedding_size)
-    kept = {"weights_dtype": sizes.weights_dtype, "momentum_dtype": sizes.momentum_dtype, "threads": os.cpu_count()}
+    kept = {
+        "weights_dtype": sizes.weights_dtype,
+        "momentum_dtype": sizes.momentum_dtype,
+        "threads": cores.threads_of_worker(sizes.num_workers),
+    }
     return {
         DATA_PARALLEL: lambda n: sum(classifier_sizes.data_parallel_bytes(n, *common).values()),
         SHARDED: lambda n: classifier_sizes.peak_bytes(n, *common, 0, **kept),

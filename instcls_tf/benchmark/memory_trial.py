@@ -125,6 +125,7 @@ def main() -> None:
     design, num_instances, batch_rows, embedding_size, *dtypes, limit = sys.argv[1:]
     sizes = map(int, (num_instances, batch_rows, embedding_size))
     collectives.init()
+    device.take()
     peak = peak_of_one_step(design, *sizes, tuple(dtypes), int(limit))
     peak = int(tf.function(collectives.max_over_workers)(tf.constant(float(peak)), "peak"))
     if collectives.rank() == 0:

@@ -38,7 +38,8 @@ from instcls_tf.data import augment, pipeline
 from instcls_tf.data.order import Shares
 from instcls_tf.data.sources import Source
 from instcls_tf.optimizer import WarmupCosine
-from instcls_tf.pretraining import Run, make_run, make_train_step
+from instcls_tf.pretraining import Run, make_run
+from instcls_tf.train_step import make_train_step
 
 # So small that the weights of all timed steps stay sound.
 _LEARNING_RATE = 1e-4

@@ -39,7 +39,6 @@ constexpr int kLanes = 4, kVectors = 2;
 #endif
 // A block of kBlockRows x kVectors accumulators fills the registers.
 constexpr int kBlockRows = 6;
-constexpr int kTileFloats = 192 * 128, kMaxTile = 768;  // of a tile's class weights; classes of a tile
 constexpr float kMasked = -80.0f;  // below all logits, which are at least -40; exp of it is nothing
 
 typedef float Vector __attribute__((vector_size(4 * kLanes)));
@@ -290,16 +289,11 @@ void read_directions(const Pass& pass, int64_t begin, int64_t count, float* dire
 
 // ----------------------------------------------------------------------------------------------------------- passes
 
-int64_t tile_classes(const Pass& pass) {
-  const int64_t fits = std::min<int64_t>(kTileFloats / pass.padded_size, kMaxTile);
-  return std::max<int64_t>(fits / kBlockRows * kBlockRows, 4 * kBlockRows);
-}
-
 // Calls body(begin, count, first, last) for tiles of the streamed classes: `count` of them, and the labels on them.
 template <typename Body>
 void for_each_tile(const Pass& pass, int64_t begin, int64_t end, Body body) {
   const int32_t *columns = pass.targets.column, *behind = columns + pass.targets.count;
-  const int64_t width = tile_classes(pass);
+  const int64_t width = pass.tile_classes;
   for (int64_t first = std::lower_bound(columns, behind, begin) - columns; begin < end; begin += width) {
     const int64_t count = std::min(width, end - begin);
     const int64_t last = std::lower_bound(columns + first, behind, begin + count) - columns;
@@ -406,7 +400,7 @@ void exponentiate_and_sum(int64_t count, float* logits, double* exp_sum, float* 
 
 template <typename Product>
 void forward_pass(const Pass& pass, int64_t begin, int64_t end, const Sums& sums) {
-  const int64_t width = tile_classes(pass), padded = pass.padded_size;
+  const int64_t width = std::min(pass.tile_classes, end - begin), padded = pass.padded_size;
   Tile tile(pass, width);
   Array logits(width * kPanel);
   const Targets& targets = pass.targets;
@@ -454,7 +448,7 @@ void move_rows(const Pass& pass, const Update& update, int64_t begin, int64_t co
 
 template <typename Product>
 void backward_pass(const Pass& pass, const Update& update, int64_t begin, int64_t end) {
-  const int64_t width = tile_classes(pass), padded = pass.padded_size;
+  const int64_t width = std::min(pass.tile_classes, end - begin), padded = pass.padded_size;
   Tile tile(pass, width);
   Array logits(width * kPanel), gradients(width * padded);
   const Targets& targets = pass.targets;

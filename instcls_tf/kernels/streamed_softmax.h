@@ -36,6 +36,7 @@ struct Pass {
   int64_t size;             // D
   int64_t padded_size;
   int64_t num_panels;
+  int64_t tile_classes;     // classes of a tile: [tile_classes, padded_size] and [tile_classes, kPanel] stay in a cache
   Storage products;
   const float* panels;      // [num_panels, padded_size, kPanel] embeddings / tau, transposed; packed by Kernels::pack
   Targets targets;

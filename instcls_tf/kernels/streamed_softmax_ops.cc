@@ -91,6 +91,7 @@ struct Settings {
     TF_RETURN_IF_ERROR(find_kernels(context, &kernels));
     TF_RETURN_IF_ERROR(context->GetAttr("temperature", &temperature));
     TF_RETURN_IF_ERROR(context->GetAttr("cross_entropy", &cross_entropy));
+    TF_RETURN_IF_ERROR(context->GetAttr("tile_classes", &tile_classes));
     if (!(temperature >= kSmallestTemperature))
       return InvalidArgument("a temperature below ", kSmallestTemperature, " needs a shift, which the kernels do not have");
     tensorflow::DataType dtype;
@@ -102,6 +103,7 @@ struct Settings {
   const Kernels* kernels;
   float temperature;
   bool cross_entropy;
+  int64_t tile_classes;
   Storage products;
 };
 
@@ -128,6 +130,7 @@ class Batch {
     pass.size = table.dim_size(1);
     pass.padded_size = padded(pass.size, 2 * settings.kernels->lanes);
     pass.num_panels = padded(batch_rows, kPanel) / kPanel;
+    pass.tile_classes = settings.tile_classes;
     pass.cross_entropy = settings.cross_entropy;
     pass.products = settings.products;
     pass.targets = {row.flat<int32_t>().data(), context->input(4).flat<int32_t>().data(),
@@ -363,6 +366,7 @@ REGISTER_KERNEL_BUILDER(Name("InstclsUsableKernels").Device(tensorflow::DEVICE_C
       .Input("target_is_own: bool")                                                            \
       .Attr("temperature: float")                                                              \
       .Attr("cross_entropy: bool")                                                             \
+      .Attr("tile_classes: int >= 1")                                                          \
       .Attr("products_dtype: {float, bfloat16} = DT_FLOAT")                                    \
       .Attr("kernels: string = ''") /* of which processors; the fastest that run here if empty */
 

@@ -15,8 +15,8 @@ from instcls_tf.config import PretrainConfig
 from instcls_tf.data.sources import open_source
 from instcls_tf.hardest_classes import HardNegatives
 from instcls_tf.optimizer import MomentumSGD
-from instcls_tf.pretraining import make_train_step
 from instcls_tf.prior import initialize_classifier
+from instcls_tf.train_step import make_train_step
 from tests.parallel import cases
 
 OVERLAP_STEPS = 4
@@ -26,7 +26,7 @@ def classifier(folder: Path) -> None:
     """Trains every case's class weights and writes loss, gradients, weights, lists and samples."""
     hardest_classes._CANDIDATES, hardest_classes._TILE_ELEMENTS = cases.CANDIDATES, cases.CANDIDATES * 5
     for name, case in cases.CASES.items():
-        tiles.tile_classes = lambda *_, number=case.tile_classes: number
+        tiles.tile_classes = tiles.kernel_tile_classes = lambda *_, number=case.tile_classes: number
         compiled_softmax.available = lambda compiled=case.compiled: compiled
         results = _train_classifier(case, name)
         if collectives.rank() == 0:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
 import pytest
 
-from instcls_tf import classifier_sizes
+from instcls_tf import classifier_sizes, cores
 from instcls_tf.benchmark import memory
 from instcls_tf.errors import UserError
 from tests.commands import ROOT, run_script
@@ -80,7 +79,7 @@ def test_a_trial_takes_the_planned_memory(dtype):
     assert finished.returncode == 0, finished.stderr
     answer = json.loads(finished.stdout)
     num_instances, batch_rows, size = sizes
-    kept = {"weights_dtype": dtype, "momentum_dtype": dtype, "threads": os.cpu_count()}
+    kept = {"weights_dtype": dtype, "momentum_dtype": dtype, "threads": cores.threads_of_worker(1)}
     planned = classifier_sizes.peak_bytes(num_instances, 1, batch_rows, size, 0, **kept)
     assert answer["fits"]
     assert answer["peak_bytes"] == pytest.approx(planned, rel=0.1)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from instcls_tf import compiled_softmax, softmax, storage
+from instcls_tf import compiled_softmax, softmax, storage, tiles
 from instcls_tf.classifier import ShardedClassifier
 from instcls_tf.kernels import build
 from instcls_tf.labels import Targets, label_distribution, select_targets
@@ -17,8 +17,9 @@ from tests.reference import relative_error
 
 RATE = 0.3
 # Classes, rows, columns and labels per row: smaller than a tile, a panel and a vector; one more than a panel; several
-# tiles, the last one short, with columns that fill no vector; a tile's width of long rows.
+# tiles, the last one short, with columns that fill no vector; long rows.
 SIZES = [(3, 1, 1, 1), (53, 12, 8, 3), (97, 65, 17, 5), (1601, 130, 130, 9), (70, 64, 1030, 2)]
+TILE_CLASSES = 61  # odd, and no multiple of any block of the kernels
 
 
 @pytest.fixture(params=["neon"] if platform.machine() == "aarch64" else ["avx512_bf16", "avx512", "avx2", "sse"])
@@ -26,6 +27,7 @@ def kernels(request, monkeypatch):
     if request.param not in compiled_softmax.usable_kernels():
         pytest.skip(f"this processor cannot run {request.param} kernels")
     monkeypatch.setattr(compiled_softmax, "KERNELS", request.param)
+    monkeypatch.setattr(tiles, "kernel_tile_classes", lambda *_: TILE_CLASSES)
     return request.param
 
 

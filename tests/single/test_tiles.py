@@ -3,7 +3,7 @@
 import pytest
 import tensorflow as tf
 
-from instcls_tf import collectives, tiles
+from instcls_tf import collectives, cores, tiles
 
 
 @pytest.fixture
@@ -33,6 +33,25 @@ def test_tiles_have_a_least_number_of_classes(cache):
     """However large the batch: products with a few classes would be slow."""
     cache(2**20)
     assert tiles.tile_classes(100_000, 128) == int(tiles.tile_classes(tf.constant(100_000), 128)) == 256
+
+
+def test_a_tile_of_the_kernels_fits_in_a_quarter_of_a_cores_cache(monkeypatch):
+    for cache_bytes in (2**18, 2**20, 2**21):
+        monkeypatch.setattr(cores, "cache_bytes", {2: cache_bytes}.get)
+        for size in (16, 128, 300):
+            classes = tiles.kernel_tile_classes(size)
+            used = 4 * classes * (2 * size + 64)
+            assert classes % 6 == 0
+            assert cache_bytes / 4 - 6 * 4 * (2 * size + 64) < used <= cache_bytes / 4
+        assert tiles.kernel_tile_classes(100_000) == 24
+
+
+def test_an_unknown_cache_is_taken_for_a_common_one(monkeypatch):
+    monkeypatch.setattr(cores, "cache_bytes", {2: 2**20}.get)
+    known = tiles.kernel_tile_classes(128)
+    monkeypatch.setattr(cores, "cache_bytes", lambda level: None)
+    assert tiles.kernel_tile_classes(128) == known
+    assert tiles.tile_classes(1024, 128) >= 256
 
 
 def test_this_machine_has_a_cache():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from instcls_tf.device import threads_of_worker
+from instcls_tf.cores import share
 
 
 @pytest.mark.parametrize(
@@ -16,4 +16,4 @@ from instcls_tf.device import threads_of_worker
     ],
 )
 def test_workers_share_the_cores(cores, allowed, workers, threads):
-    assert threads_of_worker(cores, allowed, workers) == threads
+    assert share(cores, allowed, workers) == threads

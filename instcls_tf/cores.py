@@ -1,0 +1,34 @@
+"""The cores of this machine: how workers share them, and their caches. No TensorFlow."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from pathlib import Path
+
+
+def threads_of_worker(workers: int) -> int:
+    """How many threads each of the workers of this machine computes with."""
+    return share(os.cpu_count() or 1, len(os.sched_getaffinity(0)), workers)
+
+
+def share(cores: int, allowed: int, workers: int) -> int:
+    """A worker's share of the cores.
+
+    Args:
+      cores: of the machine.
+      allowed: those that this process may run on: fewer if the launcher has bound it.
+      workers: on this machine.
+    """
+    return min(allowed, max(1, cores // workers))
+
+
+@functools.cache
+def cache_bytes(level: int) -> int | None:
+    """The size of a cache of the first core, None where the system does not tell."""
+    for entry in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        with contextlib.suppress(OSError, ValueError):
+            if int((entry / "level").read_text()) == level and (entry / "type").read_text().strip() != "Instruction":
+                return int((entry / "size").read_text().strip().removesuffix("K")) * 1024  # "32768K"
+    return None

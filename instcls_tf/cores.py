@@ -10,7 +10,12 @@ from pathlib import Path
 
 def threads_of_worker(workers: int) -> int:
     """How many threads each of the workers of this machine computes with."""
-    return share(os.cpu_count() or 1, len(os.sched_getaffinity(0)), workers)
+    return share(os.cpu_count() or 1, allowed(), workers)
+
+
+def allowed() -> int:
+    """The number of cores that this process may run on."""
+    return len(os.sched_getaffinity(0))
 
 
 def share(cores: int, allowed: int, workers: int) -> int:

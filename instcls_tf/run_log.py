@@ -36,7 +36,8 @@ class Progress:
         if not self._visible:
             return
         try:
-            tqdm.write(text, file=sys.stderr)
+            # In one piece: launchers mark each piece with its worker.
+            tqdm.write(text + "\n", file=sys.stderr, end="")
             sys.stderr.flush()
         except OSError:
             # The reader of the pipe has left, or the disk of the log is full: no reason to lose a run of days.

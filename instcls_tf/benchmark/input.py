@@ -12,6 +12,7 @@ from instcls_tf.benchmark import simclr_views
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data import augment, pipeline
 from instcls_tf.data.sources import Source, open_training_source
+from instcls_tf.data.threads import parallel_calls, without_autotuner
 from instcls_tf.errors import UserError
 
 _VIEWS = 2
@@ -58,8 +59,8 @@ def measure_input(config: PretrainConfig, *, seconds: float, batch_size: int) ->
 
 def _rates(make: Callable[[], tf.data.Dataset], seconds: float) -> tuple[float, float]:
     """Images per second of the wall clock, and per second of all cores."""
-    counts = iter(make())
-    # Autotuning takes a while to find the number of threads.
+    counts = iter(without_autotuner(make()))
+    # Threads start, and buffers fill up.
     _count(counts, seconds / 2)
     wall, cpu = time.perf_counter(), time.process_time()
     images = _count(counts, seconds)
@@ -96,7 +97,7 @@ def _decoded(source: Source) -> tf.data.Dataset:
         keys = tf.data.Dataset.range(source.num_instances)
     else:
         keys = source.records(0, source.num_instances).map(lambda record, instance_id, label: record)
-    return keys.repeat().map(lambda *key: load(key[0] if len(key) == 1 else key), num_parallel_calls=tf.data.AUTOTUNE)
+    return keys.repeat().map(lambda *key: load(key[0] if len(key) == 1 else key), num_parallel_calls=parallel_calls())
 
 
 def _decoding(source: Source, batch_size: int) -> tf.data.Dataset:
@@ -106,10 +107,10 @@ def _decoding(source: Source, batch_size: int) -> tf.data.Dataset:
 
 def _simclr(source: Source, image_size: int, batch_size: int) -> tf.data.Dataset:
     images = _decoded(source).filter(lambda image: tf.size(image) > 0)
-    views = images.map(lambda image: simclr_views.views_of(image, image_size), num_parallel_calls=tf.data.AUTOTUNE)
+    views = images.map(lambda image: simclr_views.views_of(image, image_size), num_parallel_calls=parallel_calls())
 
     def blur(views: tf.Tensor) -> tf.Tensor:
         return simclr_views.blur(tf.reshape(views, [-1, image_size, image_size, 3]))
 
-    batches = views.batch(batch_size, drop_remainder=True).map(blur, num_parallel_calls=tf.data.AUTOTUNE).prefetch(2)
+    batches = views.batch(batch_size, drop_remainder=True).map(blur, num_parallel_calls=parallel_calls()).prefetch(2)
     return batches.map(lambda views: tf.shape(views)[0] // _VIEWS)

@@ -20,6 +20,7 @@ import tensorflow as tf
 from instcls_tf import partition
 from instcls_tf.data.records import permute
 from instcls_tf.data.sources import Source
+from instcls_tf.data.threads import parallel_calls
 
 
 def steps_per_epoch(num_instances: int, batch_size: int) -> int:
@@ -130,7 +131,7 @@ def _streamed_elements(
 
     epochs = tf.data.Dataset.range(first_step // shares.steps, -(-last_step // shares.steps))
     serialized = epochs.flat_map(of_epoch)
-    return serialized.map(source.parse, num_parallel_calls=tf.data.AUTOTUNE)
+    return serialized.map(source.parse, num_parallel_calls=parallel_calls())
 
 
 _FILLER = (b"", 0)

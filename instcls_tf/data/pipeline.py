@@ -14,6 +14,7 @@ from instcls_tf.data import order
 from instcls_tf.data.augment import Views, make_views
 from instcls_tf.data.order import Shares, steps_per_epoch
 from instcls_tf.data.sources import Source
+from instcls_tf.data.threads import parallel_calls, without_autotuner
 
 __all__ = ["PADDING_ID", "inference_batches", "steps_per_epoch", "training_batches"]
 
@@ -129,14 +130,15 @@ def _batches(
         images, ids, labels = (tf.reshape(x, [slots, *x.shape[2:]])[:kept] for x in (images, ids, labels))
         return _lend_pixels(images, ids, shares.micro_batch), ids, labels
 
-    parallel = tf.data.AUTOTUNE
+    parallel = parallel_calls()
     elements = order.elements(source, shares, slots, first_step, last_step, seed)
     slot_stream = tf.data.Dataset.range(first_step, last_step).map(of_step).unbatch()
     dataset = tf.data.Dataset.zip((elements, slot_stream)).map(load_and_crop, num_parallel_calls=parallel)
     # By chunks, not by batches: a share of 4,096 images would be many GB of float32.
     dataset = dataset.batch(chunk, drop_remainder=True).map(augment, num_parallel_calls=parallel)
     dataset = dataset.batch(slots // chunk, drop_remainder=True).map(join)
-    return dataset.apply(tf.data.experimental.assert_cardinality(last_step - first_step)).prefetch(1)
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(last_step - first_step))
+    return without_autotuner(dataset.prefetch(1))
 
 
 def _lend_pixels(images: tf.Tensor, ids: tf.Tensor, micro_batch: int) -> tf.Tensor:

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from instcls_tf import partition
 from instcls_tf.data.sources import decode_image
+from instcls_tf.data.threads import parallel_calls, without_autotuner
 from instcls_tf.evaluation.detection_sources import DetectionSource
 
 _FLIP_TAG = 1
@@ -65,7 +66,7 @@ def inference_batches(
 def _squares(source: DetectionSource, order: np.ndarray, flips: np.ndarray, size: int) -> tf.data.Dataset:
     load = _loader(source, size)
     elements = tf.data.Dataset.from_tensor_slices((order.astype(np.int64), flips))
-    return elements.map(load, num_parallel_calls=tf.data.AUTOTUNE)
+    return without_autotuner(elements.map(load, num_parallel_calls=parallel_calls()))
 
 
 def _loader(source: DetectionSource, size: int) -> Callable:

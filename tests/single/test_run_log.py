@@ -110,6 +110,14 @@ def test_a_stage_within_another_is_mentioned_when_it_takes_long(capsys, clock):
     ]
 
 
+def test_a_line_is_written_in_one_piece(monkeypatch):
+    """`mpirun --tag-output` marks pieces, and would leave a mark at the end of a line that comes in two."""
+    pieces = []
+    monkeypatch.setattr(run_log.sys.stderr, "write", pieces.append)
+    Progress(visible=True).say("hello")
+    assert [piece for piece in pieces if piece] == ["hello\n"]
+
+
 def test_other_ranks_are_silent(capsys):
     progress = Progress(visible=False)
     progress.say("hello")

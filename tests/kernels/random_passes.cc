@@ -1,0 +1,159 @@
+// Both passes of the kernels on random shapes, every array of its own and just as large as streamed_softmax.h says: for
+// the compiler's sanitizers. Usage: random_passes COUNT [short]; `short` makes the momentum one number too small.
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "streamed_softmax.h"
+
+namespace {
+
+using instcls::kPanel;
+using instcls::Storage;
+
+std::mt19937 generator(1);
+
+int64_t between(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(generator); }
+
+// Exactly `size` numbers, aligned as those of the operations.
+template <typename Number>
+class Numbers {
+ public:
+  explicit Numbers(int64_t size, Number value = Number())
+      : size_(size),
+        data_(static_cast<Number*>(::operator new(size * sizeof(Number), std::align_val_t(instcls::kAlignment)))) {
+    for (int64_t i = 0; i < size; ++i) data_[i] = value;
+  }
+  Numbers(Numbers&& other) : size_(other.size_), data_(other.data_) { other.data_ = nullptr; }
+  ~Numbers() { ::operator delete(data_, std::align_val_t(instcls::kAlignment)); }
+  operator Number*() { return data_; }
+  int64_t size() const { return size_; }
+
+ private:
+  int64_t size_;
+  Number* data_;
+};
+
+Numbers<float> normal(int64_t size) {
+  Numbers<float> numbers(size);
+  for (int64_t i = 0; i < size; ++i) numbers[i] = std::normal_distribution<float>()(generator);
+  return numbers;
+}
+
+// A table [rows, columns] of either kind, `missing` numbers too small.
+struct StoredTable {
+  StoredTable(int64_t rows, int64_t columns, Storage storage, int64_t missing = 0)
+      : floats(normal(storage == Storage::kFloat32 ? rows * columns - missing : 0)),
+        halves(storage == Storage::kFloat32 ? 0 : rows * columns - missing, 0x3e00),
+        table{storage == Storage::kFloat32 ? static_cast<void*>(floats) : static_cast<void*>(halves), storage} {}
+
+  float at(int64_t index) { return table.storage == Storage::kFloat32 ? floats[index] : 0.125f; }
+
+  Numbers<float> floats;
+  Numbers<uint16_t> halves;
+  instcls::Table table;
+};
+
+int64_t padded(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
+
+bool passes(int64_t missing) {
+  const instcls::Kernels& kernels = instcls::INSTCLS_KERNELS;
+  const int64_t num_local = between(1, 90), rows = between(1, 140), size = between(1, 80), labels = between(0, 3);
+  const int64_t padded_size = padded(size, 2 * kernels.lanes), padded_rows = padded(rows, kPanel);
+  const auto storage = [] { return between(0, 1) ? Storage::kFloat32 : Storage::kBFloat16; };
+  StoredTable weights(num_local, size, storage()), momentum(num_local, size, storage(), missing);
+  std::vector<int32_t> streamed;
+  for (int32_t j = 0; j < num_local; ++j)
+    if (between(0, 2)) streamed.push_back(j);
+  const bool all = between(0, 1);
+  const int64_t num_streamed = all ? num_local : static_cast<int64_t>(streamed.size());
+
+  std::vector<int32_t> row, column;
+  std::vector<float> label;
+  Numbers<bool> is_own(num_streamed * labels);
+  std::vector<bool> has_own(rows);  // a row has one own class at most
+  for (int32_t j = 0; j < num_streamed; ++j)
+    for (int64_t k = 0; k < labels; ++k) {
+      const int64_t i = between(0, rows - 1);
+      is_own[label.size()] = !has_own[i] && between(0, 1);
+      has_own[i] = has_own[i] || is_own[label.size()];
+      row.push_back(i), column.push_back(j), label.push_back(0.5f);
+    }
+
+  // Embeddings of unit length, whose logits with any class are at most 1 / tau = 10.
+  Numbers<float> embeddings = normal(rows * size), panels(padded_rows * padded_size), expected(padded_rows * padded_size);
+  for (int64_t i = 0; i < rows; ++i) {
+    float length = 0;
+    for (int64_t d = 0; d < size; ++d) length += embeddings[i * size + d] * embeddings[i * size + d];
+    for (int64_t d = 0; d < size; ++d) {
+      const float value = embeddings[i * size + d] /= std::sqrt(length);
+      panels[(i / kPanel * padded_size + d) * kPanel + i % kPanel] = 10 * value;
+      expected[i * padded_size + d] = value / static_cast<float>(num_local);
+    }
+  }
+  const Storage products = storage();
+  if (products == Storage::kBFloat16) {
+    kernels.pack(panels, padded_rows / kPanel * padded_size, kPanel);
+    kernels.pack(expected, padded_rows, padded_size);
+  }
+
+  instcls::Pass pass;
+  pass.rows = weights.table;
+  pass.streamed = all ? nullptr : streamed.data();
+  pass.size = size, pass.padded_size = padded_size, pass.num_panels = padded_rows / kPanel;
+  pass.tile_classes = between(1, 100);
+  pass.products = products;
+  pass.panels = panels;
+  pass.targets = {row.data(), column.data(), label.data(), is_own, static_cast<int64_t>(label.size())};
+  pass.cross_entropy = between(0, 1);
+
+  std::vector<float> expected_sums(rows);
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < num_streamed; ++j) {
+      const int64_t first = (all ? j : streamed[j]) * size;
+      float cosine = 0, squares = 0;
+      for (int64_t d = 0; d < size; ++d) {
+        cosine += embeddings[i * size + d] * weights.at(first + d);
+        squares += weights.at(first + d) * weights.at(first + d);
+      }
+      expected_sums[i] += std::exp(10 * cosine / std::sqrt(squares));
+    }
+
+  Numbers<double> exp_sum(padded_rows);
+  Numbers<float> target_sum(padded_rows), own_logit(padded_rows), max_negative(padded_rows, -INFINITY);
+  Numbers<float> exp_weights(padded_rows * padded_size), target_weights(padded_rows * padded_size);
+  const int64_t middle = between(0, num_streamed);  // two threads' shares
+  const instcls::Sums sums = {exp_sum, target_sum, own_logit, max_negative, exp_weights, target_weights};
+  kernels.forward(pass, 0, middle, sums);
+  kernels.forward(pass, middle, num_streamed, sums);
+
+  instcls::Update update;
+  update.momentum = momentum.table;
+  update.embeddings = embeddings, update.expected = expected, update.target_sum = target_sum;
+  update.target_scale = 0.1f, update.learning_rate = 0.1f, update.momentum_factor = 0.9f, update.weight_decay = 0.01f;
+  update.first_class = between(0, 20'000'000), update.seed = 7;
+  kernels.backward(pass, update, 0, middle);
+  kernels.backward(pass, update, middle, num_streamed);
+
+  const float tolerance = products == Storage::kFloat32 ? 1e-3f : 1e-1f;
+  for (int64_t i = 0; i < rows; ++i)
+    if (!(std::abs(exp_sum[i] - expected_sums[i]) <= tolerance * expected_sums[i])) {
+      std::fprintf(stderr, "row %d: %g, not %g\n", static_cast<int>(i), exp_sum[i], expected_sums[i]);
+      return false;
+    }
+  return true;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int64_t missing = argc > 2 && std::strcmp(argv[2], "short") == 0;
+  for (int count = std::atoi(argv[1]); count > 0; --count)
+    if (!passes(missing)) return 1;
+  return 0;
+}

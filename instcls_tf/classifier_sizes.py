@@ -13,8 +13,9 @@ _FLOAT = 4
 # gradients and momentum, before and after the update.
 _TILE_LOGITS, _TILE_ROWS = 2, 8
 # A thread of the compiled kernels (CPUs) has [c, D] directions and gradients, [c, 64] logits, and [B, D] sums of its
-# own for exponentials and targets.
-_KERNEL_PANEL, _KERNEL_SUMS = 64, 2
+# own for exponentials and targets; B is padded to panels and D to two vectors, at most 32 columns. Products in bfloat16
+# keep another [c, D], as pairs. Fewer classes than these are not worth a thread.
+_KERNEL_PANEL, _KERNEL_COLUMNS, _KERNEL_SUMS, _KERNEL_LEAST_CLASSES = 64, 32, 2, 64
 # Of a core's second-level cache for the arrays of a tile; the rest is for panels of the batch and their sums, which
 # stream through (steps take the same time, to 3 %, between an eighth and three quarters). A tile's classes are whole
 # blocks of the product's rows.
@@ -64,8 +65,10 @@ def classifier_bytes(
         tile = min(end - begin, tile_classes(batch_rows, embedding_size))
         streaming = tile * (_TILE_LOGITS * batch_rows + _TILE_ROWS * embedding_size) * _FLOAT
     else:
-        of_tile = _kernel_class_bytes(embedding_size) * min(end - begin, kernel_tile_classes(embedding_size))
-        streaming = threads * (of_tile + _KERNEL_SUMS * batch_rows * embedding_size * _FLOAT)
+        threads = max(1, min(threads, (end - begin) // _KERNEL_LEAST_CLASSES))
+        tile = min(math.ceil((end - begin) / threads), kernel_tile_classes(embedding_size))
+        sums = _KERNEL_SUMS * _padded(batch_rows, _KERNEL_PANEL) * _padded(embedding_size, _KERNEL_COLUMNS) * _FLOAT
+        streaming = threads * (tile * _kernel_class_bytes(embedding_size) + sums)
     return {
         "class weights": weights,
         "momentum of class weights": momentum,
@@ -86,7 +89,11 @@ def kernel_tile_classes(embedding_size: int) -> int:
 
 
 def _kernel_class_bytes(embedding_size: int) -> int:
-    return (2 * embedding_size + _KERNEL_PANEL) * _FLOAT
+    return (2 * _padded(embedding_size, _KERNEL_COLUMNS) + _KERNEL_PANEL) * _FLOAT
+
+
+def _padded(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
 
 
 def tile_classes(batch_rows: int, embedding_size: int) -> int:

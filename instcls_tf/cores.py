@@ -7,6 +7,8 @@ import functools
 import os
 from pathlib import Path
 
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+
 
 def threads_of_worker(workers: int) -> int:
     """How many threads each of the workers of this machine computes with."""
@@ -15,7 +17,7 @@ def threads_of_worker(workers: int) -> int:
 
 def allowed() -> int:
     """The number of cores that this process may run on."""
-    return len(os.sched_getaffinity(0))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def share(cores: int, allowed: int, workers: int) -> int:
@@ -32,7 +34,7 @@ def share(cores: int, allowed: int, workers: int) -> int:
 @functools.cache
 def cache_bytes(level: int) -> int | None:
     """The size of a cache of the first core, None where the system does not tell."""
-    for entry in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+    for entry in _CACHES.glob("index*"):
         with contextlib.suppress(OSError, ValueError):
             if int((entry / "level").read_text()) == level and (entry / "type").read_text().strip() != "Instruction":
                 return int((entry / "size").read_text().strip().removesuffix("K")) * 1024  # "32768K"

@@ -31,7 +31,7 @@ from instcls_tf.benchmark.data_parallel import DataParallelClassifier
 from instcls_tf.classifier import ShardedClassifier
 
 SHARDED, DATA_PARALLEL = "sharded", "data_parallel"
-# Of the step before the limit: enough for whole tiles.
+# Of the step before the limit.
 _WARM_UP_INSTANCES = 8192
 _WATCH_SECONDS = 0.05
 

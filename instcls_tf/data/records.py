@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from instcls_tf.data.decoding import BadImages, decode_image
+from instcls_tf.data.threads import parallel_calls, without_autotuner
 from instcls_tf.errors import UserError
 
 PREFIX = "records:"
@@ -160,7 +161,8 @@ class RecordSource:
 
     def records(self, begin: int, end: int, in_order: bool = False) -> Any:
         """The records `begin` to `end` as a dataset of `((encoded image, name), instance id int64, label int32)`."""
-        return self.shards.read(begin, end, 1 if in_order else _SHARDS_AT_ONCE).map(self.parse)
+        records = self.shards.read(begin, end, 1 if in_order else _SHARDS_AT_ONCE)
+        return without_autotuner(records.map(self.parse, num_parallel_calls=parallel_calls()))
 
     def loader(self) -> Callable[[Any], Any]:
         """A graph function from `(encoded image, name)` to the image, uint8 `[H, W, 3]`, empty if it is damaged."""

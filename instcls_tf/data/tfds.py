@@ -13,6 +13,7 @@ import numpy as np
 
 from instcls_tf.data.decoding import BadImages, decode_image
 from instcls_tf.data.records import Shards
+from instcls_tf.data.threads import parallel_calls, without_autotuner
 from instcls_tf.errors import UserError
 
 
@@ -74,7 +75,8 @@ class TfdsSource:
           end: one after the last record.
           in_order: read one shard after the other, so that ids ascend; otherwise several at a time.
         """
-        return (self.shards.read(begin, end, 1) if in_order else self.shards.read(begin, end)).map(self.parse)
+        records = self.shards.read(begin, end, 1) if in_order else self.shards.read(begin, end)
+        return without_autotuner(records.map(self.parse, num_parallel_calls=parallel_calls()))
 
     def loader(self) -> Callable[[Any], Any]:
         """A graph function from `(encoded image, name)` to the image, uint8 `[H, W, 3]`, empty if it is damaged."""

@@ -2,23 +2,26 @@
 
 Letting go of an iterator waits for the autotuner's thread, which may miss the call to end (TensorFlow 2.15 marks the
 cancellation only after it has woken the thread up) and then sleeps on: for as long as it had run before, up to a
-minute, at the end of every run and evaluation. All cores are the most that it would choose.
+minute, at the end of every run and evaluation. Without it a stage has the parallelism that it is given: a `map` that
+names none runs on one thread.
 """
 
 from __future__ import annotations
 
-import tensorflow as tf
-
-from instcls_tf import cores
+from typing import Any
 
 
 def parallel_calls() -> int:
-    """For `num_parallel_calls`: the cores that this process may run on."""
-    return cores.allowed()
+    """For `num_parallel_calls`: this worker's share of the machine's cores, and at least 2 so that stages overlap."""
+    from instcls_tf import collectives, cores
+
+    return max(2, cores.threads_of_worker(collectives.local_size()))
 
 
-def without_autotuner(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """The same dataset; to be called on what is iterated over, or on what that is made from."""
+def without_autotuner(dataset: Any) -> Any:
+    """The same `tf.data.Dataset`; to be called on what is iterated over, or on what that is made from."""
+    import tensorflow as tf
+
     options = tf.data.Options()
     options.autotune.enabled = False
     return dataset.with_options(options)

@@ -10,6 +10,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from instcls_tf import collectives, device
+from instcls_tf.data.threads import without_autotuner
 from instcls_tf.errors import UserError
 from instcls_tf.evaluation.detection_sources import Annotation, DetectionSource
 
@@ -43,9 +44,9 @@ def open_tfds_split(dataset: str, split: str, data_dir: str | None) -> Detection
         raise UserError(f"--dataset={dataset}: no split {missing[0]!r}, wanted one of {there}")
     config = tfds.ReadConfig(try_autocache=False, interleave_cycle_length=1, add_tfds_id=True)
     decoders = {"image": tfds.decode.SkipDecoding()}
-    records = builder.as_dataset(split=split, decoders=decoders, read_config=config).as_numpy_iterator()
+    records = without_autotuner(builder.as_dataset(split=split, decoders=decoders, read_config=config))
     encoded, annotations = [], []
-    for record in records:
+    for record in records.as_numpy_iterator():
         encoded.append(record["image"])
         annotations.append(_annotation(record))
     if not annotations:

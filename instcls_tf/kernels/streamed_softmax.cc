@@ -293,7 +293,7 @@ void read_directions(const Pass& pass, int64_t begin, int64_t count, float* dire
 template <typename Body>
 void for_each_tile(const Pass& pass, int64_t begin, int64_t end, Body body) {
   const int32_t *columns = pass.targets.column, *behind = columns + pass.targets.count;
-  const int64_t width = pass.tile_classes;
+  const int64_t width = std::min(pass.tile_classes, end - begin);
   for (int64_t first = std::lower_bound(columns, behind, begin) - columns; begin < end; begin += width) {
     const int64_t count = std::min(width, end - begin);
     const int64_t last = std::lower_bound(columns + first, behind, begin + count) - columns;
@@ -317,8 +317,8 @@ class Tile {
   Tile(const Pass& pass, int64_t capacity)
       : directions(capacity * pass.padded_size),
         inverse_norms(capacity),
-        left_(capacity * pass.padded_size / 2),
-        right_((capacity + 1) / 2 * pass.padded_size) {}
+        left_(pairs(pass) * capacity * pass.padded_size / 2),
+        right_(pairs(pass) * (capacity + 1) / 2 * pass.padded_size) {}
 
   template <typename Product>
   void read(const Pass& pass, int64_t begin, int64_t count) {
@@ -350,7 +350,9 @@ class Tile {
   Array inverse_norms;
 
  private:
-  Array left_, right_;  // directions as pairs
+  static int64_t pairs(const Pass& pass) { return pass.products == Storage::kBFloat16; }
+
+  Array left_, right_;  // directions as pairs, where products need them
 };
 
 // to[size] += factor * from[size]

@@ -36,7 +36,7 @@ struct Pass {
   int64_t size;             // D
   int64_t padded_size;
   int64_t num_panels;
-  int64_t tile_classes;     // classes of a tile: [tile_classes, padded_size] and [tile_classes, kPanel] stay in a cache
+  int64_t tile_classes;     // at most so many classes, 1 or more, are a tile, whose arrays are to stay in a cache
   Storage products;
   const float* panels;      // [num_panels, padded_size, kPanel] embeddings / tau, transposed; packed by Kernels::pack
   Targets targets;

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
-from instcls_tf import planner
+from instcls_tf import cores, planner
 from instcls_tf.config import PretrainConfig
 
 SHARDED, DATA_PARALLEL = "this design", "plain data parallelism"
@@ -32,7 +30,7 @@ def plan_run(
     limit = round(memory_limit * planner.GIGABYTE)
 
     def planned(n: int) -> planner.Plan:
-        return planner.make_plan(config, n, num_workers, device=device, threads=os.cpu_count())
+        return planner.make_plan(config, n, num_workers, device=device, threads=cores.threads_of_worker(1))
 
     peaks = {SHARDED: lambda n: planned(n).peak_bytes, DATA_PARALLEL: lambda n: planned(n).data_parallel_peak_bytes}
     largest = {name: planner.largest_num_instances(peak, limit, num_workers) for name, peak in peaks.items()}

@@ -131,8 +131,10 @@ def test_an_interrupted_run_goes_on(request, tmp_path, interrupted_run_of_two, w
         tf.train.load_checkpoint(str(folder / "checkpoints")).get_tensor("classifier/rows")
         for folder in (workdir, whole)
     )
-    # Three steps of this run were made by two workers, who sum in another order than one does.
-    np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-4 if workers == 2 else 2e-3)
+    # Three steps of this run were made by two workers, who sum in another order than one does; training amplifies that.
+    np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-4 if workers == 2 else 5e-4)
+    soon = slice(INTERRUPTED_AT + 2)
+    np.testing.assert_allclose(metrics["loss"][soon], expected["loss"][soon], rtol=1e-4)
     np.testing.assert_allclose(rows, expected_rows, atol=1e-3)
 
 

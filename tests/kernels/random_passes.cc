@@ -1,6 +1,8 @@
-// Both passes of the kernels on random shapes, every array of its own and just as large as streamed_softmax.h says: for
-// the compiler's sanitizers. Usage: random_passes COUNT [short]; `short` makes the momentum one number too small.
+// Both passes of the kernels on random shapes, every array of its own and just as large as streamed_softmax.h says, for
+// the compiler's sanitizers. What tiles of any width compute must be what one tile in each of two threads does.
+// Usage: random_passes COUNT [short]; `short` makes the momentum one number too small.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -32,6 +34,8 @@ class Numbers {
   Numbers(Numbers&& other) : size_(other.size_), data_(other.data_) { other.data_ = nullptr; }
   ~Numbers() { ::operator delete(data_, std::align_val_t(instcls::kAlignment)); }
   operator Number*() { return data_; }
+  const Number& operator[](int64_t i) const { return data_[i]; }
+  Number& operator[](int64_t i) { return data_[i]; }
   int64_t size() const { return size_; }
 
  private:
@@ -45,14 +49,37 @@ Numbers<float> normal(int64_t size) {
   return numbers;
 }
 
+uint32_t bits_of(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
 // A table [rows, columns] of either kind, `missing` numbers too small.
 struct StoredTable {
   StoredTable(int64_t rows, int64_t columns, Storage storage, int64_t missing = 0)
       : floats(normal(storage == Storage::kFloat32 ? rows * columns - missing : 0)),
-        halves(storage == Storage::kFloat32 ? 0 : rows * columns - missing, 0x3e00),
-        table{storage == Storage::kFloat32 ? static_cast<void*>(floats) : static_cast<void*>(halves), storage} {}
+        halves(storage == Storage::kFloat32 ? 0 : rows * columns - missing),
+        table{storage == Storage::kFloat32 ? static_cast<void*>(floats) : static_cast<void*>(halves), storage} {
+    const Numbers<float> values = normal(halves.size());
+    for (int64_t i = 0; i < halves.size(); ++i) halves[i] = static_cast<uint16_t>(bits_of(values[i]) >> 16);
+  }
+  StoredTable(StoredTable& other)
+      : floats(other.floats.size()),
+        halves(other.halves.size()),
+        table{other.floats.size() ? static_cast<void*>(floats) : static_cast<void*>(halves), other.table.storage} {
+    std::copy_n(static_cast<float*>(other.floats), floats.size(), static_cast<float*>(floats));
+    std::copy_n(static_cast<uint16_t*>(other.halves), halves.size(), static_cast<uint16_t*>(halves));
+  }
 
-  float at(int64_t index) { return table.storage == Storage::kFloat32 ? floats[index] : 0.125f; }
+  int64_t size() const { return floats.size() + halves.size(); }
+  float at(int64_t index) {
+    if (floats.size()) return floats[index];
+    const uint32_t bits = static_cast<uint32_t>(halves[index]) << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof(value));
+    return value;
+  }
 
   Numbers<float> floats;
   Numbers<uint16_t> halves;
@@ -60,6 +87,39 @@ struct StoredTable {
 };
 
 int64_t padded(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
+
+struct Results {
+  Numbers<double> exp_sum;
+  Numbers<float> target_sum, own_logit, max_negative, exp_weights, target_weights;
+};
+
+// Both passes, with as many threads' shares as lie between the bounds.
+Results run(const instcls::Pass& pass, const StoredTable& momentum, float* embeddings, float* expected, int64_t rows,
+            const std::vector<int64_t>& bounds) {
+  const instcls::Kernels& kernels = instcls::INSTCLS_KERNELS;
+  const int64_t padded_rows = pass.num_panels * kPanel, all = padded_rows * pass.padded_size;
+  Results results{Numbers<double>(padded_rows), Numbers<float>(padded_rows), Numbers<float>(padded_rows),
+                  Numbers<float>(padded_rows, -INFINITY), Numbers<float>(all), Numbers<float>(all)};
+  const instcls::Sums sums = {results.exp_sum,      results.target_sum,  results.own_logit,
+                              results.max_negative, results.exp_weights, results.target_weights};
+  for (size_t k = 1; k < bounds.size(); ++k) kernels.forward(pass, bounds[k - 1], bounds[k], sums);
+
+  Numbers<float> target_sum(rows);
+  for (int64_t i = 0; i < rows; ++i) target_sum[i] = results.target_sum[i];
+  instcls::Update update;
+  update.momentum = momentum.table;
+  update.embeddings = embeddings, update.expected = expected, update.target_sum = target_sum;
+  update.target_scale = 0.1f, update.learning_rate = 0.1f, update.momentum_factor = 0.9f, update.weight_decay = 0.01f;
+  update.first_class = 20'000'000, update.seed = 7;
+  for (size_t k = 1; k < bounds.size(); ++k) kernels.backward(pass, update, bounds[k - 1], bounds[k]);
+  return results;
+}
+
+bool close(const char* name, double value, double expected, double tolerance, double scale) {
+  if (value == expected || std::abs(value - expected) <= tolerance * scale) return true;
+  std::fprintf(stderr, "%s: %g, not %g\n", name, value, expected);
+  return false;
+}
 
 bool passes(int64_t missing) {
   const instcls::Kernels& kernels = instcls::INSTCLS_KERNELS;
@@ -124,29 +184,35 @@ bool passes(int64_t missing) {
       expected_sums[i] += std::exp(10 * cosine / std::sqrt(squares));
     }
 
-  Numbers<double> exp_sum(padded_rows);
-  Numbers<float> target_sum(padded_rows), own_logit(padded_rows), max_negative(padded_rows, -INFINITY);
-  Numbers<float> exp_weights(padded_rows * padded_size), target_weights(padded_rows * padded_size);
-  const int64_t middle = between(0, num_streamed);  // two threads' shares
-  const instcls::Sums sums = {exp_sum, target_sum, own_logit, max_negative, exp_weights, target_weights};
-  kernels.forward(pass, 0, middle, sums);
-  kernels.forward(pass, middle, num_streamed, sums);
+  const int64_t middle = between(0, num_streamed);
+  StoredTable weights_of_one(weights), momentum_of_one(momentum);
+  const Results results = run(pass, momentum, embeddings, expected, rows, {0, num_streamed});
+  pass.rows = weights_of_one.table, pass.tile_classes = INT64_MAX;
+  const Results of_one = run(pass, momentum_of_one, embeddings, expected, rows, {0, middle, num_streamed});
 
-  instcls::Update update;
-  update.momentum = momentum.table;
-  update.embeddings = embeddings, update.expected = expected, update.target_sum = target_sum;
-  update.target_scale = 0.1f, update.learning_rate = 0.1f, update.momentum_factor = 0.9f, update.weight_decay = 0.01f;
-  update.first_class = between(0, 20'000'000), update.seed = 7;
-  kernels.backward(pass, update, 0, middle);
-  kernels.backward(pass, update, middle, num_streamed);
-
-  const float tolerance = products == Storage::kFloat32 ? 1e-3f : 1e-1f;
+  bool good = true;
+  // Rounded factors and, where a table keeps them, rounded results; a flipped bit of a result is one part in 128.
+  const bool rounded = products == Storage::kBFloat16;
+  const auto stored = [](const StoredTable& table) { return table.table.storage == Storage::kBFloat16 ? 2e-2 : 2e-4; };
   for (int64_t i = 0; i < rows; ++i)
-    if (!(std::abs(exp_sum[i] - expected_sums[i]) <= tolerance * expected_sums[i])) {
-      std::fprintf(stderr, "row %d: %g, not %g\n", static_cast<int>(i), exp_sum[i], expected_sums[i]);
-      return false;
-    }
-  return true;
+    good &= close("exp_sum", results.exp_sum[i], expected_sums[i], rounded ? 1e-1 : 1e-3, expected_sums[i]);
+  for (int64_t i = 0; i < padded_rows; ++i) {
+    good &= close("exp_sum", results.exp_sum[i], of_one.exp_sum[i], 1e-5, of_one.exp_sum[i]);
+    good &= close("target_sum", results.target_sum[i], of_one.target_sum[i], 1e-5, 1 + of_one.target_sum[i]);
+    good &= close("own_logit", results.own_logit[i], of_one.own_logit[i], 1e-5, 10);
+    good &= close("max_negative", results.max_negative[i], of_one.max_negative[i], 1e-5, 10);
+  }
+  for (int64_t k = 0; k < padded_rows * padded_size; ++k) {
+    const double scale = 1 + of_one.exp_sum[k / padded_size];
+    // Pairs of classes are rounded before they are added up, each for itself.
+    good &= close("exp_weights", results.exp_weights[k], of_one.exp_weights[k], 1e-5, scale);
+    good &= close("target_weights", results.target_weights[k], of_one.target_weights[k], 1e-5, scale);
+  }
+  for (int64_t k = 0; k < weights.size(); ++k) {
+    good &= close("weights", weights.at(k), weights_of_one.at(k), stored(weights), 1);
+    good &= close("momentum", momentum.at(k), momentum_of_one.at(k), stored(momentum), 1);
+  }
+  return good;
 }
 
 }  // namespace

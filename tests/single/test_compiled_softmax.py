@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -13,6 +11,7 @@ from instcls_tf.classifier import ShardedClassifier
 from instcls_tf.kernels import build
 from instcls_tf.labels import Targets, label_distribution, select_targets
 from tests import reference
+from tests.kernels import FAMILIES, skip_unless_usable
 from tests.reference import relative_error
 
 RATE = 0.3
@@ -22,10 +21,9 @@ SIZES = [(3, 1, 1, 1), (53, 12, 8, 3), (97, 65, 17, 5), (1601, 130, 130, 9), (70
 TILE_CLASSES = 61  # odd, and no multiple of any block of the kernels
 
 
-@pytest.fixture(params=["neon"] if platform.machine() == "aarch64" else ["avx512_bf16", "avx512", "avx2", "sse"])
+@pytest.fixture(params=FAMILIES)
 def kernels(request, monkeypatch):
-    if request.param not in compiled_softmax.usable_kernels():
-        pytest.skip(f"this processor cannot run {request.param} kernels")
+    skip_unless_usable(request.param)
     monkeypatch.setattr(compiled_softmax, "KERNELS", request.param)
     monkeypatch.setattr(tiles, "kernel_tile_classes", lambda *_: TILE_CLASSES)
     return request.param

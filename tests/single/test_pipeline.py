@@ -273,10 +273,11 @@ def test_a_broken_file_keeps_its_row_without_an_id_and_is_reported(tmp_path):
     assert source.bad.reasons == {f"{tmp_path}/2.png": "not an image"}
 
 
-def test_no_thread_tunes_a_pipeline():
+def test_no_thread_tunes_a_pipeline(tfds_source):
     """Letting go of an iterator may wait for TensorFlow's autotuner for up to a minute."""
     source = _source(10)
     views = make_views("none", 8, 0)
     training = training_batches(source, views=views, batch_size=5, num_views=1, seed=0, micro_batch=1, last_step=1)
-    for batches in (training, inference_batches(source, image_size=8, batch_size=5)):
+    inference, records = inference_batches(source, image_size=8, batch_size=5), tfds_source.records(0, 3)
+    for batches in (training, inference, records):
         assert batches.options().autotune.enabled is False

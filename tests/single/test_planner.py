@@ -38,10 +38,12 @@ def plan() -> planner.Plan:
 def test_memory_of_the_classifier(plan):
     memory = plan.memory
     assert memory["class weights"] == memory["momentum of class weights"] == 4 * 2 * 4
-    one_thread = 4 * (2 * 2 + 64) * 4 + 2 * 8 * 2 * 4
+    one_thread = 4 * (2 * 32 + 64) * 4 + 2 * 64 * 32 * 4  # columns padded to 32, rows to 64
     assert memory["tile workspace"] == one_thread
     two = planner.make_plan(TINY, 10, 3, device="cpu", threads=2).memory
-    assert two["tile workspace"] == 2 * one_thread
+    assert two["tile workspace"] == one_thread, "so few classes are not worth a second thread"
+    two = planner.make_plan(TINY, 3 * 150, 3, device="cpu", threads=2).memory
+    assert two["tile workspace"] == 2 * (75 * (2 * 32 + 64) * 4 + 2 * 64 * 32 * 4)
     one_tile = 4 * (2 * 8 + 8 * 2) * 4  # all 4 classes are in it
     assert planner.make_plan(TINY, 10, 3, device="gpu").memory["tile workspace"] == one_tile
     assert memory["allocator"] == 3  # 4 % of 64 bytes
@@ -52,7 +54,7 @@ def test_memory_of_the_classifier(plan):
 
 def test_a_classifier_alone_steps_or_draws_its_rows():
     state = 2 * 10 * 2 * 4
-    tile, batch = 10 * (2 * 2 + 64) * 4 + 2 * 8 * 2 * 4, 8 * 8 * 2 * 4 + 8 * 16 + 8 * 48
+    tile, batch = 10 * (2 * 32 + 64) * 4 + 2 * 64 * 32 * 4, 8 * 8 * 2 * 4 + 8 * 16 + 8 * 48
     assert classifier_sizes.peak_bytes(10, 1, 8, 2, 0) == state + 6 + tile + batch
     drawing = 4 * 8192 * 128 * 4
     assert classifier_sizes.peak_bytes(9000, 1, 8, 128, 0) == round(1.04 * 2 * 9000 * 128 * 4) + drawing
@@ -138,8 +140,12 @@ def test_tiles_are_those_of_the_classifier(monkeypatch):
 
 def test_tiles_are_those_of_the_kernels():
     header = (Path(planner.__file__).parent / "kernels" / "streamed_softmax.h").read_text()
-    source = (Path(planner.__file__).parent / "kernels" / "streamed_softmax.cc").read_text()
+    source, operations = (
+        (Path(planner.__file__).parent / "kernels" / f"streamed_softmax{suffix}.cc").read_text()
+        for suffix in ("", "_ops")
+    )
     assert f"kBlockRows = {classifier_sizes._KERNEL_BLOCK};" in source
+    assert f"kLeast = {classifier_sizes._KERNEL_LEAST_CLASSES};" in operations
     assert f"kPanel = {classifier_sizes._KERNEL_PANEL};" in header
 
 

@@ -216,6 +216,7 @@ _SUBJECTS = {
     "memory": (define_memory, _measure_memory),
     "scaling": (define_scaling, _measure_scaling),
 }
+_subject = ""
 
 
 def take_subject() -> None:
@@ -231,9 +232,10 @@ def take_subject() -> None:
         define()
     elif not word.startswith(("--help", "-h")):
         raise UserError(f"benchmark: wanted first what to measure, one of {', '.join(_SUBJECTS)}")
-    flags.DEFINE_string("subject", word, "What is measured; set by the first word.")
+    global _subject
+    _subject = word
 
 
 def measure() -> dict:
     """Measures the subject with the parsed flags; may print a table first."""
-    return _SUBJECTS[FLAGS.subject][1]()
+    return _SUBJECTS[_subject][1]()

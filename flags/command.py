@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -44,6 +45,11 @@ def run(main: Callable[[], None], description: str, before_parsing: Callable[[],
         main()
     except UserError as error:
         _fail_once(str(error))
+
+
+def print_result(result: dict) -> None:
+    """Prints the JSON object that ends a command, in one piece: launchers mark each piece with its worker."""
+    print(json.dumps(result) + "\n", end="", flush=True)
 
 
 def _parse(description: str) -> None:

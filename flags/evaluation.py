@@ -7,6 +7,7 @@ import os
 
 from absl import flags
 
+from flags import command
 from instcls_tf.errors import UserError
 from instcls_tf.launcher import launched_rank_and_size
 
@@ -124,15 +125,15 @@ def choice(name: str, choices: tuple[str, ...]) -> str:
     return FLAGS[name].value
 
 
-def answer(command: str, workdir: str, result: dict) -> None:
-    """Writes `WORKDIR/<command>.json` and prints the same object on the last line of standard output; rank 0 only."""
+def answer(name: str, workdir: str, result: dict) -> None:
+    """Writes `WORKDIR/<name>.json` and prints the same object on the last line of standard output; rank 0 only."""
     rank, _ = launched_rank_and_size() or (0, 1)
     if rank != 0:
         return
-    path = os.path.join(workdir, f"{command}.json")
+    path = os.path.join(workdir, f"{name}.json")
     try:
         with open(path, "w") as file:
             json.dump(result, file)
     except OSError as error:
         raise UserError(f"--workdir={workdir}: cannot write {path} ({error.strerror})") from error
-    print(json.dumps(result), flush=True)
+    command.print_result(result)

@@ -14,7 +14,7 @@ FLAGS = flags.FLAGS
 _DESCRIPTIONS = {
     "workdir": "Folder of the run: checkpoints, run.flags, metrics.jsonl, TensorBoard. A run found there goes on.",
     "dataset": "`digits` (scikit-learn's scans, built in), `folder:PATH` (any images, any nesting;"
-    " PATH/{train,test}/CLASS/* when labels exist), `records:PATH` (the output of scripts.prepare), or the"
+    " PATH/{train,test,val}/CLASS/* when labels exist), `records:PATH` (the output of scripts.prepare), or the"
     " name of a prepared TFDS dataset.",
     "data_dir": "Where TFDS keeps its datasets (TFDS datasets only).",
     "tfds_split": "TFDS's split to train on, or a part of one, such as train[:10%] (TFDS datasets only).",
@@ -43,23 +43,24 @@ _DESCRIPTIONS = {
     "classifier_learning_rate_factor": "Multiplies the learning rate of the class weights.",
     "weight_decay": "L2 weight decay, added to the gradient of every variable, class weights included.",
     "momentum": "Momentum factor of SGD.",
-    "temperature": "tau of Eq. 1.",
+    "temperature": "tau of Eq. 1, which the cosines are divided by.",
     "smoothing": "alpha of Eq. 2: the share of the label that goes to the hard negatives; 0 switches smoothing off.",
-    "hard_negatives": "K: hard negatives per class, found once per epoch.",
+    "hard_negatives": "K: hard negatives per class, found once per epoch (none with --smoothing=0).",
     "smoothing_loss": "Eq. 3 as printed (`marginal`) or the soft-label `cross_entropy`.",
     "classifier_init": "Class weights from a random network's features (`raw_*`: how its BN normalises), or Gaussian.",
     "bn_burn_in": "Epochs of BN statistics before the features are taken (raw_running_bn only).",
     "sampled_classes": "Classes per step: the batch's own and a uniform sample of the others; 0 for all (Table 3).",
-    "precision": "Of the encoder; for the classifier see --class_*_dtype.",
+    "precision": "Number type of the encoder's computation; for the classifier see --class_*_dtype.",
     "class_weights_dtype": "How class weights are kept. bfloat16 takes half the memory and is rounded stochastically.",
     "class_momentum_dtype": "How the momentum of class weights is kept.",
-    "class_products_dtype": "Of the factors of the classifier's matrix products; sums are kept in float32.",
-    "seed": "Of weights, order and views.",
+    "class_products_dtype": "Number type of the factors in the classifier's matrix products; sums are kept in float32.",
+    "seed": "Random seed of weights, order and views.",
     "log_every": "Steps between two lines of metrics.jsonl.",
     "checkpoint_every": "Epochs between two checkpoints; 0 saves at the end only.",
     "online_knn_every": "Epochs between two measurements of 20-NN accuracy (knn_top1 in metrics.jsonl) on the dataset's"
     " labelled train and test splits; 0 for none.",
-    "max_steps": "Stop after this many steps of the whole run, for trials; 0 saves the initialised run.",
+    "max_steps": "Stop after this many steps of the whole run, for trials (no limit by default); 0 saves the"
+    " initialised run.",
 }
 
 _CHOICES = {

@@ -67,9 +67,7 @@ def pretrain(config: PretrainConfig, source: Source | None = None) -> dict[str, 
     first_step = int(run.optimizer.iterations)
     _announce(config, source, steps_per_epoch, warmup_steps, first_step, progress)
     if is_chief and not resuming:
-        os.makedirs(config.workdir, exist_ok=True)
-        with open(run_flags_path(config.workdir), "w") as file:
-            file.write(config.as_flags())
+        _begin_workdir(config)
     if is_chief and isinstance(source, FolderSource):
         _report_changes(source, source.write_manifest(config.workdir), progress)
     bad_files = BadFiles(config.workdir, source, config.max_bad_fraction)
@@ -224,6 +222,15 @@ def _refuse_different_ids(source: Source) -> None:
         )
 
 
+def _begin_workdir(config: PretrainConfig) -> None:
+    try:
+        os.makedirs(config.workdir, exist_ok=True)
+        with open(run_flags_path(config.workdir), "w") as file:
+            file.write(config.as_flags())
+    except OSError as error:
+        raise UserError(f"--workdir={config.workdir}: cannot write there ({error.strerror})") from error
+
+
 def _has_lists(prefix: str) -> bool:
     return checkpoint.holds(prefix, "classifier/hard_negatives")
 
@@ -235,13 +242,13 @@ def _announce(config, source, steps_per_epoch, warmup_steps, first_step, progres
         f" {steps_per_epoch} steps per epoch, {config.epochs} epochs"
     )
     progress.say(
-        f"loss (Eq. 1, Gaussian rows): starts near {expected['loss_expected_start']:.2f},"
+        f"for orientation, the loss of Eq. 1 from Gaussian rows starts near {expected['loss_expected_start']:.2f},"
         f" cannot fall below about {expected['loss_floor']:.2f}"
     )
     if config.effective_warmup_epochs < config.warmup_epochs:
         progress.say(
-            f"warm-up: {config.effective_warmup_epochs:g} epochs ({warmup_steps} steps), a tenth of the run, instead of"
-            f" --warmup_epochs={config.warmup_epochs:g}"
+            f"warm-up: {config.effective_warmup_epochs:g} epochs ({warmup_steps} step(s)), a tenth of the run, instead"
+            f" of --warmup_epochs={config.warmup_epochs:g}"
         )
     if not compiled_softmax.available() and not tf.config.list_physical_devices("GPU"):
         progress.say(

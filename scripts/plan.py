@@ -6,8 +6,6 @@ Example:
   python -m scripts.plan --flagfile=flags/presets/imagenet.flags --num_instances=1281167 --workers=64 --memory_limit=32
 """
 
-import json
-
 from flags import command, plan
 
 plan.define()
@@ -20,7 +18,7 @@ def main() -> None:
     limits = (values.num_instances, values.workers, values.memory_limit)
     text, answer = plan_run(config, *limits, values.device, values.output)
     print(text)
-    print(json.dumps(answer), flush=True)
+    command.print_result(answer)
 
 
 if __name__ == "__main__":

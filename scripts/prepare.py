@@ -4,8 +4,6 @@ Example:
   python -m scripts.prepare --dataset=folder:/data/photos --output=/data/photo_records
 """
 
-import json
-
 from flags import command, data, evaluation
 
 data.define_prepare()
@@ -17,7 +15,7 @@ def main() -> None:
     from instcls_tf.run_log import Progress
 
     images = prepare(dataset, output, evaluation.FLAGS.shard_megabytes, Progress(visible=True))
-    print(json.dumps({"output": output, "images": images}))
+    command.print_result({"output": output, "images": images})
 
 
 if __name__ == "__main__":

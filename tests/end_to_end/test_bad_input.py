@@ -54,6 +54,13 @@ def test_wrong_flags(tmp_path, flags, sentence):
     assert snapshot(tmp_path) == before
 
 
+def test_a_workdir_that_cannot_be_made():
+    """Where even root makes no folders."""
+    finished = run_script("pretrain", *flags_of("/proc/run"), workers=2)
+    assert finished.output.count("error: --workdir=/proc/run: cannot write there (No such file or directory)") == 1
+    assert finished.status == 2
+
+
 def test_data_that_are_no_data(tmp_path):
     """The answers of the library, which the command passes on; one of them is seen through the command below."""
     (tmp_path / "empty").mkdir()

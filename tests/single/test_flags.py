@@ -143,9 +143,19 @@ def test_too_many_workers_for_the_batch(no_tensorflow):
     assert (result.returncode, result.stderr) == (2, "error: --batch_size=4: must be at least the 5 workers\n")
 
 
+SUBJECT = {"benchmark": ("classifier",)}
+
+
+def test_help_of_benchmark_names_its_subjects(no_tensorflow):
+    result = run(no_tensorflow, "benchmark", "--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    for subject in ("input", "classifier", "step", "hard_negatives", "memory", "scaling"):
+        assert re.search(rf"^  {subject}  +\w", result.stdout, re.MULTILINE), subject
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_shows_what_the_command_does_and_its_flags(no_tensorflow, name):
-    result = run(no_tensorflow, name, "--help")
+    result = run(no_tensorflow, name, *SUBJECT.get(name, ()), "--help")
     assert (result.returncode, result.stderr) == (0, "")
     assert f"python -m scripts.{name}" in result.stdout
     assert "\nFlags:\n" in result.stdout

@@ -22,7 +22,7 @@ TINY = {
     "batch_size": 359,
     "micro_batch": 180,
     "epochs": 2,
-    "learning_rate": 0.05,
+    "learning_rate": 0.4,
     "scale_learning_rate": False,
     "hard_negatives": 10,
     "log_every": 1,

@@ -78,7 +78,7 @@ def classifier_bytes(
 
 
 def kernel_tile_classes(embedding_size: int) -> int:
-    """c, the classes of a tile of the compiled kernels on this machine.
+    """c, the classes of a tile of the compiled kernels, each thread of which has one in the cache of its core.
 
     Args:
       embedding_size: D.

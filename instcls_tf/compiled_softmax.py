@@ -11,7 +11,7 @@ import functools
 
 import tensorflow as tf
 
-from instcls_tf import softmax, tiles
+from instcls_tf import classifier_sizes, softmax
 from instcls_tf.kernels import build
 from instcls_tf.labels import Targets
 
@@ -123,7 +123,7 @@ def _stream(rows, streamed, embeddings, targets, temperature, smoothing_loss, pr
         "target_is_own": targets.is_own,
         "temperature": temperature,
         "cross_entropy": smoothing_loss == softmax.CROSS_ENTROPY,
-        "tile_classes": tiles.kernel_tile_classes(rows.shape[1]),
+        "tile_classes": classifier_sizes.kernel_tile_classes(rows.shape[1]),
         "products_dtype": products_dtype,
         "kernels": KERNELS,
     }

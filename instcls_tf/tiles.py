@@ -1,4 +1,4 @@
-"""How wide a tile of classes is.
+"""How wide a tile of classes is where TensorFlow's operations work on it.
 
 A tile should stay in the cache between the product that makes its logits and the product that uses them up, and be wide
 enough that products run at full speed and the loop around it costs nothing. Both follow from the device.
@@ -10,7 +10,7 @@ import functools
 
 import tensorflow as tf
 
-from instcls_tf import classifier_sizes, collectives, cores
+from instcls_tf import collectives, cores
 
 # A worker's share of the cache is left for half to the tile, for half to the operands of its products.
 _CACHE_FRACTION = 0.5
@@ -23,9 +23,7 @@ _ROW_ARRAYS = 4
 
 
 def tile_classes(batch_rows: int | tf.Tensor, embedding_size: int) -> int | tf.Tensor:
-    """Classes per tile of TensorFlow's operations, whose threads share one.
-
-    `[B, c]` logits and a few `[c, D]` arrays fit in this worker's share of the cache.
+    """Classes per tile, so that `[B, c]` logits and a few `[c, D]` arrays fit in this worker's share of the cache.
 
     Args:
       batch_rows: B; an integer or an int32 scalar.
@@ -33,15 +31,6 @@ def tile_classes(batch_rows: int | tf.Tensor, embedding_size: int) -> int | tf.T
     """
     classes = _tile_bytes() // 4 // (batch_rows + _ROW_ARRAYS * embedding_size) // _MULTIPLE * _MULTIPLE
     return tf.maximum(_MIN_CLASSES, classes) if tf.is_tensor(classes) else max(_MIN_CLASSES, classes)
-
-
-def kernel_tile_classes(embedding_size: int) -> int:
-    """Classes per tile of the compiled kernels, each thread of which has one in the cache of its core.
-
-    Args:
-      embedding_size: D.
-    """
-    return classifier_sizes.kernel_tile_classes(embedding_size)
 
 
 def _tile_bytes() -> int:

@@ -9,7 +9,7 @@ import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
 
-from instcls_tf import checkpoint, collectives, compiled_softmax, grouped, hardest_classes, tiles
+from instcls_tf import checkpoint, classifier_sizes, collectives, compiled_softmax, grouped, hardest_classes, tiles
 from instcls_tf.classifier import ShardedClassifier, sample_classes
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.sources import open_source
@@ -26,7 +26,7 @@ def classifier(folder: Path) -> None:
     """Trains every case's class weights and writes loss, gradients, weights, lists and samples."""
     hardest_classes._CANDIDATES, hardest_classes._TILE_ELEMENTS = cases.CANDIDATES, cases.CANDIDATES * 5
     for name, case in cases.CASES.items():
-        tiles.tile_classes = tiles.kernel_tile_classes = lambda *_, number=case.tile_classes: number
+        tiles.tile_classes = classifier_sizes.kernel_tile_classes = lambda *_, number=case.tile_classes: number
         compiled_softmax.available = lambda compiled=case.compiled: compiled
         results = _train_classifier(case, name)
         if collectives.rank() == 0:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from instcls_tf import collectives, compiled_softmax, softmax, tiles
+from instcls_tf import classifier_sizes, collectives, compiled_softmax, softmax, tiles
 from instcls_tf.classifier import ShardedClassifier, sample_classes
 from tests import reference
 from tests.reference import relative_error
@@ -20,7 +20,7 @@ def passes(request, monkeypatch):
     """Every test runs by the compiled kernels, and by TensorFlow's own operations, with several tiles."""
     if request.param == "compiled":
         assert compiled_softmax.available()
-        monkeypatch.setattr(tiles, "kernel_tile_classes", lambda *_: 20)
+        monkeypatch.setattr(classifier_sizes, "kernel_tile_classes", lambda *_: 20)
     else:
         monkeypatch.setattr(compiled_softmax, "available", lambda: False)
         monkeypatch.setattr(tiles, "tile_classes", lambda *_: 20)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from instcls_tf import compiled_softmax, softmax, storage, tiles
+from instcls_tf import classifier_sizes, compiled_softmax, softmax, storage
 from instcls_tf.classifier import ShardedClassifier
 from instcls_tf.kernels import build
 from instcls_tf.labels import Targets, label_distribution, select_targets
@@ -25,7 +25,7 @@ TILE_CLASSES = 61  # odd, and no multiple of any block of the kernels
 def kernels(request, monkeypatch):
     skip_unless_usable(request.param)
     monkeypatch.setattr(compiled_softmax, "KERNELS", request.param)
-    monkeypatch.setattr(tiles, "kernel_tile_classes", lambda *_: TILE_CLASSES)
+    monkeypatch.setattr(classifier_sizes, "kernel_tile_classes", lambda *_: TILE_CLASSES)
     return request.param
 
 

@@ -3,7 +3,7 @@
 import pytest
 import tensorflow as tf
 
-from instcls_tf import collectives, cores, tiles
+from instcls_tf import classifier_sizes, collectives, cores, tiles
 
 
 @pytest.fixture
@@ -39,18 +39,18 @@ def test_a_tile_of_the_kernels_fits_in_a_quarter_of_a_cores_cache(monkeypatch):
     for cache_bytes in (2**19, 2**20, 2**21):
         monkeypatch.setattr(cores, "cache_bytes", {2: cache_bytes}.get)
         for size, padded in ((16, 32), (128, 128), (300, 320)):
-            classes = tiles.kernel_tile_classes(size)
+            classes = classifier_sizes.kernel_tile_classes(size)
             of_class = 4 * (2 * padded + 64)
             assert classes % 6 == 0
             assert cache_bytes / 4 - 6 * of_class < classes * of_class <= cache_bytes / 4
-        assert tiles.kernel_tile_classes(100_000) == 24
+        assert classifier_sizes.kernel_tile_classes(100_000) == 24
 
 
 def test_an_unknown_cache_is_taken_for_a_common_one(monkeypatch):
     monkeypatch.setattr(cores, "cache_bytes", {2: 2**20}.get)
-    known = tiles.kernel_tile_classes(128)
+    known = classifier_sizes.kernel_tile_classes(128)
     monkeypatch.setattr(cores, "cache_bytes", lambda level: None)
-    assert tiles.kernel_tile_classes(128) == known
+    assert classifier_sizes.kernel_tile_classes(128) == known
     assert tiles._last_level_cache_bytes() == tiles._FALLBACK_CACHE_BYTES
 
 

@@ -1,1 +1,4 @@
-"""Command-line flags by topic, and how every command starts. The package `instcls_tf` never reads flags itself."""
+"""Command-line flags by topic, and how every command starts and ends; nothing is measured here.
+
+The package `instcls_tf` never reads flags itself.
+"""

@@ -1,21 +1,26 @@
-"""How every command starts and ends: strict flags, one sentence for a user's mistake, and its exit status."""
+"""How every command starts and ends: strict flags, its answer, one sentence for a user's mistake, its exit status."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import re
 import sys
 import time
-from typing import Callable
+import traceback
+from typing import Callable, NoReturn
 
 from absl import flags
 
-from instcls_tf.errors import UserError
-from instcls_tf.launcher import launched_rank_and_size
-
-USER_ERROR_STATUS = 2
+from flags import flagfiles
+from instcls_tf import files
+from instcls_tf.distributed import job, watchdog
+from instcls_tf.distributed.launcher import launched_rank_and_size
+from instcls_tf.errors import UserError, one_line, shown
+from instcls_tf.report.answer import Answer, Picture
+from instcls_tf.run import signals
 
 # How long the other ranks give rank 0 to report a mistake that all of them see.
 _GRACE_SECONDS = 5.0
@@ -39,43 +44,123 @@ def run(main: Callable[[], None], description: str, before_parsing: Callable[[],
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_MKL_ALLOC_MAX_BYTES", str(_ADDRESS_SPACE))
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    _join_job()
     try:
         before_parsing()
         _parse(description)
         main()
     except UserError as error:
-        _fail_once(str(error))
+        _fail_once(str(error), error.status)
+    except signals.Stopped:
+        sys.exit(job.STOPPED_STATUS)  # it has been said
+    except Exception as error:
+        if not job.record_error(f"{type(error).__name__}: {error}", traceback.format_exc()):
+            raise
+        _leave(1)  # the launcher tells of the first of the workers
 
 
-def print_result(result: dict) -> None:
-    """Prints the JSON object that ends a command, in one piece: launchers mark each piece with its worker."""
-    print(json.dumps(result) + "\n", end="", flush=True)
+def _join_job() -> None:
+    folder = job.folder()
+    if folder is not None:
+        job.join()
+        watchdog.start(folder)
+
+
+def give(answer: Answer | None, name: str = "", folder: str = "") -> None:
+    """Writes a command's answer, prints it with the JSON object as the last line, and then draws its picture.
+
+    Only rank 0 does. A disk that is full does not keep the answer from being printed; a picture that cannot be drawn is
+    a warning, because what was measured is there.
+
+    Args:
+      answer: of rank 0; None elsewhere.
+      name: the object is kept as `FOLDER/<name>.json` as well; not if empty.
+      folder: see `name`.
+
+    Raises:
+      UserError: a file cannot be written; what could be written and printed is.
+    """
+    rank, _ = launched_rank_and_size() or (0, 1)
+    if rank != 0 or answer is None:
+        return
+    last_line = json.dumps(answer.result)
+    unwritten = None
+    try:
+        if name:
+            files.write(os.path.join(folder, f"{name}.json"), last_line.encode())
+        if answer.text_name:
+            files.write(os.path.join(folder, answer.text_name), f"{answer.text}\n".encode("utf-8", "backslashreplace"))
+    except UserError as error:
+        unwritten = error
+    say("\n".join(filter(None, [answer.text, last_line])))
+    if unwritten:
+        raise unwritten
+    if answer.picture:
+        _draw(answer.picture)
+
+
+def _draw(picture: Picture) -> None:
+    try:
+        picture.draw(picture.path)
+    except UserError:
+        raise
+    except Exception as error:
+        # Of the drawing library, on data that nobody has thought of.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        _write_error(f"warning: {shown(picture.path)} could not be drawn ({shown(reason)})")
+
+
+def say(text: str) -> None:
+    """Prints lines in one piece, because launchers mark each piece with its worker.
+
+    A reader that has seen enough (`| head`) is no mistake: the rest is dropped, and the command goes on. What the
+    output's encoding does not have, such as a name in another one, is escaped.
+
+    Raises:
+      UserError: standard output cannot be written.
+    """
+    try:
+        encoding = sys.stdout.encoding or "utf-8"
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        sys.stdout.flush()
+    except OSError as error:
+        # What is left in the buffer would fail once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise UserError(f"standard output: cannot be written ({error.strerror})") from error
+
+
+def _write_error(line: str) -> None:
+    """One line on standard error, newline included in one piece; nothing if nobody reads it."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(one_line(line) + "\n")
+        sys.stderr.flush()
 
 
 def _parse(description: str) -> None:
     _define_help()
     try:
-        _, *stray = flags.FLAGS(sys.argv)
+        _, *stray = flags.FLAGS([sys.argv[0], *flagfiles.expand(sys.argv[1:])])
     except flags.Error as error:
-        raise UserError(_one_sentence(error)) from error
+        raise UserError(one_sentence(error)) from error
     if stray:
         raise UserError(f"{stray[0]!r} is not a flag: every setting is given as --name=value")
     if flags.FLAGS["help"].value:
-        print(f"{description.strip()}\n\nFlags:{_own_flags_help()}")
+        say(f"{description.strip()}\n\nFlags:{_own_flags_help()}")
         sys.exit(0)
 
 
-def _one_sentence(error: flags.Error) -> str:
+def one_sentence(error: flags.Error, flag_values: flags.FlagValues = flags.FLAGS) -> str:
     """What absl says about a command line, in the form of this project's other errors."""
     text = " ".join(str(error).split())
+    if isinstance(error.__context__, UserError):  # of a flag's own parser
+        return str(error.__context__)
     if isinstance(error, flags.UnrecognizedFlagError):
         _, _, meant = text.partition("Did you mean: ")
         return f"--{error.flagname}: no such flag" + (f"; did you mean --{meant.removesuffix(' ?')}?" if meant else "")
-    if isinstance(error, flags.CantOpenFlagFileError):
-        return f"--flagfile: cannot read {error.__context__.filename} ({error.__context__.strerror})"
     illegal = re.match(r"flag (--(\w+)=.*?): ", text)
     if illegal:
-        return f"{illegal[1]}: must be {_WANTED[flags.FLAGS[illegal[2]].flag_type()]}"
+        return f"{illegal[1]}: must be {_WANTED[flag_values[illegal[2]].flag_type()]}"
     return text
 
 
@@ -90,14 +175,21 @@ def _own_flags_help() -> str:
     return "\n".join(line for line in text.splitlines() if not line.startswith("flags."))
 
 
-def _fail_once(sentence: str) -> None:
+def _fail_once(sentence: str, status: int = UserError.status) -> None:
     """Rank 0 speaks for all. The others wait to be ended by the launcher; one that is not met a mistake of its own."""
-    rank, size = launched_rank_and_size() or (0, 1)
+    rank, _ = launched_rank_and_size() or (0, 1)
+    is_told_by_launcher = job.record_error(sentence, is_said=rank == 0)
     if rank > 0:
         time.sleep(_GRACE_SECONDS)
         sentence = f"rank {rank}: {sentence}"
-    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    if rank == 0 or not is_told_by_launcher:
+        _write_error(f"error: {sentence}")
+    _leave(status)
+
+
+def _leave(status: int) -> NoReturn:
+    """Horovod's shutdown at exit would wait for ranks that sleep or work on."""
+    _, size = launched_rank_and_size() or (0, 1)
     if size > 1 and "tensorflow" in sys.modules:
-        # Horovod's shutdown at exit would wait for the ranks that sleep.
-        os._exit(USER_ERROR_STATUS)
-    sys.exit(USER_ERROR_STATUS)
+        os._exit(status)
+    sys.exit(status)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from absl import flags
 
-from instcls_tf.evaluation.detection_config import DetectConfig
+from flags import from_dataclass
+from instcls_tf.detection.config import INITS, DetectConfig
 
 FLAGS = flags.FLAGS
 
-_DESCRIPTIONS = {
+DESCRIPTIONS = {
     "workdir": "Folder of the run whose encoder is the backbone; receives detect.json, detect.png and detector/, the"
     " state from which the same command goes on.",
     "dataset": "`folder:PATH` in Pascal VOC layout (Annotations/, ImageSets/Main/, JPEGImages/ there or one folder"
@@ -18,7 +17,7 @@ _DESCRIPTIONS = {
     "data_dir": "Where TFDS keeps its datasets (TFDS datasets only).",
     "train_split": "Trained on: a file of ImageSets/Main without its .txt, or a TFDS split.",
     "test_split": "Evaluated on.",
-    "init": "The backbone starts from the run's `checkpoint` or from `scratch` (random weights, same network).",
+    "init": "What the backbone starts from: the run's `checkpoint`, or `scratch`, random weights of the same network.",
     "image_size": "Side of the squares that images are squeezed to, in pixels; a multiple of 32 (8 with the small"
     " stem).",
     "pyramid_channels": "Channels of the feature pyramid and the heads; RetinaNet has 256.",
@@ -31,17 +30,16 @@ _DESCRIPTIONS = {
     "seed": "Of the new layers' weights, the order of images and the flips.",
 }
 
-_DEFINE = {"int": flags.DEFINE_integer, "float": flags.DEFINE_float, "str": flags.DEFINE_string}
+
+def define(flag_values: flags.FlagValues = FLAGS) -> None:
+    """Defines the flags."""
+    from_dataclass.define(
+        DetectConfig, DESCRIPTIONS, choices={"init": INITS}, path_names=("data_dir",), flag_values=flag_values
+    )
 
 
-def define() -> None:
-    """Defines the flags; limits are checked by `DetectConfig`, whose sentences name flag, value and what is wanted."""
-    for field in dataclasses.fields(DetectConfig):
-        _DEFINE[field.type.split(" ")[0]](field.name, field.default, _DESCRIPTIONS[field.name])
-
-
-def config_from_flags() -> DetectConfig:
+def config_from_flags(flag_values: flags.FlagValues = FLAGS) -> DetectConfig:
     """The settings on the command line, checked."""
-    config = DetectConfig(**{field.name: FLAGS[field.name].value for field in dataclasses.fields(DetectConfig)})
+    config = from_dataclass.read(DetectConfig, flag_values=flag_values)
     config.validate()
     return config

@@ -1,32 +1,104 @@
-"""Flags of the commands that look at a finished run, and how they answer."""
+"""Flags of the commands that look at a finished run."""
 
 from __future__ import annotations
 
-import json
 import os
+from typing import TYPE_CHECKING
 
 from absl import flags
 
-from flags import command
-from instcls_tf.errors import UserError
-from instcls_tf.launcher import launched_rank_and_size
+from flags import paths, recipes
+from instcls_tf.checks import path_for_tensorflow, require_value
+from instcls_tf.errors import UserError, shown
+from instcls_tf.evaluation.recipes import (
+    BACKBONE,
+    KINDS,
+    KNN_NEIGHBORS,
+    KNN_TEMPERATURE,
+    PIXELS,
+    CachedRecipe,
+    FinetuneRecipe,
+    LinearRecipe,
+)
+
+if TYPE_CHECKING:
+    from instcls_tf.evaluation.subject import Subject
 
 FLAGS = flags.FLAGS
-
-
-def define() -> None:
-    """The flags that all evaluations of a run on images share."""
-    define_workdir()
-    flags.DEFINE_string("data_dir", None, "Where TFDS keeps its datasets (TFDS datasets only).")
+KNN_FEATURES = (*KINDS, PIXELS)
 
 
 def define_workdir() -> None:
-    """Which run."""
-    flags.DEFINE_string("workdir", None, "Folder of the run.")
+    """Which run; all that `correlation` needs."""
+    paths.define_for_tensorflow("workdir", None, "Folder of the run.")
 
 
-def define_dataset() -> None:
-    """Which labelled images judge a run."""
+def define_extract() -> None:
+    """The flags of `extract`."""
+    _define_run()
+    flags.DEFINE_string("dataset", None, "The images; by default the run's own (same forms as in pretrain).")
+    flags.DEFINE_string("split", "train", "Which split of the dataset.")
+    _define_center_crop_fraction()
+    paths.define("output", None, "File to write, NAME.npz, or a new folder for .npy files of at most 1 GiB.")
+
+
+def define_knn() -> None:
+    """The flags of `knn_eval`."""
+    _define_run()
+    _define_labelled()
+    _define_feature_files()
+    flags.DEFINE_integer("num_neighbors", KNN_NEIGHBORS, "Neighbours that vote.")
+    flags.DEFINE_float(
+        "knn_temperature", KNN_TEMPERATURE, "Temperature of the votes' weights, exp(cosine / temperature)."
+    )
+    flags.DEFINE_string(
+        "features", BACKBONE, f"What is compared; `{PIXELS}` need no network. One of: {', '.join(KNN_FEATURES)}."
+    )
+
+
+def define_linear() -> None:
+    """The flags of `linear_eval`."""
+    _define_run()
+    _define_labelled()
+    _define_feature_files()
+    flags.DEFINE_bool("cached", False, "Train on stored features of un-augmented images, at several learning rates.")
+    recipes.define(LinearRecipe, CachedRecipe)
+
+
+def define_finetune() -> None:
+    """The flags of `finetune`."""
+    _define_run()
+    _define_labelled()
+    recipes.define(FinetuneRecipe)
+
+
+def define_similarity() -> None:
+    """The flags of `similarity`."""
+    _define_run()
+    flags.DEFINE_integer("instances", 2000, "How many instances, evenly spread over the dataset, are measured.")
+    flags.DEFINE_bool("index", False, "List near-duplicates and outliers of the dataset by the run's class weights.")
+    flags.DEFINE_float("threshold", 0.95, "With --index: the cosine from which two images are near-duplicates.")
+    flags.DEFINE_integer("listed", 20, "With --index: how many pairs and outliers are listed.")
+
+
+def define_dynamics() -> None:
+    """The flags of `dynamics`."""
+    _define_run()
+    flags.DEFINE_integer("instances", 1000, "About how many instances are embedded, in the same views each time.")
+
+
+def define_compare() -> None:
+    """The flags of `compare`."""
+    flags.DEFINE_string("runs", None, "NAME=WORKDIR,NAME=WORKDIR,...: the runs to compare; the last one is pictured.")
+    paths.define("output", None, "Folder that receives comparison.md and comparison.png.")
+
+
+def _define_run() -> None:
+    define_workdir()
+    paths.define("data_dir", None, "Where TFDS keeps its datasets (TFDS datasets only).")
+
+
+def _define_labelled() -> None:
     flags.DEFINE_string(
         "dataset", None, "Evaluate on this dataset instead of the run's own (same forms as in pretrain)."
     )
@@ -36,69 +108,49 @@ def define_dataset() -> None:
         "What accuracy is measured on; by default `test`, or `validation` of datasets whose test labels are not public"
         " (imagenet2012, i_naturalist).",
     )
+    _define_center_crop_fraction()
 
 
-def define_feature_files() -> None:
-    """Features from files."""
+def _define_center_crop_fraction() -> None:
+    flags.DEFINE_float(
+        "center_crop_fraction",
+        None,
+        "Side of the centred square that is seen of an image, as a fraction of the shorter side (0.875: resize to 256,"
+        " crop 224); by default the run's.",
+    )
+
+
+def _define_feature_files() -> None:
     text = "Features of the {} images from a file of `extract` or of another tool (.npz, or a folder of .npy), in the"
     text += " place of the run's: arrays `backbone` or `projection` [N, F] and `labels` [N]."
-    flags.DEFINE_string("train_features", None, text.format("training"))
-    flags.DEFINE_string("test_features", None, text.format("test"))
-
-
-def define_extract() -> None:
-    """The flags of `extract`."""
-    flags.DEFINE_string("dataset", None, "The images; by default the run's own (same forms as in pretrain).")
-    flags.DEFINE_string("split", "train", "Which split of the dataset.")
-    flags.DEFINE_string("output", None, "File to write, NAME.npz, or a new folder for .npy files of at most 1 GiB.")
-
-
-def define_knn() -> None:
-    """The flags of `knn_eval`."""
-    flags.DEFINE_integer("num_neighbors", 20, "Neighbours that vote.")
-    flags.DEFINE_float("knn_temperature", 0.07, "Temperature of the votes' weights, exp(cosine / temperature).")
-    flags.DEFINE_string("features", "backbone", "What is compared: `backbone`, `projection`, or `pixels` (no network).")
-
-
-def define_linear() -> None:
-    """The flags of `linear_eval` that choose how; its recipes' are in `flags.recipes`."""
-    flags.DEFINE_bool("cached", False, "Train on stored features of un-augmented images, at several learning rates.")
-
-
-def define_similarity() -> None:
-    """The flags of `similarity`."""
-    flags.DEFINE_integer("instances", 2000, "How many instances, evenly spread over the dataset, are measured.")
-    flags.DEFINE_bool("index", False, "List near-duplicates and outliers of the dataset by the run's class weights.")
-    flags.DEFINE_float("threshold", 0.95, "With --index: the cosine from which two images are near-duplicates.")
-    flags.DEFINE_integer("listed", 20, "With --index: how many pairs and outliers are listed.")
-
-
-def define_compare() -> None:
-    """The flags of `compare`."""
-    flags.DEFINE_string("runs", None, "NAME=WORKDIR,NAME=WORKDIR,...: the runs to compare; the last one is pictured.")
-    flags.DEFINE_string("output", None, "Folder that receives comparison.md and comparison.png.")
+    paths.define("train_features", None, text.format("training"))
+    paths.define("test_features", None, text.format("test"))
 
 
 def feature_files() -> tuple[str, str] | None:
-    """The values of --train_features and --test_features, which come together."""
-    paths = FLAGS.train_features, FLAGS.test_features
-    if any(paths) and not all(paths):
+    """The values of --train_features and --test_features, which come together.
+
+    Raises:
+      UserError: one of them is missing, or `linear_eval` is to train on images.
+    """
+    files = FLAGS.train_features, FLAGS.test_features
+    if any(files) and not all(files):
         missing = "test_features" if FLAGS.train_features else "train_features"
         raise UserError(f"--{missing} is missing: features come from two files or from none")
-    return paths if all(paths) else None
+    if all(files) and "cached" in FLAGS and not FLAGS.cached:
+        raise UserError(f"--train_features={shown(files[0])}: needs --cached, the other protocol trains on images")
+    return files if all(files) else None
 
 
-def refuse_files_without_cached(files: tuple[str, str] | None) -> None:
-    """Features from files cannot be trained on by the protocol that augments images."""
-    if files and not FLAGS.cached:
-        raise UserError(f"--train_features={files[0]}: needs --cached, the other protocol trains on images")
-
-
-def subject():
-    """The run and the labelled images that the command line names, opened."""
+def subject(files: tuple[str, str] | None = None) -> Subject | None:
+    """The run and the labelled images that the command line names, opened; None with features from files."""
+    if files:
+        return None
     from instcls_tf.evaluation.subject import open_subject
 
-    return open_subject(required("workdir"), FLAGS.dataset, FLAGS.data_dir, FLAGS.test_split)
+    return open_subject(
+        required("workdir"), FLAGS.dataset, FLAGS.data_dir, FLAGS.test_split, FLAGS.center_crop_fraction
+    )
 
 
 def named_runs() -> dict[str, str]:
@@ -106,8 +158,9 @@ def named_runs() -> dict[str, str]:
     runs = {}
     for name, _, workdir in (part.partition("=") for part in required("runs").split(",")):
         if not name or not workdir or name in runs:
-            raise UserError(f"--runs={FLAGS.runs}: must be NAME=WORKDIR,NAME=WORKDIR,... with different names")
-        runs[name] = workdir
+            raise UserError(f"--runs={shown(FLAGS.runs)}: must be NAME=WORKDIR,NAME=WORKDIR,... with different names")
+        runs[name] = os.path.expanduser(workdir)
+        path_for_tensorflow("runs", runs[name])
     return runs
 
 
@@ -120,20 +173,5 @@ def required(name: str) -> str:
 
 def choice(name: str, choices: tuple[str, ...]) -> str:
     """The value of a flag that names one of a few things."""
-    if FLAGS[name].value not in choices:
-        raise UserError(f"--{name}={FLAGS[name].value}: must be one of {', '.join(choices)}")
+    require_value(name, FLAGS[name].value, FLAGS[name].value in choices, "one of " + ", ".join(choices))
     return FLAGS[name].value
-
-
-def answer(name: str, workdir: str, result: dict) -> None:
-    """Writes `WORKDIR/<name>.json` and prints the same object on the last line of standard output; rank 0 only."""
-    rank, _ = launched_rank_and_size() or (0, 1)
-    if rank != 0:
-        return
-    path = os.path.join(workdir, f"{name}.json")
-    try:
-        with open(path, "w") as file:
-            json.dump(result, file)
-    except OSError as error:
-        raise UserError(f"--workdir={workdir}: cannot write {path} ({error.strerror})") from error
-    command.print_result(result)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from absl import flags
 
-from flags import pretraining
-from instcls_tf import planner
-from instcls_tf.config import PretrainConfig
+from flags import paths, pretraining
+from instcls_tf.checks import require
+from instcls_tf.config import INSTANCE, PretrainConfig
+from instcls_tf.plan import planner
 
 FLAGS = flags.FLAGS
 
@@ -18,7 +19,7 @@ def define() -> None:
     flags.DEFINE_integer("workers", 1, "T: workers, one device each.")
     flags.DEFINE_float("memory_limit", 32.0, "Memory of a worker's device, in GB (10^9 bytes).")
     flags.DEFINE_string("device", planner.GPU, f"What a worker computes on. One of: {', '.join(planner.DEVICES)}.")
-    flags.DEFINE_string("output", None, "PNG file to write: memory per worker against the number of classes.")
+    paths.define("output", None, "PNG file to write: memory per worker against the number of classes.")
 
 
 def checked_config() -> PretrainConfig:
@@ -31,5 +32,8 @@ def checked_config() -> PretrainConfig:
     config = pretraining.config_from_flags()
     config = config.replace(workdir=config.workdir or "unused")
     config.validate(FLAGS.workers)
+    require(config, "method", config.method == INSTANCE, f"{INSTANCE}, other methods are not planned")
+    for name in ("contrast_epochs", "prior_every"):
+        require(config, name, not getattr(config, name), "0, what this lever takes is not planned")
     config.validate_with_data(FLAGS.num_instances, FLAGS.workers)
     return config

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
+from typing import TypeVar
 
 from absl import flags
 
+from flags import from_dataclass
 from instcls_tf.evaluation import recipes
 
 FLAGS = flags.FLAGS
+Recipe = TypeVar("Recipe", recipes.LinearRecipe, recipes.CachedRecipe, recipes.FinetuneRecipe)
 
-_DESCRIPTIONS = {
+DESCRIPTIONS = {
     "epochs": "Length of the training, in epochs; the result is the last epoch's.",
     "batch_size": "Images per step, all workers together.",
     "learning_rate": "Of the linear classifier at the first step; a cosine leads it to 0.",
@@ -19,15 +21,17 @@ _DESCRIPTIONS = {
     "l2": "With --cached: strength of the L2 penalty, 1 / C of scikit-learn's LogisticRegression.",
     "momentum": "Momentum factor of SGD.",
     "weight_decay": "L2 weight decay, added to the gradient of every variable that is trained.",
-    "augmentation": "Training views: `crop_flip` (random resized crop and flip), `digits` (small warps), `none`.",
-    "normalize_features": "What stands between encoder and classifier: `none`, `l2` (unit length) or `standardize`"
-    " (mean 0, deviation 1 per feature, over the training images).",
-    "features": "What the classifier sees: `backbone` or `projection`.",
+    "augmentation": "Training views; `crop_flip` is a random resized crop and a flip, `digits` are small warps; these"
+    " and `none` are of what --center_crop_fraction lets see.",
+    "crop_min_area": "Smallest part of the image's area that a `crop_flip` crop covers; the largest is 1.",
+    "normalize_features": "What stands between encoder and classifier: `l2` gives features unit length, `standardize`"
+    " gives each mean 0 and deviation 1 over the training images.",
+    "features": "What the classifier sees.",
     "fraction": "Part of the training labels that is used: 0.01 and 0.1 for semi-supervised learning. Class-balanced;"
     " ImageNet's is TFDS's imagenet2012_subset, others are drawn by --seed.",
     "init": "`checkpoint` (the run's encoder), `scratch` (its architecture, random weights), or the folder of a Keras"
     " SavedModel from images (0..255) to features.",
-    "metric": "What is reported as `score`: `top1`, or `mean_per_class` where the dataset's convention asks for it.",
+    "metric": "What is reported as `score`; some datasets' convention asks for `mean_per_class`.",
     "image_size": "Side of the images, in pixels; by default the run's.",
     "encoder_learning_rate": "Of the encoder; by default by --fraction: 0.001 up to 0.1, else 0.01.",
     "classifier_learning_rate": "Of the classifier; by default by --fraction: 15 up to 0.01, 10 up to 0.1, else 0.1.",
@@ -35,44 +39,36 @@ _DESCRIPTIONS = {
 }
 
 
-def define(*kinds: type) -> None:
+CHOICES = {
+    "augmentation": recipes.VIEWS,
+    "normalize_features": recipes.NORMALIZATIONS,
+    "features": recipes.KINDS,
+    "metric": recipes.METRICS,
+}
+
+
+def define(*kinds: type, flag_values: flags.FlagValues = FLAGS) -> None:
     """Defines the flags of one recipe, or of several that share a command: a shared name gets the first's default."""
-    defined = set()
     for kind in kinds:
-        for field in dataclasses.fields(kind):
-            if field.name not in defined:
-                defined.add(field.name)
-                _define(field)
+        from_dataclass.define(kind, DESCRIPTIONS, choices=CHOICES, path_names=("init",), flag_values=flag_values)
 
 
-def _define(field: dataclasses.Field) -> None:
-    description = _DESCRIPTIONS[field.name]
-    if field.type.startswith("tuple"):
-        flags.DEFINE_string(field.name, ",".join(f"{value:g}" for value in field.default), description)
-        return
-    kinds = {"int": flags.DEFINE_integer, "float": flags.DEFINE_float, "str": flags.DEFINE_string}
-    kinds[field.type.split(" ")[0]](field.name, field.default, description)
+def linear(flag_values: flags.FlagValues = FLAGS) -> recipes.LinearRecipe:
+    """The recipe of `linear_eval` that the parsed command line describes, checked."""
+    return _checked(from_dataclass.read(recipes.LinearRecipe, flag_values=flag_values))
 
 
-def linear() -> recipes.LinearRecipe:
-    """The recipe of `linear_eval` that the parsed command line describes."""
-    return _from_flags(recipes.LinearRecipe)
+def cached(flag_values: flags.FlagValues = FLAGS) -> recipes.CachedRecipe:
+    """The recipe of `linear_eval --cached`, checked."""
+    rates = recipes.parse_learning_rates(flag_values["relative_learning_rates"].value)
+    return _checked(from_dataclass.read(recipes.CachedRecipe, flag_values=flag_values, relative_learning_rates=rates))
 
 
-def cached() -> recipes.CachedRecipe:
-    """The recipe of `linear_eval --cached`."""
-    return _from_flags(recipes.CachedRecipe)
+def finetune(flag_values: flags.FlagValues = FLAGS) -> recipes.FinetuneRecipe:
+    """The recipe of `finetune`, checked."""
+    return _checked(from_dataclass.read(recipes.FinetuneRecipe, flag_values=flag_values))
 
 
-def finetune() -> recipes.FinetuneRecipe:
-    """The recipe of `finetune`."""
-    return _from_flags(recipes.FinetuneRecipe)
-
-
-def _from_flags(kind: type):
-    values = {field.name: FLAGS[field.name].value for field in dataclasses.fields(kind)}
-    if "relative_learning_rates" in values:
-        values["relative_learning_rates"] = recipes.parse_learning_rates(values["relative_learning_rates"])
-    recipe = kind(**values)
+def _checked(recipe: Recipe) -> Recipe:
     recipe.validate()
     return recipe

@@ -6,31 +6,71 @@ The defaults are the paper's and stand only here; the command-line flags and the
 from __future__ import annotations
 
 import dataclasses
-import math
-import os
+from typing import Any
 
+from instcls_tf.checks import (
+    above_zero,
+    background_colour,
+    check_seed,
+    one_of,
+    path_for_tensorflow,
+    require,
+    zero_or_more,
+    zero_to_below_one,
+)
 from instcls_tf.errors import UserError
 
-ENCODERS = ("resnet50", "resnet18")
-STEMS = ("imagenet", "small")
-AUGMENTATIONS = ("simclr", "digits", "none")
-SMOOTHING_LOSSES = ("marginal", "cross_entropy")
-CLASSIFIER_INITS = ("raw_running_bn", "raw_batch_bn", "raw_fixed_bn", "random")
-PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-CLASS_DTYPES = ("float32", "bfloat16")
+RESNET50, RESNET18 = ENCODERS = ("resnet50", "resnet18")
+# Residual blocks of the four stages.
+RESNET_DEPTHS = {RESNET50: (3, 4, 6, 3), RESNET18: (2, 2, 2, 2)}
+IMAGENET_STEM, SMALL_STEM = STEMS = ("imagenet", "small")
+SIMCLR_VIEWS, DIGIT_VIEWS, PLAIN_VIEWS = AUGMENTATIONS = ("simclr", "digits", "none")
+MARGINAL, CROSS_ENTROPY = SMOOTHING_LOSSES = ("marginal", "cross_entropy")
+RAW_RUNNING_BN, RAW_BATCH_BN, RAW_FIXED_BN, RANDOM = CLASSIFIER_INITS = (
+    "raw_running_bn",
+    "raw_batch_bn",
+    "raw_fixed_bn",
+    "random",
+)
+FLOAT32, MIXED_BFLOAT16, MIXED_FLOAT16, AUTO = PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16", "auto")
+BFLOAT16 = "bfloat16"
+ALWAYS, NEVER = "always", "never"
+RECOMPUTE = (AUTO, ALWAYS, NEVER)
+CLASS_DTYPES = (FLOAT32, BFLOAT16)
+
+# Pillow opens nothing larger: half a GiB of RGB.
+LARGEST_MAX_PIXELS = 2**29 // 3
+
+# The file in a workdir that holds the recipe of its run.
+RUN_FLAGS_NAME = "run.flags"
+# Its last line: a file without it was cut off.
+RUN_FLAGS_END = "# end"
+INSTANCE, SIMCLR, MOCO_V2, PIC, DIET = METHODS = ("instance", "simclr", "moco_v2", "pic", "diet")
+ADAMW, SGD = DIET_OPTIMIZERS = ("adamw", "sgd")
+
+# tau where --temperature is left out. SimCLR's paper has .1 on ImageNet and .5 on CIFAR-10; DIET's logits have none.
+TEMPERATURES = {INSTANCE: 0.15, SIMCLR: 0.2, MOCO_V2: 0.2, PIC: 0.2, DIET: 1.0}
+# DIET's for AdamW, which decouples it from the gradient.
+ADAMW_WEIGHT_DECAY = 0.05
+# Published for 1.28 million images; fewer take a part of them that is as large or larger.
+LARGEST_QUEUE, LARGEST_WINDOW = 2**16, 2**17
+
+# Seconds. Reading a batch from a slow disk, or compiling the first step, takes minutes.
+STALL_TIMEOUT = 900.0
 
 # The batch size at which `learning_rate` is meant, as in the paper.
 REFERENCE_BATCH_SIZE = 4096
 
-# What may differ between a run and its continuation; everything else is the run's recipe.
-NOT_RECIPE = (
-    "workdir",
-    "data_dir",
-    "max_steps",
-    "log_every",
-    "checkpoint_every",
-    "max_bad_fraction",
-    "online_knn_every",
+
+# What only the instance classification has; its prior and its smoothing are on by default and left out elsewhere.
+_OF_THE_CLASSIFICATION = (
+    "sampled_classes",
+    "prior_every",
+    "contrast_epochs",
+    "batch_contrast",
+    "class_weights_dtype",
+    "class_momentum_dtype",
+    "class_products_dtype",
 )
 
 
@@ -43,43 +83,75 @@ class PretrainConfig:
     data_dir: str | None = None
     tfds_split: str = "train"
     max_bad_fraction: float = 0.01
+    # Above the 108 million pixels of telephones' cameras: 0.36 GB in each thread that decodes.
+    max_pixels: int = 120_000_000
+    background: str = "white"
     image_size: int = 224
-    augmentation: str = "simclr"
+    augmentation: str = SIMCLR_VIEWS
     crop_min_area: float = 0.2
     color_strength: float = 1.0
     blur_probability: float = 0.5
-    encoder: str = "resnet50"
+    center_crop_fraction: float = 0.875
+    encoder: str = RESNET50
     width_multiplier: float = 1.0
-    stem: str = "imagenet"
+    stem: str = IMAGENET_STEM
     mlp_head: bool = True
     embedding_size: int = 128
     zero_init_last_gamma: bool = True
     batch_size: int = 4096
     views: int = 2
     micro_batch: int = 64
+    recompute: str = AUTO
+    method: str = INSTANCE
     epochs: int = 1000
+    exposures: int = 0
+    extend_epochs: int = 0
     warmup_epochs: float = 10
     learning_rate: float = 0.48
     scale_learning_rate: bool = True
     classifier_learning_rate_factor: float = 1.0
     weight_decay: float = 1e-4
+    class_weight_decay: float | None = None
     momentum: float = 0.9
-    temperature: float = 0.15
+    class_momentum: float | None = None
+    temperature: float = None  # type: ignore[assignment] # `__post_init__` takes the method's
     smoothing: float = 0.2
     hard_negatives: int = 100
-    smoothing_loss: str = "marginal"
-    classifier_init: str = "raw_running_bn"
+    smoothing_loss: str = MARGINAL
+    classifier_init: str = RAW_RUNNING_BN
     bn_burn_in: int = 1
     sampled_classes: int = 0
-    precision: str = "float32"
-    class_weights_dtype: str = "float32"
-    class_momentum_dtype: str = "float32"
-    class_products_dtype: str = "float32"
+    prior_every: int = 0
+    contrast_epochs: int = 0
+    batch_contrast: float = 0.0
+    batch_contrast_temperature: float = 0.2
+    moco_queue: int | None = None
+    moco_momentum: float = 0.999
+    pic_recent_negatives: int = 65536
+    pic_window: int | None = None
+    pic_stride: int | None = None
+    diet_label_smoothing: float = 0.8
+    diet_optimizer: str = ADAMW
+    precision: str = FLOAT32
+    class_weights_dtype: str = FLOAT32
+    class_momentum_dtype: str = FLOAT32
+    class_products_dtype: str = FLOAT32
     seed: int = 0
     log_every: int = 10
     checkpoint_every: int = 1
+    keep_checkpoints: int = 2
     online_knn_every: int = 0
+    stall_timeout: float = STALL_TIMEOUT
     max_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature is None:
+            object.__setattr__(self, "temperature", TEMPERATURES.get(self.method, TEMPERATURES[INSTANCE]))
+        # As flags give them: recipes are compared as text, where 10 is not 10.0.
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if str(field.type).startswith("float") and isinstance(value, int) and not isinstance(value, bool):
+                object.__setattr__(self, field.name, float(value))
 
     def validate(self, num_workers: int = 1) -> None:
         """Checks what can be known before the data are opened.
@@ -89,48 +161,96 @@ class PretrainConfig:
         """
         if not self.workdir:
             raise UserError("--workdir is missing: name the folder that receives the run")
-        _one_of(self, "encoder", ENCODERS)
-        _one_of(self, "stem", STEMS)
-        _one_of(self, "augmentation", AUGMENTATIONS)
-        _one_of(self, "smoothing_loss", SMOOTHING_LOSSES)
-        _one_of(self, "classifier_init", CLASSIFIER_INITS)
-        _one_of(self, "precision", PRECISIONS)
+        path_for_tensorflow("workdir", self.workdir)
+        for name in ("dataset", "data_dir", "tfds_split"):
+            value = getattr(self, name) or ""
+            # Several lines would be several flags in run.flags.
+            require(self, name, "\n" not in value and "\r" not in value, "one line")
+        one_of(self, "encoder", ENCODERS)
+        one_of(self, "stem", STEMS)
+        one_of(self, "augmentation", AUGMENTATIONS)
+        one_of(self, "method", METHODS)
+        one_of(self, "diet_optimizer", DIET_OPTIMIZERS)
+        one_of(self, "smoothing_loss", SMOOTHING_LOSSES)
+        one_of(self, "classifier_init", CLASSIFIER_INITS)
+        one_of(self, "precision", PRECISIONS)
+        one_of(self, "recompute", RECOMPUTE)
         for name in ("class_weights_dtype", "class_momentum_dtype", "class_products_dtype"):
-            _one_of(self, name, CLASS_DTYPES)
+            one_of(self, name, CLASS_DTYPES)
         for name in ("image_size", "embedding_size", "batch_size", "views", "micro_batch", "epochs", "log_every"):
-            _require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("temperature", "width_multiplier", "classifier_learning_rate_factor"):
-            _require(self, name, _finite(self, name) and getattr(self, name) > 0, "a number above 0")
-        for name in ("learning_rate", "weight_decay", "warmup_epochs"):
-            _require(self, name, _finite(self, name) and getattr(self, name) >= 0, "0 or more")
-        for name in ("bn_burn_in", "sampled_classes", "checkpoint_every", "hard_negatives", "online_knn_every"):
-            _require(self, name, getattr(self, name) >= 0, "0 or more")
-        _require(self, "seed", 0 <= self.seed < 2**31, "0 or more and below 2147483648")
-        for name in ("smoothing", "momentum"):
-            _require(self, name, 0 <= getattr(self, name) < 1, "0 or more and below 1")
-        _require(self, "crop_min_area", 0 < self.crop_min_area <= 1, "above 0 and at most 1")
-        _require(self, "color_strength", 0 <= self.color_strength <= 2.5, "0 to 2.5")
+            require(self, name, getattr(self, name) >= 1, "at least 1")
+        above_zero(
+            self, "temperature", "batch_contrast_temperature", "width_multiplier", "classifier_learning_rate_factor"
+        )
+        zero_or_more(self, "learning_rate", "weight_decay", "class_weight_decay", "warmup_epochs", "batch_contrast")
+        zero_or_more(
+            self,
+            "stall_timeout",
+            "bn_burn_in",
+            "sampled_classes",
+            "checkpoint_every",
+            "hard_negatives",
+            "online_knn_every",
+        )
+        zero_or_more(self, "exposures", "extend_epochs", "prior_every", "contrast_epochs", "max_steps")
+        require(self, "max_pixels", 1 <= self.max_pixels <= LARGEST_MAX_PIXELS, f"1 to {LARGEST_MAX_PIXELS}")
+        background_colour(self.background)
+        require(self, "keep_checkpoints", self.keep_checkpoints >= 1, "at least 1")
+        check_seed(self)
+        zero_to_below_one(self, "smoothing", "momentum", "class_momentum", "moco_momentum", "diet_label_smoothing")
+        for name in ("crop_min_area", "center_crop_fraction"):
+            require(self, name, 0 < getattr(self, name) <= 1, "above 0 and at most 1")
+        require(self, "color_strength", 0 <= self.color_strength <= 2.5, "0 to 2.5")
         for name in ("blur_probability", "max_bad_fraction"):
-            _require(self, name, 0 <= getattr(self, name) <= 1, "0 to 1")
-        _require(self, "batch_size", self.batch_size >= num_workers, f"at least the {num_workers} workers")
+            require(self, name, 0 <= getattr(self, name) <= 1, "0 to 1")
+        require(self, "batch_size", self.batch_size >= num_workers, f"at least the {num_workers} workers")
         if num_workers > 1:
             largest = -(-self.batch_size // (num_workers - 1)) - 1
-            _require(
+            require(
                 self,
                 "micro_batch",
                 self.micro_batch <= largest,
                 f"at most {largest}, for each of the {num_workers} workers to have a BN group of"
                 f" --batch_size={self.batch_size}",
             )
-        _require(self, "max_steps", self.max_steps is None or self.max_steps >= 0, "0 or more")
-        _require(
-            self, "hard_negatives", self.hard_negatives >= 1 or self.smoothing == 0, "at least 1, or --smoothing=0"
-        )
+        require(self, "hard_negatives", self.hard_negatives >= 1 or self.smoothing == 0, "at least 1, or --smoothing=0")
         if self.sampled_classes and self.smoothing:
             raise UserError(
                 f"--sampled_classes={self.sampled_classes} works without smoothing only (a hard negative need not be in"
                 f" the sample): add --smoothing=0"
             )
+        self._validate_method()
+
+    def _validate_method(self) -> None:
+        require(self, "pic_recent_negatives", self.pic_recent_negatives >= 1, "at least 1")
+        for name, least in (("moco_queue", 1), ("pic_window", 0), ("pic_stride", 1)):
+            value = getattr(self, name)
+            require(self, name, value is None or value >= least, f"at least {least}")
+        if not self.exposures:
+            self._validate_contrast_epochs()
+        if self.method != INSTANCE:
+            for field in dataclasses.fields(self):
+                if field.name in _OF_THE_CLASSIFICATION and getattr(self, field.name) != field.default:
+                    raise UserError(
+                        f"--{field.name}={getattr(self, field.name)}: is of --method={INSTANCE},"
+                        f" --method={self.method} has nothing of the kind"
+                    )
+        if self.prior_every and self.classifier_init == RANDOM:
+            raise UserError(
+                f"--prior_every={self.prior_every}: takes the contrastive prior again, but --classifier_init={RANDOM}"
+                f" has none"
+            )
+        if self.method == MOCO_V2:
+            require(self, "views", self.views == 2, "2 with --method=moco_v2, a query and its key")
+        if self.method == DIET:
+            none = TEMPERATURES[DIET]
+            require(self, "temperature", self.temperature == none, "left out with --method=diet, which has none")
+        if self.method in (SIMCLR, MOCO_V2) or self.contrast_epochs or self.batch_contrast:
+            require(self, "views", self.views >= 2, "at least 2, which are compared with each other")
+
+    def _validate_contrast_epochs(self) -> None:
+        fits = self.contrast_epochs < self.epochs
+        require(self, "contrast_epochs", fits, f"below --epochs={self.epochs}, the instance classification follows")
 
     def validate_with_data(self, num_instances: int, num_workers: int = 1) -> None:
         """Checks what depends on the number of instances, N.
@@ -142,21 +262,50 @@ class PretrainConfig:
             raise UserError(
                 f"--dataset={self.dataset}: has {num_instances} instances, must be at least the {num_workers} workers"
             )
-        if self.smoothing:
-            _require(
+        self.for_instances(num_instances)._validate_contrast_epochs()
+        if self.smoothing and self.method == INSTANCE:
+            require(
                 self,
                 "hard_negatives",
                 self.hard_negatives < num_instances,
                 f"below the number of instances of --dataset={self.dataset}, {num_instances}",
             )
         if self.sampled_classes:
-            fewest = min(self.batch_size, num_instances)
-            _require(
+            require(
                 self,
                 "sampled_classes",
-                fewest <= self.sampled_classes <= num_instances,
-                f"between the {fewest} positive classes of a batch and the {num_instances} instances of the dataset",
+                self.sampled_classes <= num_instances,
+                f"at most the number of instances of --dataset={self.dataset}, {num_instances}",
             )
+        if self.method == PIC:
+            window = self.window(num_instances)
+            if window is not None:
+                wanted = f"at most the {num_instances} instances of --dataset={self.dataset}"
+                require(self, "pic_window", window[0] <= num_instances, wanted)
+
+    def window(self, num_instances: int) -> tuple[int, int] | None:
+        """Size and stride of the window that PIC slides over the instances; None for ordinary epochs."""
+        if self.method != PIC or self.pic_window == 0:
+            return None
+        size = self.pic_window or min(LARGEST_WINDOW, max(1, num_instances // 8))
+        return size, self.pic_stride or max(1, size // 8)
+
+    def queue_size(self, num_instances: int) -> int:
+        """Keys in MoCo's queue: not many more than half of the instances, it would hold keys of the batch's own."""
+        return self.moco_queue or min(LARGEST_QUEUE, max(1, num_instances // 2))
+
+    @property
+    def classes_weight_decay(self) -> float:
+        """Of the class weights, the encoder's unless told otherwise."""
+        if self.class_weight_decay is not None:
+            return self.class_weight_decay
+        decoupled = self.method == DIET and self.diet_optimizer == ADAMW
+        return ADAMW_WEIGHT_DECAY if decoupled else self.weight_decay
+
+    @property
+    def classes_momentum(self) -> float:
+        """Momentum factor of the class weights, the encoder's unless told otherwise."""
+        return self.momentum if self.class_momentum is None else self.class_momentum
 
     @property
     def peak_learning_rate(self) -> float:
@@ -173,8 +322,19 @@ class PretrainConfig:
         """`warmup_epochs`, but a tenth of the run when that is shorter than ten times the warm-up."""
         return min(self.warmup_epochs, self.epochs / 10)
 
-    def replace(self, **changes) -> PretrainConfig:
-        """A copy with some settings changed."""
+    @property
+    def all_epochs(self) -> int:
+        """The length of the run, its extension included."""
+        return self.epochs + self.extend_epochs
+
+    def for_instances(self, num_instances: int) -> PretrainConfig:
+        """The recipe for N images: `exposures` as `epochs`."""
+        return self.replace(epochs=max(self.epochs, -(-self.exposures // num_instances)), exposures=0)
+
+    def replace(self, **changes: Any) -> PretrainConfig:
+        """A copy with some settings changed; a change of method takes its temperature along."""
+        if changes.get("method", self.method) != self.method and self.temperature == TEMPERATURES[self.method]:
+            changes.setdefault("temperature", None)
         return dataclasses.replace(self, **changes)
 
     def as_flags(self) -> str:
@@ -184,94 +344,4 @@ class PretrainConfig:
             value = getattr(self, field.name)
             if value is not None:
                 lines.append(f"--{field.name}={str(value).lower() if isinstance(value, bool) else value}")
-        return "\n".join(lines) + "\n"
-
-
-def _finite(config: PretrainConfig, name: str) -> bool:
-    return math.isfinite(getattr(config, name))
-
-
-def _require(config: PretrainConfig, name: str, holds: bool, wanted: str) -> None:
-    if not holds:
-        raise UserError(f"--{name}={getattr(config, name)}: must be {wanted}")
-
-
-def _one_of(config: PretrainConfig, name: str, choices: tuple[str, ...]) -> None:
-    _require(config, name, getattr(config, name) in choices, "one of " + ", ".join(choices))
-
-
-def run_flags_path(workdir: str) -> str:
-    """Where a run keeps its recipe."""
-    return os.path.join(workdir, "run.flags")
-
-
-def load_run(workdir: str) -> PretrainConfig:
-    """Reads the recipe of the run in `workdir`.
-
-    Raises:
-      UserError: there is no run, or its `run.flags` cannot be understood.
-    """
-    path = run_flags_path(workdir)
-    try:
-        with open(path) as file:
-            lines = file.read().splitlines()
-    except OSError as error:
-        raise UserError(f"--workdir={workdir}: holds no run ({path}: {error.strerror})") from error
-    fields = {field.name: field.type for field in dataclasses.fields(PretrainConfig)}
-    values = {}
-    for line in lines:
-        if not line.strip() or line.startswith("#"):
-            continue
-        name, separator, text = line.removeprefix("--").partition("=")
-        if name not in fields or not separator:
-            raise UserError(f"{path}: cannot understand the line {line!r}")
-        values[name] = _parse(text, fields[name], line, path)
-    return PretrainConfig(**values)
-
-
-def _parse(text: str, kind: str, line: str, path: str):
-    # Annotations are strings here: "int", "float", "bool", "str", "int | None", "str | None".
-    try:
-        return {"int": int, "float": float, "bool": _parse_bool, "str": str}[kind.split(" ")[0]](text)
-    except ValueError as error:
-        raise UserError(f"{path}: cannot understand the line {line!r}") from error
-
-
-def _parse_bool(text: str) -> bool:
-    if text not in ("true", "false"):
-        raise ValueError(text)
-    return text == "true"
-
-
-def refuse_other_recipe(config: PretrainConfig) -> bool:
-    """Whether `config.workdir` already holds this very run.
-
-    Returns:
-      True to continue the run there, False to start one.
-
-    Raises:
-      UserError: the folder belongs to a run with other flags, is a file, or cannot be written.
-    """
-    if os.path.exists(config.workdir) and not os.path.isdir(config.workdir):
-        raise UserError(f"--workdir={config.workdir}: is a file, not a folder")
-    if not os.path.exists(run_flags_path(config.workdir)):
-        _refuse_unwritable(config.workdir)
-        return False
-    theirs = load_run(config.workdir)
-    for field in dataclasses.fields(config):
-        before, now = getattr(theirs, field.name), getattr(config, field.name)
-        if field.name not in NOT_RECIPE and before != now:
-            raise UserError(
-                f"--workdir={config.workdir} belongs to a run with --{field.name}={before}, this one has"
-                f" --{field.name}={now}: give the same flags to continue it, or another folder"
-            )
-    _refuse_unwritable(config.workdir)
-    return True
-
-
-def _refuse_unwritable(folder: str) -> None:
-    existing = os.path.abspath(folder)
-    while not os.path.exists(existing):
-        existing = os.path.dirname(existing)
-    if not os.path.isdir(existing) or not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"--workdir={folder}: cannot write to {existing}")
+        return "\n".join([*lines, RUN_FLAGS_END]) + "\n"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import tensorflow as tf
 
 
-def momentum_update(variable, gradient, momentum, *, learning_rate, momentum_factor, weight_decay):
+def momentum_update(
+    variable: Any, gradient: Any, momentum: Any, *, learning_rate: Any, momentum_factor: float, weight_decay: float
+) -> tuple[Any, Any]:
     """One step of SGD as in `torch.optim.SGD`, on tensors or arrays of one shape.
 
     The decay joins the gradient before the momentum, and the learning rate multiplies the momentum when it is applied,
@@ -29,21 +32,21 @@ class MomentumSGD(tf.keras.optimizers.Optimizer):
       weight_decay: the L2 coefficient (the paper: 1e-4), applied to every variable, biases and BN included.
     """
 
-    def __init__(self, learning_rate, momentum: float, weight_decay: float, name: str = "momentum_sgd"):
+    def __init__(self, learning_rate: Any, momentum: float, weight_decay: float, name: str = "momentum_sgd"):
         # Keras' own `weight_decay` argument is a decoupled decay, hence not passed on.
         super().__init__(name=name, jit_compile=False)
         self._learning_rate = self._build_learning_rate(learning_rate)
         self.momentum_factor = momentum
         self.l2_weight_decay = weight_decay
 
-    def build(self, var_list):
+    def build(self, var_list: list[tf.Variable]) -> None:
         """Makes one momentum slot per variable."""
         super().build(var_list)
         if not getattr(self, "_built", False):
             self.momentums = [self.add_variable_from_reference(v, "momentum") for v in var_list]
             self._built = True
 
-    def update_step(self, gradient, variable):
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
         """Moves one variable; `gradient` has its shape and dtype."""
         slot = self.momentums[self._index_dict[self._var_key(variable)]]
         new_variable, new_slot = momentum_update(
@@ -57,7 +60,7 @@ class MomentumSGD(tf.keras.optimizers.Optimizer):
         slot.assign(new_slot)
         variable.assign(new_variable)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Keras' description of the optimiser."""
         return {
             "name": self.name,
@@ -65,6 +68,28 @@ class MomentumSGD(tf.keras.optimizers.Optimizer):
             "momentum": self.momentum_factor,
             "weight_decay": self.l2_weight_decay,
         }
+
+
+class Extended(tf.keras.optimizers.schedules.LearningRateSchedule):
+    """One schedule after another.
+
+    Args:
+      first: of the steps before `begin`.
+      begin: the first step of the second.
+      second: counts its steps from 0.
+    """
+
+    def __init__(self, first: WarmupCosine, begin: int, second: WarmupCosine):
+        self.first, self.begin, self.second = first, begin, second
+
+    def __call__(self, step: Any) -> tf.Tensor:
+        """The learning rate of `step` (float32 scalar)."""
+        step = tf.cast(step, tf.float32)
+        return tf.where(step < self.begin, self.first(step), self.second(step - self.begin))
+
+    def get_config(self) -> dict[str, Any]:
+        """Keras' description of the schedule."""
+        return {"first": self.first, "begin": self.begin, "second": self.second}
 
 
 class WarmupCosine(tf.keras.optimizers.schedules.LearningRateSchedule):
@@ -79,7 +104,7 @@ class WarmupCosine(tf.keras.optimizers.schedules.LearningRateSchedule):
     def __init__(self, peak: float, warmup_steps: int, total_steps: int):
         self.peak, self.warmup_steps, self.total_steps = peak, warmup_steps, total_steps
 
-    def __call__(self, step) -> tf.Tensor:
+    def __call__(self, step: Any) -> tf.Tensor:
         """The learning rate of `step` (float32 scalar); step 0 already moves a little."""
         step = tf.cast(step, tf.float32)
         warmup = (step + 1.0) / (self.warmup_steps + 1.0)
@@ -87,6 +112,6 @@ class WarmupCosine(tf.keras.optimizers.schedules.LearningRateSchedule):
         cosine = 0.5 * (1.0 + tf.cos(math.pi * tf.clip_by_value(progress, 0.0, 1.0)))
         return self.peak * tf.where(step < self.warmup_steps, warmup, cosine)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Keras' description of the schedule."""
         return {"peak": self.peak, "warmup_steps": self.warmup_steps, "total_steps": self.total_steps}

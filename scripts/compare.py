@@ -4,8 +4,6 @@ Example:
   python -m scripts.compare --runs=untrained=runs/demo/untrained,prior=runs/demo/prior --output=runs/demo
 """
 
-import os
-
 from flags import command, evaluation
 
 evaluation.define_compare()
@@ -13,13 +11,9 @@ evaluation.define_compare()
 
 def main() -> None:
     runs, output = evaluation.named_runs(), evaluation.required("output")
-    from instcls_tf.report.comparison import compare_runs, format_table
+    from instcls_tf.report.comparison import compare_runs
 
-    table = compare_runs(runs, os.path.join(output, "comparison.png"))
-    with open(os.path.join(output, "comparison.md"), "w") as file:
-        file.write(format_table(table) + "\n")
-    print(format_table(table))
-    evaluation.answer("compare", output, table)
+    command.give(compare_runs(runs, output), "compare", output)
 
 
 if __name__ == "__main__":

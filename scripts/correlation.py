@@ -6,8 +6,6 @@ Example:
   python -m scripts.correlation --workdir=runs/digits
 """
 
-import os
-
 from flags import command, evaluation
 
 evaluation.define_workdir()
@@ -15,11 +13,9 @@ evaluation.define_workdir()
 
 def main() -> None:
     workdir = evaluation.required("workdir")
-    from instcls_tf.report.correlation import accuracies_of_run, correlation, draw_correlation
+    from instcls_tf.report.correlation import correlation_of_run
 
-    columns = accuracies_of_run(workdir)
-    draw_correlation(os.path.join(workdir, "correlation.png"), columns)
-    evaluation.answer("correlation", workdir, {"correlation": correlation(columns), **columns})
+    command.give(correlation_of_run(workdir), "correlation", workdir)
 
 
 if __name__ == "__main__":

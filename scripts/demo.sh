@@ -12,11 +12,7 @@ if [ $# -gt 0 ]; then case $workdir in /*) ;; *) workdir=$caller_dir/$workdir ;;
 export PATH="$PWD/.venv/bin:$PATH" TF_CPP_MIN_LOG_LEVEL=3
 started=$SECONDS
 
-# The launcher marks each line with the worker it came from; only worker 0 speaks here.
-pretrain() {
-  horovodrun -np 2 python -m scripts.pretrain --flagfile=flags/presets/digits.flags "$@" 2>&1 |
-    sed -u -E 's/^\[1,0\]<std(out|err)>://'
-}
+pretrain() { python -m scripts.launch -np 2 pretrain --flagfile=flags/presets/digits.flags "$@"; }
 
 printf '\n== 1,437 handwritten digits, each a class of its own: contrastive prior and smoothed labels\n'
 pretrain --workdir="$workdir/prior"
@@ -26,8 +22,8 @@ printf '\n== the same network before training\n'
 python -m scripts.pretrain --flagfile=flags/presets/digits.flags --workdir="$workdir/untrained" --max_steps=0
 
 printf '\n== nearest-neighbour accuracy on 360 held-out digits\n'
-python -m scripts.compare --output="$workdir" \
-  --runs="untrained=$workdir/untrained,trained from Gaussian rows=$workdir/gaussian,trained from the prior=$workdir/prior"
+runs="untrained=$workdir/untrained,trained from Gaussian class weights=$workdir/gaussian"
+python -m scripts.compare --output="$workdir" --runs="$runs,trained from the prior=$workdir/prior"
 
 printf '\nThe demo took %d seconds after set-up. Look at:\n' $((SECONDS - started))
 printf '  %s\n' "$workdir/comparison.png (loss curves; queries and their nearest neighbours)" \

@@ -6,23 +6,22 @@ Examples:
   horovodrun -np 8 python -m scripts.detect --workdir=runs/imagenet --dataset=folder:/data/VOC2007 --init=scratch
 """
 
-from flags import command, detection, evaluation
+from flags import command, detection
 
 detection.define()
 
 
 def main() -> None:
     config = detection.config_from_flags()
-    from instcls_tf.config import load_run
-    from instcls_tf.evaluation.detection_sources import open_detection_data
+    from instcls_tf.data.decoding import reading_of
+    from instcls_tf.detection.sources import open_detection_data
+    from instcls_tf.run.workdir import load_run
 
-    load_run(config.workdir)
-    data = open_detection_data(config.dataset, config.train_split, config.test_split, config.data_dir)
-    from instcls_tf.evaluation.detection import detect
+    reading = reading_of(load_run(config.workdir))
+    data = open_detection_data(config.dataset, config.train_split, config.test_split, config.data_dir, reading)
+    from instcls_tf.detection.finetune import detect
 
-    result = detect(config, *data)
-    if result:  # rank 0
-        evaluation.answer("detect", config.workdir, result)
+    command.give(detect(config, *data), "detect", config.workdir)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ Examples:
 """
 
 from flags import command, evaluation
+from instcls_tf.report.answer import Answer
 
-evaluation.define()
 evaluation.define_extract()
 
 
@@ -17,8 +17,8 @@ def main() -> None:
     workdir, output, values = evaluation.required("workdir"), evaluation.required("output"), evaluation.FLAGS
     from instcls_tf.evaluation.commands import extract_of_run
 
-    result = extract_of_run(workdir, values.dataset, values.data_dir, values.split, output)
-    evaluation.answer("extract", workdir, result)
+    result = extract_of_run(workdir, values.dataset, values.data_dir, values.split, output, values.center_crop_fraction)
+    command.give(Answer(result), "extract", workdir)
 
 
 if __name__ == "__main__":

@@ -7,18 +7,16 @@ Examples:
 """
 
 from flags import command, evaluation, recipes
-from instcls_tf.evaluation.recipes import FinetuneRecipe
+from instcls_tf.report.answer import Answer
 
-evaluation.define()
-evaluation.define_dataset()
-recipes.define(FinetuneRecipe)
+evaluation.define_finetune()
 
 
 def main() -> None:
     workdir, recipe, subject = evaluation.required("workdir"), recipes.finetune(), evaluation.subject()
     from instcls_tf.evaluation.commands import finetune_of_run
 
-    evaluation.answer("finetune", workdir, finetune_of_run(subject, recipe))
+    command.give(Answer(finetune_of_run(subject, recipe)), "finetune", workdir)
 
 
 if __name__ == "__main__":

@@ -7,21 +7,19 @@ Examples:
 """
 
 from flags import command, evaluation
+from instcls_tf.report.answer import Answer
 
-evaluation.define()
-evaluation.define_dataset()
-evaluation.define_feature_files()
 evaluation.define_knn()
 
 
 def main() -> None:
     workdir, values, files = evaluation.required("workdir"), evaluation.FLAGS, evaluation.feature_files()
-    kind = evaluation.choice("features", ("backbone", "projection", "pixels"))
-    subject = None if files else evaluation.subject()
+    kind = evaluation.choice("features", evaluation.KNN_FEATURES)
+    subject = evaluation.subject(files)
     from instcls_tf.evaluation.commands import knn_of_run
 
     result = knn_of_run(subject, kind, k=values.num_neighbors, temperature=values.knn_temperature, files=files)
-    evaluation.answer("knn_eval", workdir, result)
+    command.give(Answer(result), "knn_eval", workdir)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,10 @@ plan.define()
 
 def main() -> None:
     config, values = plan.checked_config(), plan.FLAGS
-    from instcls_tf.report.run_plan import plan_run
+    from instcls_tf.plan.answer import plan_run
 
     limits = (values.num_instances, values.workers, values.memory_limit)
-    text, answer = plan_run(config, *limits, values.device, values.output)
-    print(text)
-    command.print_result(answer)
+    command.give(plan_run(config, *limits, values.device, values.output))
 
 
 if __name__ == "__main__":

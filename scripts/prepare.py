@@ -5,6 +5,7 @@ Example:
 """
 
 from flags import command, data, evaluation
+from instcls_tf.report.answer import Answer
 
 data.define_prepare()
 
@@ -12,10 +13,11 @@ data.define_prepare()
 def main() -> None:
     dataset, output = evaluation.required("dataset"), evaluation.required("output")
     from instcls_tf.data.prepare import prepare
-    from instcls_tf.run_log import Progress
+    from instcls_tf.progress import Progress
 
-    images = prepare(dataset, output, evaluation.FLAGS.shard_megabytes, Progress(visible=True))
-    command.print_result({"output": output, "images": images})
+    progress = Progress(visible=True)
+    images = prepare(dataset, output, evaluation.FLAGS.shard_megabytes, progress, progress.say)
+    command.give(Answer({"output": output, "images": images}))
 
 
 if __name__ == "__main__":

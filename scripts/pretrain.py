@@ -2,22 +2,28 @@
 
 Examples:
   python -m scripts.pretrain --flagfile=flags/presets/digits.flags --workdir=runs/digits
-  horovodrun -np 2 python -m scripts.pretrain --flagfile=flags/presets/digits.flags --workdir=runs/digits
-  horovodrun -np 8 python -m scripts.pretrain --dataset=folder:/data/photos --workdir=runs/photos --epochs=200
+  python -m scripts.launch -np 2 pretrain --flagfile=flags/presets/digits.flags --workdir=runs/digits
+  python -m scripts.launch -np 8 pretrain --dataset=folder:/data/photos --workdir=runs/photos --epochs=200
+
+SIGTERM, SIGUSR1 and Ctrl-C: all workers save in that very step, and end with 75; the same command goes on later.
 """
 
 from flags import command, pretraining
-from instcls_tf.preflight import open_training_data
+from instcls_tf.distributed import watchdog
+from instcls_tf.pretraining.preflight import open_training_data
+from instcls_tf.run import signals
 
 pretraining.define()
 
 
 def main() -> None:
-    config = pretraining.config_from_flags()
-    source = open_training_data(config)
-    from instcls_tf.pretraining import pretrain
+    with signals.heeded():
+        config = pretraining.config_from_flags()
+        source = open_training_data(config)
+        with watchdog.watching(config.stall_timeout, config.workdir):
+            from instcls_tf.pretraining.pretrain import pretrain
 
-    pretrain(config, source)
+            pretrain(config, source)
 
 
 if __name__ == "__main__":

@@ -22,16 +22,20 @@ fail() {
   exit 1
 }
 
-step() { # step TITLE COMMAND...: one line with the time it took; the command's output goes to the log
-  local title=$1 start=$SECONDS
+timed() { # timed TITLE COMMAND...: one line with the time it took; the command's output goes to the log
+  local title=$1 start=$SECONDS status=0
   shift
   printf '%s ... ' "$title"
-  if ! "$@" >>"$log" 2>&1 </dev/null; then
-    printf 'failed after %d s\n' $((SECONDS - start))
-    tail -n 30 "$log" >&2
-    fail "\"$title\" failed; the whole log is $log, and running this script again starts anew."
-  fi
+  "$@" >>"$log" 2>&1 </dev/null || status=$?
+  if ((status)); then printf 'failed after '; fi
   printf '%d s\n' $((SECONDS - start))
+  return "$status"
+}
+
+step() { # step TITLE COMMAND...: the same, for what set-up cannot do without
+  timed "$@" && return
+  tail -n 30 "$log" >&2
+  fail "\"$1\" failed; the whole log is $log, and running this script again starts anew."
 }
 
 usable() { # Starting it is the test: pyenv's shims are on PATH even for versions that are not selected.
@@ -90,14 +94,18 @@ install_missing() {
 stamp() { # what the environment was made from; its place counts because Horovod's library path is absolute
   "$1" -VV
   echo "$root ${HOROVOD_GPU_OPERATIONS:-}"
-  sha256sum requirements.txt requirements.lock scripts/setup.sh
+  sha256sum pyproject.toml requirements.lock scripts/setup.sh
 }
 
-packages() { grep -E "$@" requirements.txt; }
+packages() { grep -E "$@" requirements.lock; }
+
+install_pip() { # before pip is asked for anything that its older versions lack, as Ubuntu 22.04's 22.0 lacks --config-settings
+  pip install -q -r <(packages '^pip==')
+}
 
 install_packages() { # The pinned setuptools comes first, to build what has no wheel without fetching another one.
-  pip install -q -c requirements.lock -r <(packages '^(setuptools|wheel|packaging)==') &&
-    pip install -q --no-build-isolation -c requirements.lock -r <(packages -v '^horovod==')
+  pip install -q --no-deps -r <(packages '^(setuptools|wheel|packaging)==') &&
+    pip install -q --no-deps --no-build-isolation -r <(packages -v '^horovod==')
 }
 
 configure_mpi() { # Where there is no ssh, mpirun would not even start workers on its own machine.
@@ -107,7 +115,7 @@ configure_mpi() { # Where there is no ssh, mpirun would not even start workers o
 compile_horovod() { # Uncached: a wheel from pip's cache would carry the library path of the environment it was compiled in.
   export MAKEFLAGS=${MAKEFLAGS:--j$(nproc)} # Horovod would start 8 compilers of up to 1 GB each
   HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 HOROVOD_WITH_MPI=1 HOROVOD_WITH_GLOO=1 \
-    pip install -q --no-cache-dir --no-build-isolation -c requirements.lock -r <(packages '^horovod==')
+    pip install -q --no-cache-dir --no-build-isolation --no-deps -r <(packages '^horovod==')
 }
 
 install_project() { # "compat" is a plain path, by which packages are found that did not exist yet
@@ -115,7 +123,11 @@ install_project() { # "compat" is a plain path, by which packages are found that
 }
 
 compile_kernels() { # quick when they are there; anew after a change of their sources
-  "$venv/bin/python" -m instcls_tf.kernels.build
+  "$venv/bin/python" -m instcls_tf.classifier.kernels.build
+}
+
+go_without_kernels() { # They only save time.
+  echo "Warning: no kernels for the classifier and for views ($1): TensorFlow's operations are used, slower on CPUs." >&2
 }
 
 verify() {
@@ -137,7 +149,7 @@ exec 9<scripts/setup.sh # the lock is on this very file, so that nothing is left
 wanted=$venv/bin/python
 [[ -z ${PYTHON:-} ]] || wanted=$PYTHON
 if [[ -f $venv/stamp && "$(cat "$venv/stamp")" == "$(stamp "$wanted" 2>/dev/null)" ]]; then
-  compile_kernels || fail "the kernels of the classifier could not be compiled."
+  output=$(compile_kernels 2>&1) || go_without_kernels "$(grep -im 1 error <<<"$output" || tail -n 1 <<<"$output")"
   echo "Already set up: $venv with $("$venv/bin/python" -V)"
   exit
 fi
@@ -149,11 +161,12 @@ rm -f "$venv/stamp"
 "$python" -m venv --clear "$venv" # anew each time: pip cannot repair a package whose installation was cut short
 export PATH=$venv/bin:$PATH
 : >"$log"
-step "Installing TensorFlow and the rest of requirements.txt" install_packages
+step "Updating pip" install_pip
+step "Installing TensorFlow and the rest of requirements.lock" install_packages
 configure_mpi
 step "Compiling Horovod with MPI and Gloo" compile_horovod
 step "Installing the project itself" install_project
-step "Compiling the kernels of the classifier" compile_kernels
+timed "Compiling the kernels of the classifier" compile_kernels || go_without_kernels "see the end of $log"
 step "Checking the imports, and a sum over two workers" verify
 echo "$made_from" >"$venv/stamp"
 echo "Done in $SECONDS s. To use it: source .venv/bin/activate"

@@ -1,23 +1,21 @@
 """Draws a grid of views: what the network will see. Each row is an image and then random views of it.
 
 Example:
-  python -m scripts.show_views --dataset=folder:/data/photos --color_strength=0.5 --output=views.png
+  python -m scripts.show_views --dataset=folder:/data/photos --color_strength=0.25 --output=views.png
 """
 
 from flags import command, data, evaluation
-from instcls_tf.config import PretrainConfig
 
 data.define_show_views()
 
 
 def main() -> None:
     output, values = evaluation.required("output"), evaluation.FLAGS
-    config = PretrainConfig(workdir="unused", **{name: values[name].value for name in data.VIEW_FLAGS})
-    config.validate()
+    config = data.view_config()
     from instcls_tf.report.view_grid import draw_views
 
     draw_views(config, output, images=values.images, columns=values.columns)
-    print(output)
+    command.say(output)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Cosine of instances to their own and to other class weights (Fig. 4): four initialisations and the run.
 
-With a histogram, WORKDIR/similarity.png, and same-category retrieval by the rows. With --index the run's rows serve as
-an index of its images instead: near-duplicates and outliers of the dataset, by name and as a picture.
+With a histogram, WORKDIR/similarity.png, and same-category retrieval by the class weights. With --index the run's class
+weights serve as an index of its images instead: near-duplicates and outliers of the dataset, by name and as a picture.
 
 Examples:
   python -m scripts.similarity --workdir=runs/digits
@@ -10,7 +10,6 @@ Examples:
 
 from flags import command, evaluation
 
-evaluation.define()
 evaluation.define_similarity()
 
 
@@ -19,10 +18,10 @@ def main() -> None:
     from instcls_tf.report import similarity
 
     if values.index:
-        result = similarity.index_with_picture(workdir, values.data_dir, values.threshold, values.listed)
+        answer = similarity.index_with_picture(workdir, values.data_dir, values.threshold, values.listed)
     else:
-        result = similarity.similarities_with_picture(workdir, values.data_dir, values.instances)
-    evaluation.answer("similarity", workdir, result)
+        answer = similarity.similarities_with_picture(workdir, values.data_dir, values.instances)
+    command.give(answer, "similarity", workdir)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Sets everything up, then checks style and runs the tests. Arguments go to pytest: ./scripts/test.sh -k softmax
+# Sets everything up, then checks code, types and pages and runs the tests. Arguments go to pytest: ./scripts/test.sh -k softmax
+# Tests run in two processes, the long ones first, file by file; -n 0 as an argument runs them one after the other.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -14,5 +15,10 @@ timed ./scripts/setup.sh
 export PATH=$PWD/.venv/bin:$PATH # horovodrun looks for mpirun on PATH
 timed ruff check .
 timed ruff format --check .
-timed pytest "$@"
+timed mypy
+timed shellcheck scripts/*.sh .ci/run
+timed codespell
+timed clang-format --dry-run -Werror instcls_tf/{classifier,data}/kernels/*.{cc,h} tests/kernels/*.cc
+timed mkdocs build --strict --site-dir build/site
+timed pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
 echo "== all passed in $SECONDS s"

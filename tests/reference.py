@@ -24,12 +24,12 @@ def hard_negatives(weights: np.ndarray, k: int) -> np.ndarray:
     return np.argsort(-cosines, axis=1, kind="stable")[:, :k]
 
 
-def labels(ids: np.ndarray, hard: np.ndarray | None, smoothing: float, num_classes: int) -> np.ndarray:
+def labels(ids: np.ndarray, hard_negatives: np.ndarray | None, smoothing: float, num_classes: int) -> np.ndarray:
     """Eq. 2, dense: `[B, N]`."""
     y = np.zeros([len(ids), num_classes])
-    if hard is not None:
-        np.put_along_axis(y, hard, smoothing / hard.shape[1], axis=1)
-    y[np.arange(len(ids)), ids] = 1.0 - smoothing if hard is not None else 1.0
+    if hard_negatives is not None:
+        np.put_along_axis(y, hard_negatives, smoothing / hard_negatives.shape[1], axis=1)
+    y[np.arange(len(ids)), ids] = 1.0 - smoothing if hard_negatives is not None else 1.0
     return y
 
 
@@ -55,6 +55,28 @@ def softmax_loss(embeddings, weights, y, temperature, smoothing_loss):
     return np.mean(losses), through_norm(residual @ w, embeddings), through_norm(residual.T @ x, weights), top1
 
 
+def sampled_softmax_loss(embeddings, weights, ids, sample, temperature):
+    """Eq. 1 with a softmax over each row's own class and the sample (Table 3), row by row.
+
+    Returns:
+      `(loss, gradient for embeddings, gradient for weights, instance top-1)`.
+    """
+    x, w = normalize(embeddings), normalize(weights)
+    dx, dw, losses, hits = np.zeros_like(x), np.zeros_like(w), [], []
+    for i, own in enumerate(ids):
+        classes = np.union1d(sample, [own])
+        logits = w[classes] @ x[i] / temperature
+        p = np.exp(logits - logits.max())
+        p /= p.sum()
+        is_own = classes == own
+        losses.append(-np.log(p[is_own][0]))
+        hits.append(logits[is_own][0] > np.max(logits[~is_own], initial=-np.inf))
+        residual = (p - is_own) / (temperature * len(ids))
+        dx[i] = residual @ w[classes]
+        dw[classes] += np.outer(residual, x[i])
+    return np.mean(losses), through_norm(dx, embeddings), through_norm(dw, weights), np.mean(hits)
+
+
 class DenseClassifier:
     """All N class weights in one place, trained by SGD with momentum and weight decay."""
 
@@ -64,22 +86,34 @@ class DenseClassifier:
         self.temperature, self.smoothing, self.smoothing_loss = temperature, smoothing, smoothing_loss
         self.momentum, self.weight_decay = momentum, weight_decay
 
-    def step(self, embeddings, ids, hard, learning_rate, sample=None):
-        """One step; `sample` restricts the softmax and the update to some classes.
+    def step(self, embeddings, ids, hard_negatives, learning_rate):
+        """One step.
 
         Returns:
           `(loss, gradient for embeddings, instance top-1)`, from the weights before the step.
         """
         embeddings = np.asarray(embeddings, np.float64)
-        y = labels(ids, hard if self.smoothing else None, self.smoothing, len(self.weights))
-        chosen = np.arange(len(self.weights)) if sample is None else sample
-        loss, dx, dw, top1 = softmax_loss(
-            embeddings, self.weights[chosen], y[:, chosen], self.temperature, self.smoothing_loss
-        )
-        self.weights[chosen], self.buffer[chosen] = sgd(
-            self.weights[chosen], dw, self.buffer[chosen], learning_rate, self.momentum, self.weight_decay
-        )
+        y = labels(ids, hard_negatives if self.smoothing else None, self.smoothing, len(self.weights))
+        loss, dx, dw, top1 = softmax_loss(embeddings, self.weights, y, self.temperature, self.smoothing_loss)
+        self._move(np.arange(len(self.weights)), dw, learning_rate)
         return loss, dx, top1
+
+    def sampled_step(self, embeddings, ids, sample, learning_rate):
+        """As `step`, over each row's own class and the sample; only these classes move."""
+        embeddings = np.asarray(embeddings, np.float64)
+        loss, dx, dw, top1 = sampled_softmax_loss(embeddings, self.weights, ids, sample, self.temperature)
+        self._move(np.union1d(sample, ids), dw, learning_rate)
+        return loss, dx, top1
+
+    def _move(self, classes, gradients, learning_rate):
+        self.weights[classes], self.buffer[classes] = sgd(
+            self.weights[classes],
+            gradients[classes],
+            self.buffer[classes],
+            learning_rate,
+            self.momentum,
+            self.weight_decay,
+        )
 
 
 def sgd(variable, gradient, buffer, learning_rate, momentum=0.9, weight_decay=1e-4):

@@ -16,13 +16,14 @@ import time
 import psutil
 import tensorflow as tf
 
-from instcls_tf import classifier_sizes, collectives, compiled_softmax, cores, device
 from instcls_tf.benchmark.data_parallel import DataParallelClassifier
-from instcls_tf.benchmark.sizes import ClassifierBenchmark
+from instcls_tf.benchmark.sizes import WARM_UP_INSTANCES, ClassifierBenchmark
 from instcls_tf.benchmark.timing import seconds_of, slowest
-from instcls_tf.classifier import ShardedClassifier
-
-_WARM_UP_INSTANCES = 8192
+from instcls_tf.classifier.kernels import passes
+from instcls_tf.classifier.labels import ListsOfRows
+from instcls_tf.classifier.sharded_classifier import ShardedClassifier
+from instcls_tf.distributed import collectives, cores, device, workers
+from instcls_tf.plan import classifier_bytes
 
 
 def measure_classifier(settings: ClassifierBenchmark) -> dict[str, float]:
@@ -34,12 +35,10 @@ def measure_classifier(settings: ClassifierBenchmark) -> dict[str, float]:
       came after the process had started), `peak_bytes_above_state` (of that, what class weights and momentum do not
       account for), `planned_bytes` (what `plan` says of `peak_bytes`), `kernels` and `workers`.
     """
-    collectives.init()
+    workers.start()
     settings.validate(collectives.size())
-    device.take()
-    tf.keras.utils.set_random_seed(0)
     # What any first step brings along (libraries, buffers of Horovod) is no memory of the classifier.
-    small = dataclasses.replace(settings, num_instances=min(settings.num_instances, _WARM_UP_INSTANCES))
+    small = dataclasses.replace(settings, num_instances=min(settings.num_instances, WARM_UP_INSTANCES))
     _make_layer(small)(*_batch(small), learning_rate=0.1)
     device.return_freed_memory()
     batch = _batch(settings)
@@ -47,12 +46,12 @@ def measure_classifier(settings: ClassifierBenchmark) -> dict[str, float]:
     with _PeakMemory() as peak:
         layer = _make_layer(settings)
         seconds = seconds_of(lambda: layer(*batch, learning_rate=0.1).loss.numpy(), settings.repeats)
-    state_bytes = sum(v.shape.num_elements() * v.dtype.size for v in (layer.local_rows, layer.local_momentum))
+    state_bytes = sum(v.shape.num_elements() * v.dtype.size for v in (layer.local_weights, layer.local_momentum))
     result = {
         "workers": collectives.size(),
         "num_instances": settings.num_instances,
         "batch_rows": settings.batch_rows,
-        "kernels": (compiled_softmax.usable_kernels() or ["TensorFlow"])[0],
+        "kernels": (passes.usable_kernels() or ["TensorFlow"])[0],
         "seconds_per_step": seconds,
         "state_bytes": state_bytes,
         "peak_rss_bytes": int(slowest(peak.bytes)),
@@ -84,7 +83,7 @@ def _make_layer(settings: ClassifierBenchmark) -> ShardedClassifier:
 
 def _planned(settings: ClassifierBenchmark) -> int:
     """What the planner says of the fullest worker."""
-    return classifier_sizes.peak_bytes(
+    return classifier_bytes.peak_bytes(
         settings.num_instances,
         collectives.size(),
         settings.batch_rows,
@@ -96,29 +95,30 @@ def _planned(settings: ClassifierBenchmark) -> int:
     )
 
 
-def _batch(settings: ClassifierBenchmark) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
-    """This worker's share: embeddings `[b, D]`, instance ids `[b]` and hard negatives `[b, K]`."""
+def _batch(settings: ClassifierBenchmark) -> tuple[tf.Tensor, tf.Tensor, ListsOfRows | None]:
+    """This worker's share: embeddings `[b, D]`, instance ids `[b]` and the hard negatives of its rows."""
     begin, end = collectives.own_bounds(settings.batch_rows)
     random = tf.random.Generator.from_seed(1 + collectives.rank())
     ids = random.uniform([end - begin], 0, settings.num_instances, tf.int32)
-    hard = None
+    hard_negatives = None
     if settings.smoothing:
-        hard = random.uniform([end - begin, settings.hard_negatives], 0, settings.num_instances, tf.int32)
-    return random.normal([end - begin, settings.embedding_size]), ids, hard
+        shape = [end - begin, settings.hard_negatives]
+        hard_negatives = ListsOfRows(random.uniform(shape, 0, settings.num_instances, tf.int32))
+    return random.normal([end - begin, settings.embedding_size]), ids, hard_negatives
 
 
-def _bare_products(settings: ClassifierBenchmark, rows: tf.Tensor) -> float:
+def _bare_products(settings: ClassifierBenchmark, weights: tf.Tensor) -> float:
     """Seconds of the three products on this worker's classes, in float32; `[B, n]` logits written once, read twice."""
     embeddings = tf.random.normal([settings.batch_rows, settings.embedding_size])
 
-    @tf.function
-    def products(embeddings, rows):
-        logits = tf.matmul(embeddings, rows, transpose_b=True)  # [B, n]
-        for_embeddings = tf.matmul(logits, rows)  # [B, D]
-        for_rows = tf.matmul(logits, embeddings, transpose_a=True)  # [n, D]
-        return for_embeddings[0, 0] + for_rows[0, 0]
+    @tf.function(autograph=False)
+    def products(embeddings: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+        logits = tf.matmul(embeddings, weights, transpose_b=True)  # [B, n]
+        for_embeddings = tf.matmul(logits, weights)  # [B, D]
+        for_weights = tf.matmul(logits, embeddings, transpose_a=True)  # [n, D]
+        return for_embeddings[0, 0] + for_weights[0, 0]
 
-    return seconds_of(lambda: products(embeddings, rows).numpy(), settings.repeats)
+    return seconds_of(lambda: products(embeddings, weights).numpy(), settings.repeats)
 
 
 def _plain_step(settings: ClassifierBenchmark) -> float:

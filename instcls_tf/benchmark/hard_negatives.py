@@ -1,4 +1,4 @@
-"""The exact search for hard negatives against FAISS's exact flat index on the same rows and cores."""
+"""The exact search for hard negatives against FAISS's exact flat index on the same class weights and cores."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import os
 import numpy as np
 import tensorflow as tf
 
-from instcls_tf import collectives, device
 from instcls_tf.benchmark.timing import seconds_of
-from instcls_tf.classifier import ShardedClassifier
+from instcls_tf.checks import require_value
+from instcls_tf.classifier.hard_negatives import hard_negatives
+from instcls_tf.classifier.sharded_classifier import ShardedClassifier
+from instcls_tf.distributed import collectives, workers
 from instcls_tf.errors import UserError
-from instcls_tf.hardest_classes import hard_negatives
 
 
 def measure_hard_negatives(num_instances: int, embedding_size: int, k: int, repeats: int) -> dict[str, float]:
@@ -29,28 +30,25 @@ def measure_hard_negatives(num_instances: int, embedding_size: int, k: int, repe
       members) and `workers`; nothing elsewhere.
     """
     for name, value in (("embedding_size", embedding_size), ("hard_negatives", k), ("repeats", repeats)):
-        if value < 1:
-            raise UserError(f"--{name}={value}: must be at least 1")
-    if num_instances <= k:
-        raise UserError(f"--num_instances={num_instances}: must be above --hard_negatives={k}")
+        require_value(name, value, value >= 1, "at least 1")
+    require_value("num_instances", num_instances, num_instances > k, f"above --hard_negatives={k}")
     if importlib.util.find_spec("faiss") is None:
-        raise UserError("benchmark hard_negatives: needs faiss-cpu (see requirements.txt)")
-    collectives.init()
-    device.take()
+        raise UserError("benchmark hard_negatives: needs faiss-cpu: pip install 'instcls-tf[benchmark]'")
+    workers.start()
     layer = ShardedClassifier(num_instances, embedding_size)
     layer.initialize_gaussian()
     seconds = seconds_of(lambda: hard_negatives(layer, k).numpy(), repeats)
-    rows = collectives.all_gather(tf.convert_to_tensor(layer.local_rows), "all_rows").numpy()
+    weights = collectives.all_gather(tf.convert_to_tensor(layer.local_weights), "all_weights").numpy()
     lists = collectives.all_gather(hard_negatives(layer, k), "all_lists").numpy()
     cores = set(collectives.all_gather(tf.constant(sorted(os.sched_getaffinity(0))), "cores").numpy().tolist())
-    workers, is_chief = collectives.size(), collectives.rank() == 0
+    num_workers, is_chief = collectives.size(), collectives.rank() == 0
     # Workers that waited would look for messages all the time, on cores that FAISS is to have for itself.
     collectives.leave()
     if not is_chief:
         return {}
-    faiss_seconds, agreement = _faiss(rows, lists, k, repeats, cores)
+    faiss_seconds, agreement = _faiss(weights, lists, k, repeats, cores)
     return {
-        "workers": workers,
+        "workers": num_workers,
         "num_instances": num_instances,
         "seconds": seconds,
         "faiss_seconds": faiss_seconds,
@@ -60,20 +58,20 @@ def measure_hard_negatives(num_instances: int, embedding_size: int, k: int, repe
     }
 
 
-def _faiss(rows: np.ndarray, lists: np.ndarray, k: int, repeats: int, cores: set[int]) -> tuple[float, float]:
+def _faiss(weights: np.ndarray, lists: np.ndarray, k: int, repeats: int, cores: set[int]) -> tuple[float, float]:
     """Median seconds of FAISS's exact search on some cores, and the share of its list members that are in `lists`."""
     os.sched_setaffinity(0, cores)  # a launcher may have bound this worker to some of them
     import faiss
 
     faiss.omp_set_num_threads(len(cores))
-    rows = np.ascontiguousarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
-    found = []
+    weights = np.ascontiguousarray(weights / np.linalg.norm(weights, axis=1, keepdims=True))
+    found: list[np.ndarray] = []
 
     def search() -> None:
-        index = faiss.IndexFlatIP(rows.shape[1])
-        index.add(rows)
-        # Each row finds itself first.
-        found[:] = [index.search(rows, k + 1)[1][:, 1:]]
+        index = faiss.IndexFlatIP(weights.shape[1])
+        index.add(weights)
+        # Each class finds itself first.
+        found[:] = [index.search(weights, k + 1)[1][:, 1:]]
 
     seconds = seconds_of(search, repeats)
     return seconds, float(np.mean([np.isin(ours, theirs).mean() for ours, theirs in zip(lists, found[0])]))

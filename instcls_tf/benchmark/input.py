@@ -1,59 +1,69 @@
-"""How fast images come in: decoding alone, two views each, the whole pipeline, and SimCLR's recipe beside them."""
+"""How fast images come in: decoding alone, two views each, the whole pipeline, and SimCLR's own code beside them."""
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
 from typing import Callable
 
 import tensorflow as tf
 
-from instcls_tf.benchmark import simclr_views
+from instcls_tf.checks import require_value
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data import augment, pipeline
-from instcls_tf.data.sources import Source, open_training_source
+from instcls_tf.data.source import Source
+from instcls_tf.data.sources import open_training_source
 from instcls_tf.data.threads import parallel_calls, without_autotuner
-from instcls_tf.errors import UserError
+from instcls_tf.errors import UserError, shown
 
 _VIEWS = 2
 _ENDLESS = 10_000  # Epochs.
+# What is called of SimCLR's module.
+_SIMCLR_FUNCTIONS = ("preprocess_for_train", "batch_random_blur")
 
 
-def measure_input(config: PretrainConfig, *, seconds: float, batch_size: int) -> dict[str, float]:
+def measure_input(
+    config: PretrainConfig, *, seconds: float, batch_size: int, simclr: str | None = None
+) -> dict[str, float]:
     """Measures on this machine's cores, with nothing else at work.
 
     Args:
       config: gives dataset and views.
       seconds: about how long each measurement takes after its warm-up.
       batch_size: images per batch.
+      simclr: `tf2/data_util.py` of a checkout of google-research/simclr, to be measured on the same decoded images.
 
     Returns:
-      `images_per_second` and `images_per_cpu_second` of the whole pipeline (source images, two views each);
-      `decode_*` and `simclr_*` likewise; `ratio_to_simclr` of views per
-      second and `ratio_to_decode`.
+      `images_per_second` and `images_per_cpu_second` of the whole pipeline (source images, two views each), and
+      `views_per_second`; `decode_*` and, if asked for, `simclr_*` likewise; `ratio_to_decode` and `ratio_to_simclr` of
+      images per second, `cpu_ratio_to_simclr` of images per CPU-second.
 
     Raises:
-      UserError: the dataset is not right, or a setting is out of range.
+      UserError: the dataset is not right, a setting is out of range, or `simclr` is not that file.
     """
-    if not seconds > 0:
-        raise UserError(f"--seconds={seconds}: must be above 0")
-    if batch_size < 1:
-        raise UserError(f"--images_per_batch={batch_size}: must be at least 1")
+    require_value("seconds", seconds, seconds > 0, "above 0")
+    require_value("images_per_batch", batch_size, batch_size >= 1, "at least 1")
+    peer = None if simclr is None else load_simclr(simclr)
     source = open_training_source(config)
     batch_size = min(batch_size, source.num_instances)
     kinds = {
         "": lambda: _whole(config, source, batch_size),
         "decode_": lambda: _decoding(source, batch_size),
-        "simclr_": lambda: _simclr(source, config.image_size, batch_size),
     }
+    if peer is not None:
+        kinds["simclr_"] = lambda: _simclr(peer, source, config.image_size, batch_size)
     result = {}
     for prefix, make in kinds.items():
         rates = _rates(make, seconds)
         result.update({f"{prefix}images_per_second": rates[0], f"{prefix}images_per_cpu_second": rates[1]})
     result["views_per_second"] = _VIEWS * result["images_per_second"]
-    result["simclr_views_per_second"] = _VIEWS * result["simclr_images_per_second"]
-    result["ratio_to_simclr"] = result["images_per_second"] / result["simclr_images_per_second"]
     result["ratio_to_decode"] = result["images_per_second"] / result["decode_images_per_second"]
+    if peer is not None:
+        result["simclr_views_per_second"] = _VIEWS * result["simclr_images_per_second"]
+        result["ratio_to_simclr"] = result["images_per_second"] / result["simclr_images_per_second"]
+        result["cpu_ratio_to_simclr"] = result["images_per_cpu_second"] / result["simclr_images_per_cpu_second"]
     return {**result, "bad_images": len(source.bad.reasons), "image_size": config.image_size}
 
 
@@ -105,12 +115,43 @@ def _decoding(source: Source, batch_size: int) -> tf.data.Dataset:
     return shapes.map(lambda shapes: tf.shape(shapes)[0])
 
 
-def _simclr(source: Source, image_size: int, batch_size: int) -> tf.data.Dataset:
+def load_simclr(path: str) -> ModuleType:
+    """SimCLR's `data_util`, with its published strength of jitter in the place of its command's flag.
+
+    Raises:
+      UserError: it cannot be read, or is another module.
+    """
+    try:
+        spec = importlib.util.spec_from_file_location("simclr_data_util", path)
+        if spec is None or spec.loader is None:
+            raise ImportError("no Python module")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"--simclr={shown(path)}: cannot be imported ({shown(reason)})") from error
+    missing = [name for name in _SIMCLR_FUNCTIONS if not hasattr(module, name)]
+    if missing:
+        raise UserError(
+            f"--simclr={shown(path)}: has no {missing[0]}, wanted tf2/data_util.py of google-research/simclr"
+        )
+    module.FLAGS = SimpleNamespace(color_jitter_strength=1.0)  # type: ignore[attr-defined]
+    return module
+
+
+def _simclr(peer: ModuleType, source: Source, image_size: int, batch_size: int) -> tf.data.Dataset:
+    """As its `data.py` and `model.py` call it: each view by itself, the blur for a batch of each of both."""
+
+    def two_views(image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        image = tf.image.convert_image_dtype(image, tf.float32)
+        first, second = (peer.preprocess_for_train(image, image_size, image_size) for _ in range(_VIEWS))
+        return first, second
+
+    def blur(*views: tf.Tensor) -> tf.Tensor:
+        blurred = peer.batch_random_blur(views, image_size, image_size)
+        with tf.control_dependencies(blurred):
+            return tf.shape(blurred[0])[0]
+
     images = _decoded(source).filter(lambda image: tf.size(image) > 0)
-    views = images.map(lambda image: simclr_views.views_of(image, image_size), num_parallel_calls=parallel_calls())
-
-    def blur(views: tf.Tensor) -> tf.Tensor:
-        return simclr_views.blur(tf.reshape(views, [-1, image_size, image_size, 3]))
-
-    batches = views.batch(batch_size, drop_remainder=True).map(blur, num_parallel_calls=parallel_calls()).prefetch(2)
-    return batches.map(lambda views: tf.shape(views)[0] // _VIEWS)
+    views = images.map(two_views, num_parallel_calls=parallel_calls())
+    return views.batch(batch_size, drop_remainder=True).map(blur, num_parallel_calls=parallel_calls()).prefetch(2)

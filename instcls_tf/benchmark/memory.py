@@ -8,15 +8,18 @@ import os
 import re
 import subprocess
 import sys
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
-from instcls_tf import classifier_sizes, cores, planner
+from instcls_tf.benchmark.sizes import DATA_PARALLEL, DESIGNS, SHARDED
+from instcls_tf.checks import require_value
 from instcls_tf.config import CLASS_DTYPES
+from instcls_tf.distributed import cores
 from instcls_tf.errors import UserError
-from instcls_tf.report.figures import refuse_unwritable
+from instcls_tf.files import refuse_unwritable
+from instcls_tf.plan import classifier_bytes, planner
+from instcls_tf.report.answer import GIGABYTE, Answer, Picture
 from instcls_tf.report.memory_curves import Curve, draw_memory
 
-SHARDED, DATA_PARALLEL = "sharded", "data_parallel"
 # Bisection ends when the smallest N that does not fit is at most this factor above the largest that does.
 _TOLERANCE = 1.05
 # The first N tried is the planned one; a failure or a success moves the search by this factor.
@@ -36,7 +39,7 @@ class Sizes(NamedTuple):
     momentum_dtype: str = "float32"
 
 
-def measure_memory(limits: list[float], sizes: Sizes, *, plain: bool = True, output: str | None = None) -> dict:
+def measure_memory(limits: list[float], sizes: Sizes, *, plain: bool = True, output: str | None = None) -> Answer:
     """Finds the largest N for each limit and both designs, by trials of one step each in processes of their own.
 
     Args:
@@ -61,7 +64,7 @@ def measure_memory(limits: list[float], sizes: Sizes, *, plain: bool = True, out
         refuse_unwritable(output)
     found = []
     for limit in limits:
-        size = round(limit * planner.GIGABYTE)
+        size = round(limit * GIGABYTE)
         row = {"memory_limit_gb": limit}
         for design, peak in peaks.items():
             planned = planner.largest_num_instances(peak, size, sizes.num_workers)
@@ -76,24 +79,25 @@ def measure_memory(limits: list[float], sizes: Sizes, *, plain: bool = True, out
         if plain:
             row["ratio"] = row[SHARDED] / row[DATA_PARALLEL]
         found.append(row)
-    if output:
-        _draw(output, peaks, found, sizes)
     result = {"workers": sizes.num_workers, **sizes._asdict(), "limits": found}
     del result["num_workers"]
-    return {**result, "ratio": min(row["ratio"] for row in found)} if plain else result
+    if plain:
+        result["ratio"] = min(row["ratio"] for row in found)
+    picture = Picture(output, lambda path: _draw(path, peaks, found, sizes)) if output else None
+    return Answer(result, format_table(result), picture=picture)
 
 
 def planned_peaks(sizes: Sizes) -> dict[str, Callable[[int], int]]:
     """The planned bytes of a worker as functions of N, classifiers alone."""
     common = (sizes.num_workers, sizes.batch_rows, sizes.embedding_size)
-    kept = {
+    kept: dict[str, Any] = {
         "weights_dtype": sizes.weights_dtype,
         "momentum_dtype": sizes.momentum_dtype,
         "threads": cores.threads_of_worker(sizes.num_workers),
     }
     return {
-        DATA_PARALLEL: lambda n: sum(classifier_sizes.data_parallel_bytes(n, *common).values()),
-        SHARDED: lambda n: classifier_sizes.peak_bytes(n, *common, 0, **kept),
+        DATA_PARALLEL: lambda n: sum(classifier_bytes.data_parallel_bytes(n, *common).values()),
+        SHARDED: lambda n: classifier_bytes.peak_bytes(n, *common, 0, **kept),
     }
 
 
@@ -128,9 +132,8 @@ def largest_that_fits(fits: Callable[[int], bool], first: int, smallest: int) ->
 
 def format_table(result: dict) -> str:
     """The result of `measure_memory` as a Markdown table."""
-    designs = {DATA_PARALLEL: "plain data parallelism", SHARDED: "this design"}
-    columns = [design for design in designs if all(design in row for row in result["limits"])]
-    titles = ["GB per worker", *(f"{designs[design]} (planned)" for design in columns)]
+    columns = [design for design in DESIGNS if all(design in row for row in result["limits"])]
+    titles = ["GB per worker", *(f"{DESIGNS[design]} (planned)" for design in columns)]
     titles += ["ratio"] if len(columns) == 2 else []
     lines = [
         f"Largest N with {result['workers']} workers, {result['batch_rows']} rows, D = {result['embedding_size']},"
@@ -149,16 +152,13 @@ def format_table(result: dict) -> str:
 def _check(limits: list[float], sizes: Sizes) -> None:
     num_workers, batch_rows, embedding_size, *dtypes = sizes
     for limit in limits:
-        if not (math.isfinite(limit) and limit > 0):
-            raise UserError(f"--memory_limit={limit:g}: must be above 0, in GB")
+        require_value("memory_limit", f"{limit:g}", math.isfinite(limit) and limit > 0, "above 0, in GB")
     for name, value in (("workers", num_workers), ("embedding_size", embedding_size)):
-        if value < 1:
-            raise UserError(f"--{name}={value}: must be at least 1")
-    if batch_rows < num_workers or batch_rows % num_workers:
-        raise UserError(f"--batch_rows={batch_rows}: must be a multiple of the {num_workers} workers")
+        require_value(name, value, value >= 1, "at least 1")
+    is_shared_out = batch_rows >= num_workers and batch_rows % num_workers == 0
+    require_value("batch_rows", batch_rows, is_shared_out, f"a multiple of the {num_workers} workers")
     for name, dtype in zip(("weights", "momentum"), dtypes):
-        if dtype not in CLASS_DTYPES:
-            raise UserError(f"--class_{name}_dtype={dtype}: must be one of {', '.join(CLASS_DTYPES)}")
+        require_value(f"class_{name}_dtype", dtype, dtype in CLASS_DTYPES, "one of " + ", ".join(CLASS_DTYPES))
 
 
 def _trial(design: str, num_instances: int, sizes: Sizes, limit: int) -> bool:
@@ -176,19 +176,18 @@ def _trial(design: str, num_instances: int, sizes: Sizes, limit: int) -> bool:
         raise RuntimeError(f"a trial of {design} with {num_instances} classes failed: {said}")
     fits = all(answer["fits"] for answer in answers)
     print(
-        f"{limit / planner.GIGABYTE:g} GB, {design}, N = {num_instances}: {'fits' if fits else 'too large'}",
+        f"{limit / GIGABYTE:g} GB, {design}, N = {num_instances}: {'fits' if fits else 'too large'}",
         file=sys.stderr,
     )
     return fits
 
 
-def _draw(output: str, peaks, found: list[dict], sizes: Sizes) -> None:
-    limits = [round(row["memory_limit_gb"] * planner.GIGABYTE) for row in found]
+def _draw(output: str, peaks: dict[str, Callable[[int], int]], found: list[dict], sizes: Sizes) -> None:
+    limits = [round(row["memory_limit_gb"] * GIGABYTE) for row in found]
     last = max(found, key=lambda row: row["memory_limit_gb"])
-    labels = {DATA_PARALLEL: "plain data parallelism", SHARDED: "this design"}
     curves = [
         Curve(label, peaks[design], last[design], tuple((row[design], size) for row, size in zip(found, limits)))
-        for design, label in labels.items()
+        for design, label in DESIGNS.items()
         if design in peaks
     ]
     sizes_text = f"{sizes.num_workers} workers, B = {sizes.batch_rows}, D = {sizes.embedding_size}"

@@ -26,13 +26,11 @@ from typing import Callable
 
 import tensorflow as tf
 
-from instcls_tf import collectives, device, partition
 from instcls_tf.benchmark.data_parallel import DataParallelClassifier
-from instcls_tf.classifier import ShardedClassifier
+from instcls_tf.benchmark.sizes import SHARDED, WARM_UP_INSTANCES
+from instcls_tf.classifier.sharded_classifier import ShardedClassifier
+from instcls_tf.distributed import collectives, device, partition, workers
 
-SHARDED, DATA_PARALLEL = "sharded", "data_parallel"
-# Of the step before the limit.
-_WARM_UP_INSTANCES = 8192
 _WATCH_SECONDS = 0.05
 
 
@@ -52,7 +50,7 @@ def peak_of_one_step(
     Returns:
       The peak resident memory of this worker above that of the start, in bytes. Above the limit the process ends.
     """
-    _one_step(design, min(_WARM_UP_INSTANCES, num_instances), batch_rows, embedding_size, dtypes)
+    _one_step(design, min(WARM_UP_INSTANCES, num_instances), batch_rows, embedding_size, dtypes)
     device.return_freed_memory()  # what the small step has freed must not be used for the large one unseen
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
     start = _status("VmRSS")
@@ -98,8 +96,8 @@ def _sharded(
     )
     classifier.initialize_gaussian()
 
-    @tf.function
-    def step(embeddings, instance_ids, learning_rate):
+    @tf.function(autograph=False)
+    def step(embeddings: tf.Tensor, instance_ids: tf.Tensor, learning_rate: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape() as tape:
             tape.watch(embeddings)
             loss = classifier(embeddings, instance_ids, None, learning_rate).loss
@@ -117,16 +115,16 @@ def _data_parallel(num_instances: int, embedding_size: int) -> Callable[..., tf.
 def _status(name: str) -> int:
     """A line of /proc/self/status, in bytes."""
     text = Path("/proc/self/status").read_text()
-    return 1024 * int(re.search(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)[1])
+    (kilobytes,) = re.findall(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)
+    return 1024 * int(kilobytes)
 
 
 def main() -> None:
     """The trial as a command."""
-    design, num_instances, batch_rows, embedding_size, *dtypes, limit = sys.argv[1:]
-    sizes = map(int, (num_instances, batch_rows, embedding_size))
-    collectives.init()
-    device.take()
-    peak = peak_of_one_step(design, *sizes, tuple(dtypes), int(limit))
+    design, num_instances, batch_rows, embedding_size, weights_dtype, momentum_dtype, limit = sys.argv[1:]
+    workers.start()
+    dtypes = (weights_dtype, momentum_dtype)
+    peak = peak_of_one_step(design, int(num_instances), int(batch_rows), int(embedding_size), dtypes, int(limit))
     peak = int(tf.function(collectives.max_over_workers)(tf.constant(float(peak)), "peak"))
     if collectives.rank() == 0:
         print(json.dumps({"fits": True, "peak_bytes": peak}), flush=True)

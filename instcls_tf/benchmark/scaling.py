@@ -12,14 +12,15 @@ import sys
 import numpy as np
 
 from instcls_tf.benchmark.sizes import ClassifierBenchmark
-from instcls_tf.errors import UserError
-from instcls_tf.report.figures import refuse_unwritable
+from instcls_tf.checks import require_value
+from instcls_tf.files import refuse_unwritable
+from instcls_tf.report.answer import Answer, Picture
 from instcls_tf.report.scaling import draw_scaling
 
 _SECONDS = 1800  # of one N
 
 
-def measure_scaling(numbers: list[int], num_workers: int, settings: ClassifierBenchmark, output: str | None) -> dict:
+def measure_scaling(numbers: list[int], num_workers: int, settings: ClassifierBenchmark, output: str | None) -> Answer:
     """Measures each N in processes of its own.
 
     Args:
@@ -37,8 +38,7 @@ def measure_scaling(numbers: list[int], num_workers: int, settings: ClassifierBe
       UserError: a size cannot be measured.
       RuntimeError: a measurement failed.
     """
-    if num_workers < 1:
-        raise UserError(f"--workers={num_workers}: must be at least 1")
+    require_value("workers", num_workers, num_workers >= 1, "at least 1")
     for number in numbers:
         dataclasses.replace(settings, num_instances=number).validate(num_workers)
     if output:
@@ -55,9 +55,8 @@ def measure_scaling(numbers: list[int], num_workers: int, settings: ClassifierBe
         "largest_deviation_from_line": float(np.max(np.abs(seconds / (slope * instances) - 1))),
         "largest_deviation_from_plan": max(abs(p["peak_bytes"] / p["planned_bytes"] - 1) for p in points),
     }
-    if output:
-        draw_scaling(output, result)
-    return result
+    picture = Picture(output, lambda path: draw_scaling(path, result)) if output else None
+    return Answer(result, format_table(result), picture=picture)
 
 
 def format_table(result: dict) -> str:

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 
+from instcls_tf.checks import one_of, require
 from instcls_tf.config import CLASS_DTYPES, PretrainConfig
-from instcls_tf.errors import UserError
+from instcls_tf.plan import answer
+
+# The --dataset of `benchmark step` that is no dataset.
+SYNTHETIC = "synthetic"
+
+# What is compared, and what it is called in texts and pictures.
+SHARDED, DATA_PARALLEL = "sharded", "data_parallel"
+DESIGNS = {DATA_PARALLEL: answer.DATA_PARALLEL, SHARDED: answer.SHARDED}
+
+# N of a step before what is measured: what any first step brings along is no memory of the classifier.
+WARM_UP_INSTANCES = 8192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,17 +38,11 @@ class ClassifierBenchmark:
     def validate(self, num_workers: int = 1) -> None:
         """Raises UserError for a value that cannot be measured."""
         for name in ("num_instances", "embedding_size", "repeats"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name}={getattr(self, name)}: must be at least 1")
+            require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("class_weights_dtype", "class_momentum_dtype", "class_products_dtype"):
-            if getattr(self, name) not in CLASS_DTYPES:
-                raise UserError(f"--{name}={getattr(self, name)}: must be one of {', '.join(CLASS_DTYPES)}")
-        if self.batch_rows < num_workers:
-            raise UserError(f"--batch_rows={self.batch_rows}: must be at least the {num_workers} workers")
-        if not 0 <= self.smoothing < 1:
-            raise UserError(f"--smoothing={self.smoothing}: must be 0 or more and below 1")
-        if self.smoothing and not 1 <= self.hard_negatives < self.num_instances:
-            raise UserError(
-                f"--hard_negatives={self.hard_negatives}: must be at least 1 and below"
-                f" --num_instances={self.num_instances}"
-            )
+            one_of(self, name, CLASS_DTYPES)
+        require(self, "batch_rows", self.batch_rows >= num_workers, f"at least the {num_workers} workers")
+        require(self, "smoothing", 0 <= self.smoothing < 1, "0 or more and below 1")
+        if self.smoothing:
+            in_range = 1 <= self.hard_negatives < self.num_instances
+            require(self, "hard_negatives", in_range, f"at least 1 and below --num_instances={self.num_instances}")

@@ -6,10 +6,11 @@ Every figure is the median over the repeats, of the slowest worker in each; the 
                          Steps follow each other without a pause.
   data_wait_seconds      Of those very steps, the time until the next batch is there; 0 for synthetic images, which are
                          made once. What the input costs while it is ahead slows the other parts instead.
-  encoder_seconds        Alone, without messages: this worker's BN groups forward and backward (with several groups,
-                         forward twice) and the optimiser's update, for a fixed gradient of the embeddings.
+  encoder_seconds        Alone, without messages: this worker's BN groups forward and backward (of several groups
+                         forward twice, if they are not kept) and the optimiser's update, for a fixed gradient of the
+                         embeddings.
   classifier_seconds     Alone, without messages: a classifier of this worker's n classes and its share of the labels
-                         on the B rows of the global batch: loss, gradients, update of the rows.
+                         on the B rows of the global batch: loss, gradients, update of the class weights.
   communication_seconds  Alone, without work: the messages of a step, in their order and size. A message waits for
                          those whose result it needs; the encoder's gradients are all there at once.
   parts_seconds          The sum of these four; `parts_to_step` is its ratio to seconds_per_step. It is above 1 where
@@ -22,6 +23,7 @@ one grouped reduction when all of them are there. `overlap_seconds_saved` is the
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Iterator
@@ -30,16 +32,20 @@ from typing import Callable
 import numpy as np
 import tensorflow as tf
 
-from instcls_tf import collectives, device, grouped, networks, softmax
 from instcls_tf.benchmark.timing import seconds_of
-from instcls_tf.classifier import ShardedClassifier
+from instcls_tf.classifier import softmax
+from instcls_tf.classifier.labels import ListsOfRows
+from instcls_tf.classifier.sharded_classifier import ShardedClassifier
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data import augment, pipeline
 from instcls_tf.data.order import Shares
-from instcls_tf.data.sources import Source
+from instcls_tf.data.source import Source
+from instcls_tf.distributed import collectives, workers
+from instcls_tf.encoder import bn_groups, networks
 from instcls_tf.optimizer import WarmupCosine
-from instcls_tf.pretraining import Run, make_run
-from instcls_tf.train_step import make_train_step
+from instcls_tf.pretraining.activations import groups_of
+from instcls_tf.pretraining.state import Run, make_run
+from instcls_tf.pretraining.train_step import make_train_step
 
 # So small that the weights of all timed steps stay sound.
 _LEARNING_RATE = 1e-4
@@ -59,15 +65,15 @@ def measure_step(
     Returns:
       The figures of this module's docstring, `images_per_second`, and the sizes that they belong to.
     """
-    collectives.init()
-    device.take()
-    tf.keras.utils.set_random_seed(config.seed)
+    workers.start(config.seed)
     run = make_run(config, num_instances, WarmupCosine(_LEARNING_RATE, 0, 1_000_000))
+    if run.classifier is None:
+        raise ValueError(f"method={config.method!r}: the parts of the instance classification are measured")
     run.classifier.initialize_gaussian()
     if run.hard_negatives:  # an exact search says nothing about the step, and takes long for many classes
         lists = run.hard_negatives.lists
         lists.assign(tf.random.uniform(lists.shape, 0, num_instances, tf.int32))
-    batch = _synthetic_batch(config, num_instances)
+    batch = synthetic_batch(config, num_instances)
     batches = itertools.repeat(batch) if source is None else iter(_batches(config, source, repeats))
 
     one_by_one, together = (
@@ -77,11 +83,11 @@ def measure_step(
     parts = {
         "data_wait_seconds": wait,
         "encoder_seconds": _encoder_alone(config, run, batch[0], repeats),
-        "classifier_seconds": _classifier_alone(config, run, batch[1], repeats),
+        "classifier_seconds": _classifier_alone(config, run.classifier.num_local, batch[1], repeats),
         "communication_seconds": _messages_alone(config, run, batch[1], repeats),
     }
     overlap = {
-        name: seconds_of(lambda step=step: step(*batch, _LEARNING_RATE).loss.numpy(), repeats)
+        name: seconds_of(functools.partial(_finished, step, batch), repeats)
         for name, step in (("one_by_one_seconds", one_by_one), ("together_seconds", together))
     }
     return {
@@ -99,7 +105,7 @@ def measure_step(
     }
 
 
-def _synthetic_batch(config: PretrainConfig, num_instances: int) -> tuple[tf.Tensor, tf.Tensor]:
+def synthetic_batch(config: PretrainConfig, num_instances: int) -> tuple[tf.Tensor, tf.Tensor]:
     """This worker's share of a full batch: random pixels `[b, V, S, S, 3]` and the ids `[b]`."""
     shares = Shares(num_instances, config.batch_size, config.micro_batch, collectives.rank(), collectives.size())
     begin, count = (int(value) for value in shares.of_step(tf.constant(0, tf.int64)))
@@ -122,23 +128,27 @@ def _batches(config: PretrainConfig, source: Source, repeats: int) -> tf.data.Da
     )
 
 
-def _train_step(config: PretrainConfig, run: Run, sum_gradients: Callable):
+def _train_step(config: PretrainConfig, run: Run, sum_gradients: Callable) -> Callable:
     views_spec = tf.TensorSpec([None, config.views, config.image_size, config.image_size, 3], tf.uint8)
-    several = config.groups_per_batch > collectives.size()
-    parts = run.encoder, run.classifier, run.hard_negatives, run.optimizer
-    return make_train_step(*parts, views_spec, config.micro_batch, several, sum_gradients)
+    parts = run.network, run.method, run.optimizer
+    return make_train_step(*parts, views_spec, config.micro_batch, groups_of(config), sum_gradients)
+
+
+def _finished(train_step: Callable, batch: tuple[tf.Tensor, tf.Tensor]) -> float:
+    """The loss of a step, which is there when the step is done."""
+    return float(train_step(*batch, _LEARNING_RATE).output.loss)
 
 
 def _undivided(train_step: Callable, batches: Iterator, repeats: int) -> tuple[float, float]:
     """Seconds of a whole step, and of waiting for its batch."""
-    train_step(*next(batches), _LEARNING_RATE).loss.numpy()
+    train_step(*next(batches), _LEARNING_RATE).output.loss.numpy()
     times = []
     collectives.barrier()
     before = time.perf_counter()
     for _ in range(repeats):
         batch = next(batches)
         ready = time.perf_counter()
-        train_step(*batch, _LEARNING_RATE).loss.numpy()
+        train_step(*batch, _LEARNING_RATE).output.loss.numpy()
         after = time.perf_counter()
         times.append((after - before, ready - before))
         before = after
@@ -150,12 +160,15 @@ def _undivided(train_step: Callable, batches: Iterator, repeats: int) -> tuple[f
 def _encoder_alone(config: PretrainConfig, run: Run, views: tf.Tensor, repeats: int) -> float:
     images = tf.reshape(views, [-1, *views.shape[2:]])  # [b V, H, W, 3]
     gradient = tf.random.normal([images.shape[0], config.embedding_size], stddev=1e-6)
-    several = config.groups_per_batch > collectives.size()
+    groups = groups_of(config)
 
-    @tf.function(input_signature=[tf.TensorSpec([None, *images.shape[1:]], tf.uint8), tf.TensorSpec([None, None])])
-    def encode(images, gradient):
+    @tf.function(
+        autograph=False,
+        input_signature=[tf.TensorSpec([None, *images.shape[1:]], tf.uint8), tf.TensorSpec([None, None])],
+    )
+    def encode(images: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
         is_real = tf.ones([tf.shape(images)[0]], tf.bool)
-        encoded = grouped.encode(run.encoder, images, is_real, config.micro_batch * config.views, several)
+        encoded = bn_groups.encode(run.encoder, images, is_real, config.micro_batch * config.views, groups)
         gradients = encoded.backpropagate(tf.ensure_shape(gradient, [None, config.embedding_size]))
         run.optimizer.apply_gradients(zip(gradients, run.encoder.trainable_variables))
         return encoded.embeddings[0, 0]
@@ -163,8 +176,8 @@ def _encoder_alone(config: PretrainConfig, run: Run, views: tf.Tensor, repeats: 
     return _seconds_alone(lambda: encode(images, gradient).numpy(), repeats)
 
 
-def _classifier_alone(config: PretrainConfig, run: Run, instance_ids: tf.Tensor, repeats: int) -> float:
-    num_local, workers = run.classifier.num_local, collectives.size()
+def _classifier_alone(config: PretrainConfig, num_local: int, instance_ids: tf.Tensor, repeats: int) -> float:
+    workers = collectives.size()
     num_rows = _rows_of_all(config, instance_ids)
     with collectives.alone():
         layer = ShardedClassifier(
@@ -181,15 +194,16 @@ def _classifier_alone(config: PretrainConfig, run: Run, instance_ids: tf.Tensor,
         layer.initialize_gaussian()
     # Of the classes of a batch and of the hard negatives of a row, one in T is this worker's.
     ids = tf.range(num_rows) % min(num_local, max(1, config.batch_size // workers))
-    hard = None
+    hard_negatives = None
     if config.smoothing:
-        hard = tf.random.uniform([num_rows, max(1, config.hard_negatives // workers)], 0, num_local, tf.int32)
+        shape = [num_rows, max(1, config.hard_negatives // workers)]
+        hard_negatives = ListsOfRows(tf.random.uniform(shape, 0, num_local, tf.int32))
     embeddings = tf.random.normal([num_rows, config.embedding_size])
-    return _seconds_alone(lambda: layer(embeddings, ids, hard, _LEARNING_RATE).loss.numpy(), repeats)
+    return _seconds_alone(lambda: layer(embeddings, ids, hard_negatives, _LEARNING_RATE).loss.numpy(), repeats)
 
 
 def _seconds_alone(action: Callable[[], object], repeats: int) -> float:
-    def without_messages():
+    def without_messages() -> None:
         with collectives.alone():
             action()
 
@@ -199,12 +213,12 @@ def _seconds_alone(action: Callable[[], object], repeats: int) -> float:
 def _messages_alone(config: PretrainConfig, run: Run, instance_ids: tf.Tensor, repeats: int) -> float:
     if collectives.size() == 1:
         return 0.0
-    rounds = _messages(config, run, instance_ids.shape[0] * config.views, _rows_of_all(config, instance_ids))
+    rounds = _messages(config, run, instance_ids.shape[0], _rows_of_all(config, instance_ids))
     tensors = [[tf.zeros(shape, dtype) for _, shape, dtype in messages] for messages in rounds]
 
-    @tf.function
-    def exchange(tensors):
-        received = []
+    @tf.function(autograph=False)
+    def exchange(tensors: list[list[tf.Tensor]]) -> list[tf.Tensor]:
+        received: list[tf.Tensor] = []
         for number, (messages, sent) in enumerate(zip(rounds, tensors)):
             with tf.control_dependencies(received):
                 sent = [tf.identity(tensor) for tensor in sent]
@@ -217,18 +231,18 @@ def _messages_alone(config: PretrainConfig, run: Run, instance_ids: tf.Tensor, r
     return seconds_of(lambda: exchange(tensors)[-1].numpy(), repeats)
 
 
-def _messages(config: PretrainConfig, run: Run, rows: int, all_rows: int) -> list[list[tuple]]:
+def _messages(config: PretrainConfig, run: Run, instances: int, all_rows: int) -> list[list[tuple]]:
     """The messages `(collective, shape, dtype)` of a step; those of one list need nothing of each other."""
     gather, add, largest = collectives.all_gather, collectives.sum_over_workers, collectives.max_over_workers
-    size, hard = config.embedding_size, config.hard_negatives
+    rows, size = instances * config.views, config.embedding_size
     statistics = sum(variable.shape[0] for variable in networks.batch_norm_statistics(run.encoder))
-    ids, labels = (gather, [rows, 2], tf.int32), (gather, [rows, hard], tf.int32)
-    lookup = [[ids], [(add, [all_rows, hard], tf.int32)]]
+    # One list per instance of the batch: as many from this worker as it has instances, if ids are spread evenly.
+    lists = [[(gather, [instances, config.hard_negatives], tf.int32)]]
     maxima = [[(largest, [2, all_rows], tf.float32)]]
     return [
-        *(lookup if config.smoothing else []),
         [(add, [statistics + 1], tf.float32)],
-        [(gather, [rows, size], tf.float32), ids, *([labels] if config.smoothing else [])],
+        [(gather, [rows, size], tf.float32), (gather, [rows, 2], tf.int32)],
+        *(lists if config.smoothing else []),
         *(maxima if config.temperature < softmax.SMALLEST_UNSHIFTED_TEMPERATURE else []),
         [(add, [3, all_rows], tf.float32), (largest, [all_rows], tf.float32)],
         [(add, [all_rows, size], tf.float32)],

@@ -8,7 +8,7 @@ from typing import Callable
 import numpy as np
 import tensorflow as tf
 
-from instcls_tf import collectives
+from instcls_tf.distributed import collectives
 
 
 def seconds_of(action: Callable[[], object], repeats: int) -> float:

@@ -13,17 +13,18 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from instcls_tf.config import AUGMENTATIONS, PretrainConfig
-from instcls_tf.data.view_layers import (
-    KeyedAugmentation,
-    RandomBlur,
-    RandomColor,
-    RandomStroke,
-    RandomWarp,
-)
-from instcls_tf.errors import UserError
+from instcls_tf.checks import require_value
+from instcls_tf.config import AUGMENTATIONS, DIGIT_VIEWS, PLAIN_VIEWS, SIMCLR_VIEWS, PretrainConfig
+from instcls_tf.data.kernels import views
+from instcls_tf.data.resizing import centre_side, resize_to_square
+from instcls_tf.data.view_layers import KeyedAugmentation, RandomBlur, RandomColor, RandomStroke, RandomWarp
 
-_CROP_DRAWS = 5  # Area, aspect, where, and whether to flip.
+# Of a random crop, as torchvision's RandomResizedCrop has them.
+_CROP_TRIES, _CROP_ASPECTS = 10, (3.0 / 4.0, 4.0 / 3.0)
+# Area and aspect of each try; then where (top, left), and whether to flip.
+_BOX_DRAWS = 2 * _CROP_TRIES + 2
+_CROP_DRAWS = _BOX_DRAWS + 1
+_MIRROR_PROBABILITY = 0.5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,6 +38,7 @@ class Views:
       layers: keras-cv layers, in order; a `KeyedAugmentation` takes the next `layer.num_draws` columns of the draws,
         any other layer draws for itself.
       crop_min_area: smallest part of the image that a random crop covers.
+      center_crop_fraction: of `digits` and `none`: side of the centred square, as a fraction of the shorter side.
     """
 
     preset: str
@@ -44,6 +46,7 @@ class Views:
     seed: int
     layers: tuple[tf.keras.layers.Layer, ...]
     crop_min_area: float = PretrainConfig.crop_min_area
+    center_crop_fraction: float = 1.0
 
     @property
     def num_draws(self) -> int:
@@ -52,7 +55,7 @@ class Views:
 
     @property
     def _crop_draws(self) -> int:
-        return _CROP_DRAWS * (self.preset == "simclr")
+        return _CROP_DRAWS * (self.preset == SIMCLR_VIEWS)
 
     def draws(self, step: tf.Tensor, batch_size: int, num_views: int) -> tf.Tensor:
         """The random numbers of one global batch: float32 `[batch_size, num_views, num_draws]` in [0, 1).
@@ -68,11 +71,16 @@ class Views:
     def crop(self, image: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
         """Cuts the views of one image, uint8 `[H, W, 3]`, by `draws` `[V, num_draws]`: float32 `[V, S, S, 3]`."""
         num_views = draws.shape[0]
-        if self.preset == "simclr":
-            boxes = [_random_box(image, draw, self.crop_min_area) for draw in tf.unstack(draws, num_views)]
-            cut = [_resize(image, box, self.image_size) for box in boxes]
-            return tf.stack([_mirror(view, draw) for view, draw in zip(cut, tf.unstack(draws[:, 4], num_views))])
-        view = _resize(image, _centre_box(image), self.image_size)
+        if self.preset == SIMCLR_VIEWS:
+            boxes = random_boxes(tf.shape(image)[:2], draws[:, :_BOX_DRAWS], self.crop_min_area)
+            compiled = views.operations()
+            if compiled is not None:
+                mirrored = draws[:, _BOX_DRAWS] < _MIRROR_PROBABILITY
+                return compiled.InstclsCropViews(image=image, boxes=boxes, mirrored=mirrored, size=self.image_size)
+            cut = [_resize(image, tf.unstack(box), self.image_size) for box in tf.unstack(boxes, num_views)]
+            flips = tf.unstack(draws[:, _BOX_DRAWS], num_views)
+            return tf.stack([_mirror(view, draw) for view, draw in zip(cut, flips)])
+        view = _resize(image, _centre_box(image, self.center_crop_fraction), self.image_size)
         return tf.repeat(view[None], num_views, axis=0)
 
     def augment(self, images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
@@ -114,12 +122,11 @@ def make_views(
     Raises:
       UserError: unknown preset.
     """
-    if preset not in AUGMENTATIONS:
-        raise UserError(f"--augmentation={preset}: unknown, wanted one of {', '.join(AUGMENTATIONS)}")
+    require_value("augmentation", preset, preset in AUGMENTATIONS, "one of " + ", ".join(AUGMENTATIONS))
     recipes = {
-        "simclr": lambda: (RandomColor(color_strength), RandomBlur(image_size, blur_probability)),
-        "digits": lambda: (RandomWarp(), RandomStroke(image_size)),
-        "none": lambda: (),
+        SIMCLR_VIEWS: lambda: (RandomColor(color_strength), RandomBlur(image_size, blur_probability)),
+        DIGIT_VIEWS: lambda: (RandomWarp(), RandomStroke(image_size)),
+        PLAIN_VIEWS: lambda: (),
     }
     chosen = recipes[preset]() if layers is None else tuple(layers)
     return Views(preset, image_size, seed, chosen, crop_min_area)
@@ -137,38 +144,47 @@ def views_of(config: PretrainConfig) -> Views:
     )
 
 
-def _random_box(
-    image: tf.Tensor, draw: tf.Tensor, min_area: float = PretrainConfig.crop_min_area
-) -> tuple[tf.Tensor, ...]:
-    """Top, left, height, width of a crop of area `min_area` to 1, aspect 3/4 to 4/3; sides that do not fit are cut."""
-    height, width = (tf.cast(side, tf.float32) for side in tf.unstack(tf.shape(image)[:2]))
-    area = height * width * (min_area + (1.0 - min_area) * draw[0])
-    aspect = tf.exp(math.log(4.0 / 3.0) * (2.0 * draw[1] - 1.0))
-    box_height = tf.clip_by_value(tf.round(tf.sqrt(area / aspect)), 1.0, height)
-    box_width = tf.clip_by_value(tf.round(tf.sqrt(area * aspect)), 1.0, width)
-    top = tf.floor(draw[2] * (height - box_height + 1.0))
-    left = tf.floor(draw[3] * (width - box_width + 1.0))
-    return tuple(tf.cast(value, tf.int32) for value in (top, left, box_height, box_width))
+def random_boxes(shape: tf.Tensor, draws: tf.Tensor, min_area: float) -> tf.Tensor:
+    """Boxes of random crops, as torchvision's RandomResizedCrop draws them.
+
+    A try draws area (uniform) and aspect (uniform in its logarithm) and rounds the sides; the first of ten that fits
+    into the image is taken and put anywhere with equal chances. If none fits, the box is the largest one in the centre
+    whose aspect is within the range.
+
+    Args:
+      shape: int32 `[2]`, height and width of the image, in pixels.
+      draws: float32 `[V, 22]` in [0, 1): areas of the ten tries, their aspects, then top and left.
+      min_area: the smallest area, as a fraction of the image's; the largest is 1.
+
+    Returns:
+      int32 `[V, 4]`: top, left, height, width.
+    """
+    sides = tf.cast(shape, tf.float32)  # [2]
+    areas, aspects, places = tf.split(draws, [_CROP_TRIES, _CROP_TRIES, 2], axis=1)
+    areas = tf.reduce_prod(sides) * (min_area + (1.0 - min_area) * areas)  # [V, tries]
+    low, high = (math.log(aspect) for aspect in _CROP_ASPECTS)
+    aspects = tf.exp(low + (high - low) * aspects)
+    tries = tf.round(tf.sqrt(tf.stack([areas / aspects, areas * aspects], axis=2)))  # [V, tries, 2]
+    fits = tf.reduce_all((tries >= 1.0) & (tries <= sides), axis=2)  # [V, tries]
+    chosen = tf.gather(tries, tf.argmax(fits, axis=1), batch_dims=1)  # the first that fits, [V, 2]
+    fallback = tf.round(tf.minimum(sides, tf.reverse(sides, [0]) * [1.0 / _CROP_ASPECTS[0], _CROP_ASPECTS[1]]))
+    any_fits = tf.reduce_any(fits, axis=1, keepdims=True)
+    box = tf.where(any_fits, chosen, fallback)
+    corner = tf.floor(tf.where(any_fits, places * (sides - box + 1.0), (sides - box) / 2.0))
+    return tf.cast(tf.concat([corner, box], axis=1), tf.int32)
 
 
-def _centre_box(image: tf.Tensor) -> tuple[tf.Tensor, ...]:
+def _centre_box(image: tf.Tensor, fraction: float) -> tuple[tf.Tensor, ...]:
     height, width = tf.unstack(tf.shape(image)[:2])
-    side = tf.minimum(height, width)
+    side = centre_side(height, width, fraction)
     return (height - side) // 2, (width - side) // 2, side, side
 
 
-def _resize(image: tf.Tensor, box: tuple[tf.Tensor, ...], size: int) -> tf.Tensor:
+def _resize(image: tf.Tensor, box: Sequence[tf.Tensor], size: int) -> tf.Tensor:
     top, left, height, width = box
-    window = image[top : top + height, left : left + width]
-    # Plain bilinear reads 2 x 2 pixels and aliases beyond a shrink of two; the antialiased one is about 5 times slower.
-    resized = tf.cond(
-        tf.minimum(height, width) > 2 * size,
-        lambda: tf.image.resize(window, [size, size], antialias=True),
-        lambda: tf.image.resize(window, [size, size]),
-    )
-    return tf.ensure_shape(resized, [size, size, 3])
+    return resize_to_square(image[top : top + height, left : left + width][None], size)[0]
 
 
 def _mirror(view: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
     # One view at a time: reversal has a fast kernel for [rows, columns, 3] and for nothing else.
-    return tf.cond(draw < 0.5, lambda: tf.reverse(view, axis=[1]), lambda: view)
+    return tf.cond(draw < _MIRROR_PROBABILITY, lambda: tf.reverse(view, axis=[1]), lambda: view)

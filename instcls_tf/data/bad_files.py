@@ -6,18 +6,17 @@ import itertools
 import json
 import os
 from collections.abc import Iterable
-from typing import Callable
 
 import numpy as np
 import tensorflow as tf
 
-from instcls_tf import collectives
+from instcls_tf import files
 from instcls_tf.data import manifest
-from instcls_tf.data.sources import Source
-from instcls_tf.errors import UserError
+from instcls_tf.data.source import Source
+from instcls_tf.distributed import collectives
+from instcls_tf.errors import UserError, shown, some_of
 
 BAD_FILES_NAME = "bad_files.txt"
-_NAMED = 10
 # Steps of a pass over the data between two looks at the bad files, which cost a message.
 _CHECK_EVERY = 50
 
@@ -44,6 +43,11 @@ class BadFiles:
         """Bad files so far."""
         return len(self._reasons)
 
+    @staticmethod
+    def is_due(done: int, total: int) -> bool:
+        """Whether to check after `done` of the `total` steps of a pass over the images."""
+        return done % _CHECK_EVERY == 0 or done == total
+
     def check(self) -> None:
         """Merges the workers' findings and writes the list; all workers call it together.
 
@@ -57,30 +61,19 @@ class BadFiles:
         if not counts.any():
             return
         self._told = news
-        damage, lines = self._merged(sorted(damage.values()), sorted(map(_line, reasons, reasons.values())))
-        if damage:
-            raise UserError(f"--dataset={self._source.name}: {damage[0]}")
+        sentences, lines = self._merged(sorted(damage.values()), sorted(map(_line, reasons, reasons.values())))
+        if sentences:
+            raise UserError(f"--dataset={self._source.name}: {sentences[0]}")
         self._remember(lines)
         if collectives.rank() == 0:
-            with open(self._path + ".new", "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-                file.writelines(f"{name}\t{reason}\n" for name, reason in sorted(self._reasons.items()))
-            os.replace(self._path + ".new", self._path)
+            text = "".join(f"{name}\t{reason}\n" for name, reason in sorted(self._reasons.items()))
+            files.write(self._path, text.encode("utf-8", "surrogateescape"))
         if len(self) > self._max_fraction * self._source.num_instances:
-            names = ", ".join(sorted(self._reasons)[:_NAMED])
+            names = some_of(map(shown, sorted(self._reasons)))
             raise UserError(
                 f"--max_bad_fraction={self._max_fraction}: {len(self)} of {self._source.num_instances} images"
                 f" cannot be read, see {self._path}: {names}"
             )
-
-    def checking(self, report: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
-        """A report of progress (stage, steps done, steps in all), which all workers make alike, with checks in it."""
-
-        def report_and_check(stage: str, done: int, total: int) -> None:
-            report(stage, done, total)
-            if done % _CHECK_EVERY == 0 or done == total:
-                self.check()
-
-        return report_and_check
 
     def _remember(self, lines: Iterable[str]) -> None:
         # Once per image: another worker, or another day, may have met it for another reason.

@@ -1,33 +1,24 @@
-"""`folder:PATH`: image files in any nesting, read at random.
-
-Listing never asks for a file's status and keeps no Python object per file; it does not import TensorFlow.
-"""
+"""`folder:PATH`: image files in any nesting, read at random; opening one does not import TensorFlow."""
 
 from __future__ import annotations
 
-import array
 import dataclasses
 import os
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from instcls_tf.data import manifest
-from instcls_tf.data.decoding import IMAGE_SUFFIXES, BadImages, decode_file
-from instcls_tf.data.manifest import ImagePaths
-from instcls_tf.errors import UserError
+from instcls_tf.data.decoding import DEFAULT_READING, BadImages, Reading, decode_file
+from instcls_tf.data.image_suffixes import FIRST_SUFFIXES, IMAGE_SUFFIXES
+from instcls_tf.data.listing import Listing, is_in_a_listed_folder, list_images
+from instcls_tf.data.manifest import Changes, ImagePaths
+from instcls_tf.data.source import digest_of_content, digest_of_ids, file_identity
+from instcls_tf.errors import UserError, some_of
 
 PREFIX = "folder:"
-_SUFFIXES = tuple(os.fsencode(suffix) for suffix in IMAGE_SUFFIXES)
-_DOT = ord(".")
-
-
-class Changes(NamedTuple):
-    """How the files differ from the manifest that gave them their ids."""
-
-    vanished: tuple[str, ...] = ()
-    added: tuple[str, ...] = ()
+_FIRST_SUFFIXES = tuple(os.fsencode(suffix) for suffix in FIRST_SUFFIXES)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,6 +27,7 @@ class FolderSource:
 
     An id is the place of a relative path in byte order, or the one that a manifest has for it. `labels` is int32 `[N]`,
     -1 if unknown; `irregular` lists the ids of what has an image's name but is no file (a broken link, a pipe).
+    `reading` says how files become pixels, `notes` are lines for the user about what is not in it.
     """
 
     name: str
@@ -45,13 +37,39 @@ class FolderSource:
     labels: np.ndarray
     irregular: np.ndarray
     changes: Changes = dataclasses.field(default_factory=Changes)
+    reading: Reading = DEFAULT_READING
+    notes: tuple[str, ...] = ()
     bad: BadImages = dataclasses.field(default_factory=BadImages)
-    random_access: ClassVar[bool] = True
+    random_access: ClassVar[Literal[True]] = True
 
     @property
     def num_instances(self) -> int:
         """The number of images, and so of instance ids."""
         return len(self.paths)
+
+    def ids_digest(self) -> bytes:
+        """64 bits of which image has which id."""
+        return digest_of_ids(self.num_instances, self.paths.iter_bytes())
+
+    def content_digest(self) -> str:
+        """A hash of the files' names, sizes and times."""
+        return digest_of_content(self, (file_identity(self.root, path) for path in self.paths))
+
+    def name_of(self, instance_id: int) -> str:
+        """The path below `root`."""
+        return self.paths[instance_id]
+
+    def holds_images_in(self, folder: str) -> bool:
+        """Whether `folder` is `root` or a folder below it from which images are taken."""
+        place = os.path.relpath(os.path.realpath(folder), os.path.realpath(self.root))
+        if place.split(os.sep)[0] == os.pardir:
+            return False
+        prefix = b"" if place == os.curdir else os.fsencode(os.path.join(place, ""))
+        return any(path.startswith(prefix) for path in self.paths.iter_bytes())
+
+    def manifest_path(self, workdir: str) -> str:
+        """Where a run in `workdir` keeps the ids of the files."""
+        return os.path.join(workdir, manifest.MANIFEST_NAME)
 
     def loader(self) -> Callable[[Any], Any]:
         """A graph function from an instance id (int64 scalar) to its image, uint8 `[H, W, 3]`, empty if unreadable."""
@@ -66,7 +84,7 @@ class FolderSource:
         def load(instance_id: tf.Tensor) -> tf.Tensor:
             path = folder + tf.strings.substr(block, begins[instance_id], lengths[instance_id])
             readable = tf.reduce_all(irregular != instance_id)
-            return decode_file(tf.where(readable, path, ""), path, self.bad)
+            return decode_file(tf.where(readable, path, ""), path, self.bad, self.reading)
 
         return load
 
@@ -75,13 +93,24 @@ class FolderSource:
 
         Returns:
           The paths of files that have another size than in the manifest that was there.
+
+        Raises:
+          UserError: files have each other's sizes: they were renamed.
         """
-        path = os.path.join(workdir, manifest.MANIFEST_NAME)
-        sizes, changed = manifest.file_sizes(self.root, self.paths), ()
+        path = self.manifest_path(workdir)
+        sizes = manifest.file_sizes(self.root, self.paths)
+        changed: tuple[str, ...] = ()
         if os.path.exists(path):
             _, before = manifest.read(path)
             now = sizes[: len(before)]
-            changed = tuple(self.paths[i] for i in np.flatnonzero((now != before) & (now >= 0) & (before >= 0)))
+            indices = np.flatnonzero((now != before) & (now >= 0) & (before >= 0))
+            changed = tuple(self.paths[i] for i in indices)
+            if len(changed) > 1 and np.array_equal(np.sort(now[indices]), np.sort(before[indices])):
+                raise UserError(
+                    f"--dataset={self.name}: {len(changed)} files have changed places since the run began, such as"
+                    f" {changed[0]!r} and {changed[1]!r}: each class would go on with the image of another; bring them"
+                    f" back, or begin another run in another folder"
+                )
             if len(before) == len(sizes):
                 return changed
             sizes[: len(before)] = before
@@ -89,13 +118,16 @@ class FolderSource:
         return changed
 
 
-def open_folder(dataset: str, split: str, workdir: str | None = None) -> FolderSource:
+def open_folder(
+    dataset: str, split: str, workdir: str | None = None, reading: Reading = DEFAULT_READING
+) -> FolderSource:
     """Lists a folder.
 
     Args:
       dataset: `folder:PATH`.
       split: `train`, `test`, or another folder below PATH.
       workdir: of a run, whose manifest, if there is one, gives the ids.
+      reading: how files become pixels.
 
     Raises:
       UserError: there is no such folder, or fewer than two images in it.
@@ -106,19 +138,45 @@ def open_folder(dataset: str, split: str, workdir: str | None = None) -> FolderS
     if not os.path.isdir(top):
         raise UserError(f"--dataset={dataset}: not a folder, wanted a folder of images")
     root = _split_folder(dataset, top, split)
-    paths, irregular = _list(dataset, root)
+    paths, irregular, left_out = _list(dataset, root)
+    notes = left_out.sentences()
     if not len(paths):
         where = "in that folder" if root == top else f"in {root}"
+        where += "".join(f"; {note}" for note in notes)
         raise UserError(f"--dataset={dataset}: no images ({', '.join(IMAGE_SUFFIXES)}) {where}")
     if len(paths) == 1:
         raise UserError(f"--dataset={dataset}: one image only, wanted at least 2 images: every image is a class")
     changes = Changes()
     if workdir and os.path.exists(os.path.join(workdir, manifest.MANIFEST_NAME)):
-        paths, irregular, changes = _with_known_ids(workdir, paths, irregular)
+        paths, irregular, changes, unknown = _with_known_ids(workdir, root, paths, irregular)
+        notes += unknown
     folders, ranks = _class_folders(paths)
     if folders and split != "train" and os.path.isdir(os.path.join(top, "train")):
         folders, ranks = _as_in_train(dataset, top, folders, ranks)
-    return FolderSource(dataset, folders, root, paths, ranks, irregular, changes)
+    return FolderSource(dataset, folders, root, paths, ranks, irregular, changes, reading, notes)
+
+
+def refuse_picture_among_images(dataset: str, picture: str, output: str) -> None:
+    """Refuses to write a picture where it would be an image of a dataset from then on, and its runs could not go on.
+
+    Args:
+      dataset: as `--dataset` names it; only folders are looked at.
+      picture: the file.
+      output: the value of `--output`, the picture itself or a folder for it.
+
+    Raises:
+      UserError: the picture would be one of the images.
+    """
+    if not dataset.startswith(PREFIX) or not picture.lower().endswith(IMAGE_SUFFIXES):
+        return
+    top = os.path.expanduser(dataset.removeprefix(PREFIX))
+    has_splits = os.path.isdir(os.path.join(top, "train"))
+    roots = [os.path.join(top, split) for split in ("train", "test", "val")] if has_splits else [top]
+    if any(is_in_a_listed_folder(root, picture) for root in roots):
+        raise UserError(
+            f"--output={output}: lies among the images of --dataset={dataset}, of which {os.path.basename(picture)}"
+            f" would be one, wanted a place outside"
+        )
 
 
 def _split_folder(dataset: str, top: str, split: str) -> str:
@@ -132,60 +190,42 @@ def _split_folder(dataset: str, top: str, split: str) -> str:
     raise UserError(f"--dataset={dataset}: no {split} split, wanted a folder {wanted}")
 
 
-def _list(dataset: str, root: str) -> tuple[ImagePaths, np.ndarray]:
-    """The images below `root` in the byte order of their paths, and the indices of those that are no regular files."""
-    block, lengths, irregular, seen = bytearray(), array.array("q"), [], set()
-
-    def walk(folder: bytes, prefix: bytes) -> None:
-        # Follows links, but enters no folder twice. In sorted order, so that which of two links to one folder counts
-        # does not depend on the file system.
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            return
-        seen.add((status.st_dev, status.st_ino))
-        names, odd = [], set()
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                name = entry.name
-                if entry.is_dir():
-                    names.append(name + b"/")
-                # Names that begin with a dot are other programs' ("._photo.jpg" of macOS is no picture).
-                elif name.lower().endswith(_SUFFIXES) and name[0] != _DOT:
-                    names.append(name)
-                    if not entry.is_file():
-                        odd.add(name)
-        # With the slash at the end of folders this is the order of whole paths.
-        names.sort()
-        for name in names:
-            if name[-1:] == b"/":
-                walk(os.path.join(folder, name[:-1]), prefix + name)
-                continue
-            if name in odd:
-                irregular.append(len(lengths))
-            block.extend(prefix + name)
-            lengths.append(len(prefix) + len(name))
-
+def _list(dataset: str, root: str) -> Listing:
     try:
-        walk(os.fsencode(root), b"")
+        return list_images(root)
     except OSError as error:
-        raise UserError(f"--dataset={dataset}: cannot list {os.fsdecode(error.filename)} ({error.strerror})") from error
-    lengths = np.frombuffer(lengths, np.int64) if lengths else np.array([], np.int64)
-    return ImagePaths(bytes(block), np.cumsum(lengths) - lengths, lengths), np.array(irregular, np.int64)
+        raise UserError(f"--dataset={dataset}: cannot list {root} ({error.strerror})") from error
 
 
-def _with_known_ids(workdir: str, found: ImagePaths, irregular: np.ndarray) -> tuple[ImagePaths, np.ndarray, Changes]:
+def _with_known_ids(
+    workdir: str, root: str, found: ImagePaths, irregular: np.ndarray
+) -> tuple[ImagePaths, np.ndarray, Changes, tuple[str, ...]]:
     known, _ = manifest.read(os.path.join(workdir, manifest.MANIFEST_NAME))
-    merged = manifest.merge(known, found)
     odd = np.array([hash(found.bytes_of(i)) for i in irregular], np.int64)
+    found, left_out = _without_newer_suffixes(known, found)
+    merged = manifest.merge(known, found)
     irregular = np.flatnonzero(np.isin(merged.paths.hashes(), odd)) if len(odd) else irregular
     added = range(merged.num_known, len(merged.paths))
-    changes = Changes(tuple(merged.paths[i] for i in merged.vanished), tuple(merged.paths[i] for i in added))
-    return merged.paths, irregular, changes
+    # What is not looked into now (a hidden folder) may have been when the run began: its images are still there.
+    missing = (merged.paths[i] for i in merged.vanished)
+    vanished = tuple(path for path in missing if not os.path.lexists(os.path.join(root, path)))
+    changes = Changes(vanished, tuple(merged.paths[i] for i in added))
+    return merged.paths, irregular, changes, left_out
+
+
+def _without_newer_suffixes(known: ImagePaths, found: ImagePaths) -> tuple[ImagePaths, tuple[str, ...]]:
+    """What is found of a run that knows the first suffixes only: it may have begun when only they were read."""
+    kept = np.array([path.lower().endswith(_FIRST_SUFFIXES) for path in found.iter_bytes()], bool)
+    if kept.all() or any(not path.lower().endswith(_FIRST_SUFFIXES) for path in known.iter_bytes()):
+        return found, ()
+    sentence = f"{np.sum(~kept)} file(s) are left out: the run began with images of {', '.join(FIRST_SUFFIXES)} only"
+    return ImagePaths(found.block, found.begins[kept], found.lengths[kept]), (sentence,)
 
 
 def _class_folders(paths: ImagePaths) -> tuple[tuple[str, ...] | None, np.ndarray]:
     """The first-level folders and the rank of each image's, or None and -1 unless every image lies in one."""
-    order, places = {}, np.empty(len(paths), np.int32)
+    order: dict[bytes, int] = {}
+    places = np.empty(len(paths), np.int32)
     current = None
     for index, path in enumerate(paths.iter_bytes()):
         if current is None or not path.startswith(current):
@@ -205,10 +245,11 @@ def _as_in_train(
 ) -> tuple[tuple[str, ...] | None, np.ndarray]:
     """In the train split's classes: a test split may lack some of them, but adds none."""
     train = os.path.join(top, "train")
-    train_names, _ = _class_folders(_list(dataset, train)[0])
+    train_names, _ = _class_folders(_list(dataset, train).paths)
     if train_names is None:
         return None, np.full(len(ranks), -1, np.int32)
     unknown = sorted(set(names) - set(train_names))
     if unknown:
-        raise UserError(f"--dataset={dataset}: class folder {unknown[0]!r} is missing in {train}")
+        folders, be = ("class folder", "is") if len(unknown) == 1 else (f"{len(unknown)} class folders", "are")
+        raise UserError(f"--dataset={dataset}: {folders} {some_of(map(repr, unknown))} {be} missing in {train}")
     return train_names, np.array([train_names.index(name) for name in names], np.int32)[ranks]

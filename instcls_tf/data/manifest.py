@@ -2,23 +2,34 @@
 
 A manifest is a text file with one line per id, `ID<TAB>SIZE<TAB>PATH`: bytes of the file when the run began, and its
 path below the dataset's folder, in which backslash, newline, tab and carriage return are written as in C. Other bytes,
-of whatever encoding, are left as they are.
+of whatever encoding, are left as they are. A first line, which earlier versions did not write, tells how many follow.
 """
 
 from __future__ import annotations
 
+import codecs
 import os
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
+from instcls_tf import files
 from instcls_tf.errors import UserError
 
 MANIFEST_NAME = "manifest.tsv"
 _LINES_AT_ONCE = 100_000
+_HEADER = b"# %d images\n"
 _ESCAPES = ((b"\\", b"\\\\"), (b"\n", b"\\n"), (b"\t", b"\\t"), (b"\r", b"\\r"))
 _UNESCAPES = {b"\\": b"\\", b"n": b"\n", b"t": b"\t", b"r": b"\r"}
+
+
+class Changes(NamedTuple):
+    """How the files differ from the manifest that gave them their ids."""
+
+    vanished: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
 
 
 class ImagePaths:
@@ -95,15 +106,14 @@ def _size(path: bytes) -> int:
 
 def write(path: str, paths: ImagePaths, sizes: np.ndarray) -> None:
     """Writes a manifest; an older one stays until this one is complete."""
-    with open(path + ".new", "wb") as file:
-        lines = []
+    with files.whole_file(path) as file:
+        lines = [_HEADER % len(paths)]
         for index, (name, size) in enumerate(zip(paths.iter_bytes(), sizes)):
             lines.append(b"%d\t%d\t%s\n" % (index, size, escape(name)))
             if len(lines) == _LINES_AT_ONCE:
                 file.writelines(lines)
                 lines.clear()
         file.writelines(lines)
-    os.replace(path + ".new", path)
 
 
 def read(path: str) -> tuple[ImagePaths, np.ndarray]:
@@ -113,11 +123,21 @@ def read(path: str) -> tuple[ImagePaths, np.ndarray]:
       UserError: the file is damaged.
     """
     with open(path, "rb") as file:
-        block = file.read()
+        block = file.read().removeprefix(codecs.BOM_UTF8)
+    # An editor of another system has saved it: those of a path are escaped.
+    if b"\r" in block:
+        block = block.replace(b"\r\n", b"\n")
+    wanted = None
+    if block.startswith(b"#"):
+        header, _, block = block.partition(b"\n")
+        count = re.fullmatch(rb"# (\d+) images", header)
+        wanted = int(count[1]) if count else -1
     letters = np.frombuffer(block, np.uint8)
     ends, tabs = np.flatnonzero(letters == ord("\n")), np.flatnonzero(letters == ord("\t"))
     if len(tabs) != 2 * len(ends) or not block.endswith(b"\n"):
         raise UserError(f"{path}: damaged, wanted lines of id, size and path")
+    if wanted not in (None, len(ends)):
+        raise UserError(f"{path}: cut off, it has {len(ends)} lines of {wanted}: bring it back from a copy")
     begins = np.concatenate([[0], ends[:-1] + 1])
     tabs = tabs.reshape(-1, 2)
     sizes = np.empty(len(ends), np.int64)
@@ -146,8 +166,8 @@ def _unescaped(paths: ImagePaths) -> ImagePaths:
         return paths
     tail, size = [], len(paths.block)
     for index in np.unique(np.searchsorted(paths.begins, slashes, "right") - 1):
-        first, *parts = paths.bytes_of(index).split(b"\\")
-        path, parts = [first], iter(parts)
+        first, *escaped = paths.bytes_of(index).split(b"\\")
+        path, parts = [first], iter(escaped)
         for part in parts:
             # An empty part is the first half of an escaped backslash; what follows it is literal.
             path.append(b"\\" + next(parts, b"") if not part else _UNESCAPES.get(part[:1], b"") + part[1:])

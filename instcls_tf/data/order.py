@@ -6,6 +6,8 @@ shares, joined by rank, are the same global batch for every number of workers, a
 batch of an epoch and the last group of a batch may be smaller. Every worker has the same number of steps: one whose
 share is empty gets one row of id -1 (padding, to be masked).
 
+With PIC's window (`sliding_window`), an epoch is one place of the window, and its ids are a permutation of those in it.
+
 Record files (TFDS, `records:`) are streams and cannot be permuted. There, each group of the global batch has a stream
 of its own: a fixed part of the epoch's random order of shards. A worker reads the streams of its groups, so the order
 of the global batch is the same for every number of workers, too. Records that lie far apart seldom meet.
@@ -14,13 +16,15 @@ of the global batch is the same for every number of workers, too. Records that l
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import tensorflow as tf
 
-from instcls_tf import partition
-from instcls_tf.data.records import permute
-from instcls_tf.data.sources import Source
+from instcls_tf.data.permutation import permute
+from instcls_tf.data.sliding_window import sliding_window_ids
+from instcls_tf.data.source import RandomAccessSource, Source, StreamedSource
 from instcls_tf.data.threads import parallel_calls
+from instcls_tf.distributed import partition
 
 
 def steps_per_epoch(num_instances: int, batch_size: int) -> int:
@@ -58,7 +62,7 @@ class Shares:
         """Instances in the last batch of an epoch."""
         return self.num_instances - (self.steps - 1) * self.full_batch
 
-    def _share(self, size, rank: int) -> tuple:
+    def _share(self, size: Any, rank: int) -> tuple[Any, Any]:
         """Begin and end of a worker's groups in a batch of `size` instances (an integer or an int64 tensor)."""
         begin, end = partition.bounds(-(-size // self.micro_batch), self.num_workers, rank)
         return partition.minimum(begin * self.micro_batch, size), partition.minimum(end * self.micro_batch, size)
@@ -78,7 +82,7 @@ class Shares:
         """The first of this worker's groups in a batch of `size` instances, and one after the last."""
         return partition.bounds(-(-size // self.micro_batch), self.num_workers, self.rank)
 
-    def group(self, index, size: int) -> tuple:
+    def group(self, index: Any, size: int) -> tuple[Any, Any]:
         """Begin and end of a group (an integer or an int64 tensor) in a batch of `size` instances."""
         begin = index * self.micro_batch
         return begin, partition.minimum(begin + self.micro_batch, size)
@@ -93,16 +97,28 @@ class Shares:
 
 
 def elements(
-    source: Source, shares: Shares, slots: int, first_step: int, last_step: int, seed: int | None
+    source: Source,
+    shares: Shares,
+    slots: int,
+    first_step: int,
+    last_step: int,
+    seed: int | None,
+    window: tuple[int, int] | None = None,
 ) -> tf.data.Dataset:
     """`(what the loader takes, id int64, label int32)`, exactly `slots` per step; fillers are ignored later."""
     if source.random_access:
-        return _permuted_elements(source, shares, slots, first_step, last_step, seed)
+        return _permuted_elements(source, shares, slots, first_step, last_step, seed, window)
     return _streamed_elements(source, shares, slots, first_step, last_step, seed)
 
 
 def _permuted_elements(
-    source: Source, shares: Shares, slots: int, first_step: int, last_step: int, seed: int | None
+    source: RandomAccessSource,
+    shares: Shares,
+    slots: int,
+    first_step: int,
+    last_step: int,
+    seed: int | None,
+    window: tuple[int, int] | None,
 ) -> tf.data.Dataset:
     labels = tf.constant(source.labels)
 
@@ -111,14 +127,19 @@ def _permuted_elements(
         begin, _ = shares.of_step(step)
         places = step * shares.batch_size + begin + tf.range(slots, dtype=tf.int64)
         places = tf.minimum(places, shares.num_instances - 1)
-        ids = places if seed is None else permute(places, seed, epoch, shares.num_instances)
+        if seed is None:
+            ids = places
+        elif window is None:
+            ids = permute(places, seed, epoch, shares.num_instances)
+        else:
+            ids = sliding_window_ids(places, seed, epoch, source.num_instances, *window)
         return ids, ids, tf.gather(labels, ids)
 
     return tf.data.Dataset.range(first_step, last_step).map(of_step).unbatch()
 
 
 def _streamed_elements(
-    source: Source, shares: Shares, slots: int, first_step: int, last_step: int, seed: int | None
+    source: StreamedSource, shares: Shares, slots: int, first_step: int, last_step: int, seed: int | None
 ) -> tf.data.Dataset:
     def of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         done = tf.where(epoch == first_step // shares.steps, first_step % shares.steps, 0)
@@ -137,11 +158,11 @@ def _streamed_elements(
 _FILLER = (b"", 0)
 
 
-def _fillers(count) -> tf.data.Dataset:
+def _fillers(count: Any) -> tf.data.Dataset:
     return tf.data.Dataset.from_tensors((tf.constant(_FILLER[0]), tf.constant(_FILLER[1], tf.int64))).repeat(count)
 
 
-def _in_order(source: Source, shares: Shares, slots: int) -> tf.data.Dataset:
+def _in_order(source: StreamedSource, shares: Shares, slots: int) -> tf.data.Dataset:
     """An epoch of this worker's records by ascending ids, `(serialized, id)`; `slots` per step."""
     begin, end = shares.of_records()
     sizes = [shares.share_size(size) for size in (shares.full_batch, shares.last_batch)]
@@ -152,7 +173,7 @@ def _in_order(source: Source, shares: Shares, slots: int) -> tf.data.Dataset:
     return full.concatenate(_padded(last, sizes[1], slots, 1))
 
 
-def _padded(records: tf.data.Dataset, size: int, slots: int, steps) -> tf.data.Dataset:
+def _padded(records: tf.data.Dataset, size: int, slots: int, steps: Any) -> tf.data.Dataset:
     """Cuts a dataset of `size` records per step into steps and fills each up to `slots`."""
     if size == 0:
         return _fillers(tf.cast(steps, tf.int64) * slots)
@@ -166,7 +187,7 @@ def _padded(records: tf.data.Dataset, size: int, slots: int, steps) -> tf.data.D
 
 
 def _full_steps(
-    source: Source, shares: Shares, slots: int, epoch: tf.Tensor, seed: int, done: tf.Tensor
+    source: StreamedSource, shares: Shares, slots: int, epoch: tf.Tensor, seed: int, done: tf.Tensor
 ) -> tf.data.Dataset:
     """All but the last step of an epoch, without the first `done`: group k of every step comes from stream k."""
     steps, size = shares.steps - 1, shares.full_batch
@@ -187,7 +208,7 @@ def _full_steps(
     return _padded(records, shares.share_size(size), slots, tf.maximum(steps - done, 0))
 
 
-def _last_step(source: Source, shares: Shares, slots: int, epoch: tf.Tensor, seed: int) -> tf.data.Dataset:
+def _last_step(source: StreamedSource, shares: Shares, slots: int, epoch: tf.Tensor, seed: int) -> tf.data.Dataset:
     """The last step of an epoch, whose groups are dealt out anew: what the streams of the others leave over."""
     size, before = shares.last_batch, (shares.steps - 1) * shares.full_batch
     first, end = shares.groups(size)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from instcls_tf.config import PLAIN_VIEWS
 from instcls_tf.data import order
-from instcls_tf.data.augment import Views, make_views
+from instcls_tf.data.augment import Views
 from instcls_tf.data.order import Shares, steps_per_epoch
-from instcls_tf.data.sources import Source
+from instcls_tf.data.source import Source
 from instcls_tf.data.threads import parallel_calls, without_autotuner
 
 __all__ = ["PADDING_ID", "inference_batches", "steps_per_epoch", "training_batches"]
@@ -31,6 +32,7 @@ def training_batches(
     num_views: int,
     seed: int,
     last_step: int,
+    window: tuple[int, int] | None = None,
     first_step: int = 0,
     micro_batch: int = 1,
     rank: int = 0,
@@ -45,6 +47,8 @@ def training_batches(
       num_views: views per instance, V.
       seed: of the order of instances.
       last_step: one after the last step of the run.
+      window: size and stride of the window that slides over the images (see `sliding_window`), each place of which is
+        what an epoch is otherwise; None for epochs.
       first_step: where to begin; in mid-epoch the rest of that epoch follows, as in the run that was interrupted.
       micro_batch: instances per group, of which every worker gets whole ones.
       rank: this worker, r.
@@ -54,8 +58,9 @@ def training_batches(
       One prefetched dataset of `last_step - first_step` elements `(views, instance_ids)`: uint8 `[b, V, S, S, 3]` and
       int32 `[b]`, -1 for padding.
     """
-    shares = Shares(source.num_instances, batch_size, micro_batch, rank, num_workers)
-    batches = _batches(source, shares, seed, views, num_views, first_step, last_step)
+    num_listed = source.num_instances if window is None else window[0]
+    shares = Shares(num_listed, batch_size, micro_batch, rank, num_workers)
+    batches = _batches(source, shares, seed, views, num_views, first_step, last_step, window)
     return batches.map(lambda images, ids, labels: (images, ids))
 
 
@@ -68,8 +73,9 @@ def inference_batches(
     rank: int = 0,
     num_workers: int = 1,
     shuffle_seed: int | None = None,
+    center_crop_fraction: float = 1.0,
 ) -> tf.data.Dataset:
-    """One pass over all images, without augmentation: the largest centred square, resized.
+    """One pass over all images, without augmentation: a centred square, resized.
 
     Args:
       source: the images.
@@ -79,16 +85,19 @@ def inference_batches(
       rank: this worker.
       num_workers: T.
       shuffle_seed: None for the order of ids, else the seed of a permutation (of streams for record files).
+      center_crop_fraction: side of the square as a fraction of the image's shorter side; 1 is the largest one.
 
     Returns:
       A prefetched dataset of `(images, instance_ids, labels)`: uint8 `[b, S, S, 3]`, int32 `[b]` (-1 for padding) and
       int32 `[b]` (-1 if unknown).
     """
     shares = Shares(source.num_instances, batch_size, micro_batch, rank, num_workers)
-    batches = _batches(source, shares, shuffle_seed, make_views("none", image_size, 0), 1, 0, shares.steps)
+    views = Views(PLAIN_VIEWS, image_size, 0, (), center_crop_fraction=center_crop_fraction)
+    batches = _batches(source, shares, shuffle_seed, views, 1, 0, shares.steps)
     return batches.map(lambda images, ids, labels: (images[:, 0], ids, labels))
 
 
+@tf.autograph.experimental.do_not_convert  # nor what it maps: that would take seconds before the first batch
 def _batches(
     source: Source,
     shares: Shares,
@@ -97,6 +106,7 @@ def _batches(
     num_views: int,
     first_step: int,
     last_step: int,
+    window: tuple[int, int] | None = None,
 ) -> tf.data.Dataset:
     """Loads, crops, augments and batches: `(uint8 [b, V, S, S, 3], int32 [b], int32 [b])`, prefetched."""
     load, size, rows = source.loader(), views.image_size, shares.rows
@@ -131,7 +141,7 @@ def _batches(
         return _lend_pixels(images, ids, shares.micro_batch), ids, labels
 
     parallel = parallel_calls()
-    elements = order.elements(source, shares, slots, first_step, last_step, seed)
+    elements = order.elements(source, shares, slots, first_step, last_step, seed, window)
     slot_stream = tf.data.Dataset.range(first_step, last_step).map(of_step).unbatch()
     dataset = tf.data.Dataset.zip((elements, slot_stream)).map(load_and_crop, num_parallel_calls=parallel)
     # By chunks, not by batches: a share of 4,096 images would be many GB of float32.

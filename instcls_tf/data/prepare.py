@@ -7,15 +7,22 @@ import os
 from collections.abc import Iterator
 from typing import Callable
 
+from instcls_tf import files
+from instcls_tf.checks import require_value
 from instcls_tf.data import folder, records
 from instcls_tf.data.folder import FolderSource
+from instcls_tf.data.source import notes_of
+from instcls_tf.data.tfds_builder import refuse_path
 from instcls_tf.errors import UserError
-
-Progress = Callable[[str, int, int], None]
+from instcls_tf.progress import OnProgress, no_progress
 
 
 def prepare(
-    dataset: str, output: str, shard_megabytes: int, progress: Progress = lambda stage, done, total: None
+    dataset: str,
+    output: str,
+    shard_megabytes: int,
+    progress: OnProgress = no_progress,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, int]:
     """Copies the images of a folder, with their names, ids and labels, into shards and writes an index of them.
 
@@ -26,6 +33,7 @@ def prepare(
       output: folder to write to; it must not hold an index already.
       shard_megabytes: size at which a new shard begins.
       progress: called with a stage's name, images done and images in all.
+      say: called with a line about what is not in the folder's listing, if anything is left out.
 
     Returns:
       Images per split.
@@ -34,13 +42,15 @@ def prepare(
       UserError: no folder, or an output that holds something already.
     """
     if not dataset.startswith(folder.PREFIX):
+        refuse_path(dataset)
         raise UserError(f"--dataset={dataset}: wanted folder:PATH")
-    if shard_megabytes < 1:
-        raise UserError(f"--shard_megabytes={shard_megabytes}: must be at least 1")
+    require_value("shard_megabytes", shard_megabytes, shard_megabytes >= 1, "at least 1")
     index_path = os.path.join(output, records.INDEX_NAME)
     if os.path.exists(index_path):
         raise UserError(f"--output={output}: holds prepared images already, name another folder")
     sources = dict(_splits(dataset))
+    for note in notes_of(*sources.values()):
+        say(note)
     try:
         os.makedirs(output, exist_ok=True)
     except OSError as error:
@@ -50,10 +60,8 @@ def prepare(
     }
     names = sources["train"].class_names
     index = {"format": records.FORMAT, "class_names": names and list(names), "splits": splits}
-    with open(index_path + ".new", "w") as file:
-        json.dump(index, file, indent=1)
     # The index comes last: without it the shards are nothing.
-    os.replace(index_path + ".new", index_path)
+    files.write(index_path, json.dumps(index, indent=1).encode())
     return {split: source.num_instances for split, source in sources.items()}
 
 
@@ -67,15 +75,16 @@ def _splits(dataset: str) -> Iterator[tuple[str, FolderSource]]:
         yield "test", folder.open_folder(dataset, "test")
 
 
-def _write(source: FolderSource, output: str, split: str, shard_bytes: int, progress: Progress) -> list[dict]:
+def _write(source: FolderSource, output: str, split: str, shard_bytes: int, progress: OnProgress) -> list[dict]:
     """One split's shards: a list of `path`, `records` and `bytes`."""
     import tensorflow as tf
 
-    shards, writer = [], None
+    shards: list[dict] = []
+    writer = None
     for instance_id, name in enumerate(source.paths.iter_bytes()):
         if writer is None:
             path = f"{split}-{len(shards):05d}.tfrecord"
-            writer, written, count = tf.io.TFRecordWriter(os.path.join(output, path)), 0, 0
+            writer, written, count = tf.io.TFRecordWriter(os.fsencode(os.path.join(output, path))), 0, 0
         example = _example(source, instance_id, name)
         writer.write(example)
         written, count = written + len(example), count + 1

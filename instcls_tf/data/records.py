@@ -11,13 +11,15 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from instcls_tf.data.decoding import BadImages, decode_image
+from instcls_tf.data.decoding import DEFAULT_READING, BadImages, Reading, decode_image
+from instcls_tf.data.permutation import permute
+from instcls_tf.data.source import FixedIds, digest_of_content, digest_of_ids, file_identity
 from instcls_tf.data.threads import parallel_calls, without_autotuner
-from instcls_tf.errors import UserError
+from instcls_tf.errors import UserError, some_of
 
 PREFIX = "records:"
 INDEX_NAME = "index.json"
@@ -25,18 +27,6 @@ FORMAT = 1
 _SHARDS_AT_ONCE = 4
 _SHUFFLE_BUFFER = 16_384  # Encoded examples of all streams together: about 1.8 GB of ImageNet.
 _SMALLEST_BUFFER = 64
-# index_shuffle's default of 4 rounds leaves neighbouring epochs correlated (0.75 at 50,000 ids).
-_SHUFFLE_ROUNDS = 16
-_ORDER_TAG = 7
-
-
-def permute(places: Any, seed: int, epoch: Any, size: Any) -> Any:
-    """The ids at some places (int64 `[b]`) of an epoch's permutation of `range(size)`; computed, never stored."""
-    import tensorflow as tf
-
-    key = tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64), tf.constant(_ORDER_TAG, tf.int64)])
-    largest = tf.cast(size, tf.int64) - 1
-    return tf.raw_ops.RandomIndexShuffle(index=places, seed=key, max_index=largest, rounds=_SHUFFLE_ROUNDS)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,6 +42,14 @@ class Shards:
     def num_records(self) -> int:
         """All of them."""
         return int(self.counts.sum())
+
+    def ids_digest(self) -> bytes:
+        """64 bits of which record has which id."""
+        files = (os.path.basename(path) for path in self.paths)
+        sizes = (os.path.getsize(path) if os.path.exists(path) else -1 for path in self.paths)
+        about = zip(files, self.skips, self.counts, sizes)
+        parts = (f"{file} {skip} {count} {size}" for file, skip, count, size in about)
+        return digest_of_ids(self.num_records, (part.encode("utf-8", "surrogateescape") for part in parts))
 
     def read(self, begin: int, end: int, at_once: int = _SHARDS_AT_ONCE) -> Any:
         """The records `begin` to `end` in the order of ids; with `at_once` above 1, of several shards in turn.
@@ -100,7 +98,8 @@ class Shards:
     def _reader(self) -> Callable[[Any, Any, Any], Any]:
         import tensorflow as tf
 
-        paths, skips = tf.constant(self.paths), tf.constant(self.skips, tf.int64)
+        # As bytes: a path may be no text.
+        paths, skips = tf.constant([os.fsencode(path) for path in self.paths]), tf.constant(self.skips, tf.int64)
         offsets = tf.constant(np.cumsum(self.counts) - self.counts, tf.int64)
         counts = tf.constant(self.counts, tf.int64)
 
@@ -132,7 +131,7 @@ class Shards:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class RecordSource:
+class RecordSource(FixedIds):
     """TFRecord shards below `root`, in the order of `paths`; an id is a record's place in all of them."""
 
     name: str
@@ -140,7 +139,8 @@ class RecordSource:
     root: str
     paths: tuple[str, ...]
     shards: Shards
-    random_access: ClassVar[bool] = False
+    reading: Reading = DEFAULT_READING
+    random_access: ClassVar[Literal[False]] = False
 
     @property
     def bad(self) -> BadImages:
@@ -151,6 +151,14 @@ class RecordSource:
     def num_instances(self) -> int:
         """The number of images, and so of instance ids."""
         return self.shards.num_records
+
+    def ids_digest(self) -> bytes:
+        """64 bits of which image has which id."""
+        return self.shards.ids_digest()
+
+    def content_digest(self) -> str:
+        """A hash of the files' names, sizes and times."""
+        return digest_of_content(self, (file_identity(self.root, path) for path in self.paths))
 
     def parse(self, serialized: Any, instance_id: Any) -> tuple:
         """One record as `((encoded image, name), instance id int64, label int32)`."""
@@ -166,7 +174,7 @@ class RecordSource:
 
     def loader(self) -> Callable[[Any], Any]:
         """A graph function from `(encoded image, name)` to the image, uint8 `[H, W, 3]`, empty if it is damaged."""
-        return lambda record: decode_image(*record, self.bad)
+        return lambda record: decode_image(record[0], record[1], self.bad, self.reading)
 
 
 def example_features() -> dict[str, Any]:
@@ -180,12 +188,13 @@ def example_features() -> dict[str, Any]:
     }
 
 
-def open_records(dataset: str, split: str) -> RecordSource:
+def open_records(dataset: str, split: str, reading: Reading = DEFAULT_READING) -> RecordSource:
     """Opens the shards below a folder; does not import TensorFlow.
 
     Args:
       dataset: `records:PATH`, PATH the `--output` of `prepare`.
       split: a split that was prepared.
+      reading: how encoded images become pixels.
 
     Raises:
       UserError: there is no index, or a shard is missing or has another size than when it was written.
@@ -193,24 +202,21 @@ def open_records(dataset: str, split: str) -> RecordSource:
     top = os.path.expanduser(dataset.removeprefix(PREFIX))
     index_path = os.path.join(top, INDEX_NAME)
     try:
-        with open(index_path) as file:
+        with open(index_path, encoding="utf-8-sig") as file:
             index = json.load(file)
     except OSError as error:
         raise UserError(f"--dataset={dataset}: cannot read {index_path} ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"--dataset={dataset}: cannot understand {index_path}") from error
+    if not isinstance(index, dict):
+        raise UserError(f"--dataset={dataset}: cannot understand {index_path}")
     if index.get("format") != FORMAT:
         raise UserError(f"--dataset={dataset}: {index_path} has format {index.get('format')}, wanted {FORMAT}")
     if split not in index["splits"]:
         have = ", ".join(sorted(index["splits"]))
         raise UserError(f"--dataset={dataset}: no split {split!r}, wanted one of {have}")
     shards = index["splits"][split]
-    for shard in shards:
-        path = os.path.join(top, shard["path"])
-        size = os.path.getsize(path) if os.path.exists(path) else -1
-        if size != shard["bytes"]:
-            found = "no such file" if size < 0 else f"has {size} bytes"
-            raise UserError(f"--dataset={dataset}: {path}: {found}, its index says {shard['bytes']} bytes")
+    _refuse_other_sizes(dataset, top, shards)
     counts = np.array([shard["records"] for shard in shards], np.int64)
     paths = tuple(shard["path"] for shard in shards)
     files = tuple(os.path.join(top, path) for path in paths)
@@ -221,4 +227,19 @@ def open_records(dataset: str, split: str) -> RecordSource:
         top,
         paths,
         Shards(files, np.zeros_like(counts), counts, BadImages()),
+        reading,
     )
+
+
+def _refuse_other_sizes(dataset: str, top: str, shards: list[dict]) -> None:
+    """Raises one UserError for all shards that are missing or have another size than their index says."""
+    wrong = []
+    for shard in shards:
+        path = os.path.join(top, shard["path"])
+        size = os.path.getsize(path) if os.path.exists(path) else -1
+        if size != shard["bytes"]:
+            found = "no such file" if size < 0 else f"has {size} bytes"
+            wrong.append(f"{path}: {found}, its index says {shard['bytes']} bytes")
+    if wrong:
+        number = f"{len(wrong)} shards are not as they were: " if len(wrong) > 1 else ""
+        raise UserError(f"--dataset={dataset}: {number}{some_of(wrong, separator='; ')}")

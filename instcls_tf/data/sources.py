@@ -1,39 +1,35 @@
 """Where images come from: scikit-learn's digits, a folder, record files, or a TensorFlow Datasets name.
 
-A source is a set of images, each with a stable instance id in `[0, num_instances)` and perhaps a class label. Listing a
-folder or opening the digits or record files does not import TensorFlow, so that a wrong path answers at once.
-
-Digits and folders are read at random (`random_access`): `loader()` turns an id into an image. The others are streams of
-records: `records()` yields them with their ids, `loader()` turns one into an image. An image that cannot be read is
-empty, `[0, 0, 3]`, and its name and the reason are in the source's `bad`.
+Listing a folder or opening the digits or record files does not import TensorFlow, so that a wrong path answers at once.
+Digits and folders are read at random, record files and TFDS are streams; see `source` for what they have in common.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import os
 from collections.abc import Callable
-from typing import Any, ClassVar, Union
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data import folder, records
-from instcls_tf.data.decoding import IMAGE_SUFFIXES, BadImages, decode_image
-from instcls_tf.data.folder import FolderSource
-from instcls_tf.data.records import RecordSource
-from instcls_tf.data.tfds import TfdsSource, open_tfds
+from instcls_tf.data.decoding import DEFAULT_READING, BadImages, Reading, reading_of
+from instcls_tf.data.source import FixedIds, Source, digest_of_content, digest_of_ids
+from instcls_tf.data.tfds import open_tfds
 from instcls_tf.errors import UserError
-
-__all__ = ["IMAGE_SUFFIXES", "Source", "decode_image", "open_source", "open_training_source"]
 
 _DIGITS_TEST_SIZE = 360
 _DIGITS_SPLIT_SEED = 0
 
 
 def open_source(
-    dataset: str, split: str = "train", data_dir: str | None = None, *, workdir: str | None = None
+    dataset: str,
+    split: str = "train",
+    data_dir: str | None = None,
+    *,
+    workdir: str | None = None,
+    reading: Reading = DEFAULT_READING,
 ) -> Source:
     """Opens a dataset by the name given to `--dataset`.
 
@@ -42,9 +38,10 @@ def open_source(
       split: `train`, `test`, or another split that the dataset has.
       data_dir: TFDS's data directory; None for its default. Ignored by the others.
       workdir: of the run whose instance ids are wanted: a folder's manifest is there.
+      reading: how encoded images become pixels.
 
     Returns:
-      A source with `name`, `num_instances`, `class_names` (None if unlabelled), `bad` and `random_access`.
+      A source, see `instcls_tf.data.source`.
 
     Raises:
       UserError: the dataset or split does not exist, holds fewer than two images, or is not prepared.
@@ -52,43 +49,39 @@ def open_source(
     if dataset == "digits":
         return _open_digits(split)
     if dataset.startswith(folder.PREFIX):
-        return folder.open_folder(dataset, split, workdir)
+        return folder.open_folder(dataset, split, workdir, reading)
     if dataset.startswith(records.PREFIX):
-        return records.open_records(dataset, split)
-    return open_tfds(dataset, split, data_dir)
+        return records.open_records(dataset, split, reading)
+    return open_tfds(dataset, split, data_dir, reading)
 
 
-def open_training_source(config: PretrainConfig, data_dir: str | None = None, workdir: str | None = None) -> Source:
+def open_training_source(
+    config: PretrainConfig, data_dir: str | None = None, workdir: str | None = None, begins: bool = False
+) -> Source:
     """The images of a recipe, with the instance ids of its run.
 
     Args:
       config: the recipe.
       data_dir: instead of the recipe's.
       workdir: instead of the recipe's, for a run whose folder was moved.
+      begins: whether the run is a new one, for which ids that an earlier one has left in the folder do not count.
 
     Raises:
       UserError: see `open_source`.
     """
     is_tfds = config.dataset != "digits" and not config.dataset.startswith((folder.PREFIX, records.PREFIX))
     split = config.tfds_split if is_tfds else "train"
-    return open_source(config.dataset, split, data_dir or config.data_dir, workdir=workdir or config.workdir)
-
-
-def ids_digest(source: Source) -> bytes:
-    """64 bits of which image has which id: the same on all workers, or they would train on different labels."""
-    digest = hashlib.blake2b(str(source.num_instances).encode(), digest_size=8)
-    if isinstance(source, FolderSource):
-        for path in source.paths.iter_bytes():
-            digest.update(path + b"\0")
-    elif hasattr(source, "shards"):
-        shards = source.shards
-        for path, skip, count in zip(shards.paths, shards.skips, shards.counts):
-            digest.update(f"{os.path.basename(path)} {skip} {count}\0".encode("utf-8", "surrogateescape"))
-    return digest.digest()
+    return open_source(
+        config.dataset,
+        split,
+        data_dir or config.data_dir,
+        workdir=None if begins else workdir or config.workdir,
+        reading=reading_of(config),
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class DigitsSource:
+class DigitsSource(FixedIds):
     """8 x 8 scans held in memory. `images` is uint8 `[N, 8, 8, 3]`, `labels` int32 `[N]`."""
 
     name: str
@@ -96,12 +89,21 @@ class DigitsSource:
     images: np.ndarray
     labels: np.ndarray
     bad: BadImages = dataclasses.field(default_factory=BadImages)
-    random_access: ClassVar[bool] = True
+    reading: ClassVar[None] = None
+    random_access: ClassVar[Literal[True]] = True
 
     @property
     def num_instances(self) -> int:
         """The number of images, and so of instance ids."""
         return len(self.images)
+
+    def ids_digest(self) -> bytes:
+        """64 bits of which image has which id."""
+        return digest_of_ids(self.num_instances)
+
+    def content_digest(self) -> str:
+        """A hash of the pixels."""
+        return digest_of_content(self, [np.ascontiguousarray(self.images).tobytes()])
 
     def loader(self) -> Callable[[Any], Any]:
         """A graph function from an instance id (int64 scalar) to its image, uint8 `[8, 8, 3]`."""
@@ -109,9 +111,6 @@ class DigitsSource:
 
         images = tf.constant(self.images)
         return lambda instance_id: images[instance_id]
-
-
-Source = Union[DigitsSource, FolderSource, RecordSource, TfdsSource]
 
 
 def _open_digits(split: str) -> DigitsSource:

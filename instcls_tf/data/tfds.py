@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import logging
 import os
-from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from instcls_tf.data.decoding import BadImages, decode_image
+from instcls_tf.data.decoding import DEFAULT_READING, BadImages, Reading, decode_image
 from instcls_tf.data.records import Shards
+from instcls_tf.data.source import FixedIds, digest_of_content, file_identity
+from instcls_tf.data.tfds_builder import open_builder
 from instcls_tf.data.threads import parallel_calls, without_autotuner
 from instcls_tf.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TfdsSource:
+class TfdsSource(FixedIds):
     """A prepared TFDS split, or a part of one. An id is a record's place in its shard after all shards before."""
 
     name: str
@@ -26,7 +26,8 @@ class TfdsSource:
     split: str
     builder: Any
     shards: Shards
-    random_access: ClassVar[bool] = False
+    reading: Reading = DEFAULT_READING
+    random_access: ClassVar[Literal[False]] = False
 
     @property
     def bad(self) -> BadImages:
@@ -37,6 +38,16 @@ class TfdsSource:
     def num_instances(self) -> int:
         """The number of images, and so of instance ids."""
         return self.shards.num_records
+
+    def ids_digest(self) -> bytes:
+        """64 bits of which image has which id."""
+        return self.shards.ids_digest()
+
+    def content_digest(self) -> str:
+        """A hash of the dataset's version, the split and the files' names, sizes and times."""
+        info = self.builder.info
+        version = f"{info.full_name} {self.split} {info.splits[self.split].shard_lengths}".encode()
+        return digest_of_content(self, [version, *(file_identity("", path) for path in self.shards.paths)])
 
     def parse(self, serialized: Any, instance_id: Any) -> tuple:
         """One record as `((encoded image, name), instance id int64, label int32)`."""
@@ -80,37 +91,30 @@ class TfdsSource:
 
     def loader(self) -> Callable[[Any], Any]:
         """A graph function from `(encoded image, name)` to the image, uint8 `[H, W, 3]`, empty if it is damaged."""
-        return lambda record: decode_image(*record, self.bad)
+        return lambda record: decode_image(record[0], record[1], self.bad, self.reading)
 
 
-def open_tfds(dataset: str, split: str, data_dir: str | None) -> TfdsSource:
+def open_tfds(dataset: str, split: str, data_dir: str | None, reading: Reading = DEFAULT_READING) -> TfdsSource:
     """Opens a prepared dataset.
 
     Args:
       dataset: TFDS's name.
       split: a split or a part of one in TFDS's notation, such as `train[:10%]`.
       data_dir: TFDS's data directory; None for its default.
+      reading: how encoded images become pixels.
 
     Raises:
       UserError: unknown, not prepared, no such split, no images, or files of another kind.
     """
     import tensorflow_datasets as tfds
 
-    with _quiet_absl():
-        try:
-            builder = tfds.builder(dataset, data_dir=data_dir)
-        except (AssertionError, ValueError) as error:
-            wanted = "wanted digits, folder:PATH, records:PATH or a TFDS name"
-            raise UserError(f"--dataset={dataset}: {wanted}") from error
-        if not builder.is_prepared():
-            where = f" --data_dir={data_dir}" if data_dir else ""
-            raise UserError(f"--dataset={dataset}: not prepared, run first: tfds build {dataset}{where}")
-        info = builder.info
-        try:
-            instructions = info.splits[split].file_instructions
-        except (KeyError, ValueError, AssertionError) as error:
-            have = ", ".join(sorted(info.splits))
-            raise UserError(f"--dataset={dataset}: no split {split!r}, wanted one of {have}") from error
+    builder = open_builder(dataset, data_dir, "digits, folder:PATH, records:PATH")
+    info = builder.info
+    try:
+        instructions = info.splits[split].file_instructions
+    except (KeyError, ValueError, AssertionError) as error:
+        have = ", ".join(sorted(info.splits))
+        raise UserError(f"--dataset={dataset}: no split {split!r}, wanted one of {have}") from error
     features = dict(info.features.items()) if isinstance(info.features, tfds.features.FeaturesDict) else {}
     if not isinstance(features.get("image"), tfds.features.Image):
         raise UserError(f"--dataset={dataset}: wanted a dataset with an image feature named 'image'")
@@ -124,16 +128,4 @@ def open_tfds(dataset: str, split: str, data_dir: str | None) -> TfdsSource:
     shards = Shards(tuple(os.fspath(instruction.filename) for instruction in instructions), skips, counts, BadImages())
     label = features.get("label")
     class_names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else None
-    return TfdsSource(dataset, class_names, split, builder, shards)
-
-
-@contextlib.contextmanager
-def _quiet_absl() -> Iterator[None]:
-    """Keeps TFDS's remarks about folders and versions off the terminal."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+    return TfdsSource(dataset, class_names, split, builder, shards, reading)

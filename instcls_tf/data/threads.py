@@ -13,7 +13,7 @@ from typing import Any
 
 def parallel_calls() -> int:
     """For `num_parallel_calls`: this worker's share of the machine's cores, and at least 2 so that stages overlap."""
-    from instcls_tf import collectives, cores
+    from instcls_tf.distributed import collectives, cores
 
     return max(2, cores.threads_of_worker(collectives.local_size()))
 

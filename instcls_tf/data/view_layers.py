@@ -6,14 +6,17 @@ keras-cv's stock layers of the same kind loop over images one by one on a CPU; t
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import itertools
 import math
+import os
 import warnings
 
 import tensorflow as tf
 
 from instcls_tf.config import PretrainConfig
+from instcls_tf.data.kernels import views
 
 # keras-cv announces its backend on standard output, tensorflow-addons its end of life as a warning.
 with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -22,7 +25,7 @@ with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
     from tensorflow_addons.image import transform as projective_transform
 
 _LUMA = (0.299, 0.587, 0.114)
-_RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
+_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
 _BLUR_BLOCK = 32  # Rows.
 
 
@@ -43,9 +46,11 @@ class KeyedAugmentation(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
 class RandomColor(KeyedAugmentation):
     """Brightness, contrast, saturation and hue in random order (probability 0.8), then greyscale (0.2).
 
-    Each of these is affine in the colour (hue as a rotation in YIQ), also the blend with the image's mean grey, because
-    the mean of an affine map is known. So the whole chain is composed into one 3 x 3 matrix and one offset per image
-    and touches the pixels once; values are clipped at the end and not in between.
+    The changes are torchvision's ColorJitter: factors uniform in [max(0, 1 - s), 1 + s] (s = 0.8 at strength 1, as in
+    SimCLR), contrast as a blend with the image's mean grey, saturation with the pixel's own, hue as a turn of up to 0.2
+    in HSV. All but the hue scale a pixel's grey and its distance from that, so what comes before the hue is one affine
+    map per image, and what comes after it another; values are clipped before the hue and before the greyscale instead
+    of after each change.
     """
 
     num_draws = 7
@@ -53,44 +58,34 @@ class RandomColor(KeyedAugmentation):
 
     def __init__(self, strength: float = PretrainConfig.color_strength, **kwargs: object) -> None:
         super().__init__(**kwargs)
-        self.brightness = self.contrast = self.saturation = 0.4 * strength
-        self.hue = 0.1 * strength  # Turns.
+        self.brightness = self.contrast = self.saturation = 0.8 * strength
+        self.hue = 0.2 * strength  # Turns.
+        if views.operations() is None:
+            _start_compiler_quietly()
 
     def augment_images(self, images: tf.Tensor, transformations: tf.Tensor, **_: object) -> tf.Tensor:
         """See the base class."""
         draws = tf.unstack(transformations, self.num_draws, axis=1)
-        applied = tf.cast(draws[0] < self.jitter_probability, tf.float32)
-        signed = [applied * (2.0 * draw - 1.0) for draw in draws[1:5]]
-        mean = _mean_colour(images)
-        matrix, offset = self._jitter(signed, draws[5], mean)
-        grey = tf.where(draws[6] < self.grey_probability, 0.0, 1.0)
-        matrix, offset = _then(matrix, offset, _saturate(grey))
-        return tf.clip_by_value(_recolour(images, matrix, offset), 0.0, 255.0)
-
-    def _jitter(self, signed: list[tf.Tensor], order: tf.Tensor, mean: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Composes the four changes; row vectors, `colour @ matrix [M, 3, 3] + offset [M, 3]`."""
-        eye = tf.eye(3)[None]
-        contrast = 1.0 + self.contrast * signed[1]
-        changes = tf.stack(
-            [
-                eye * (1.0 + self.brightness * signed[0])[:, None, None],
-                eye * contrast[:, None, None],
-                _saturate(1.0 + self.saturation * signed[2]),
-                _rotate_hue(2.0 * math.pi * self.hue * signed[3]),
-            ],
-            axis=1,
-        )  # [M, 4, 3, 3]
+        applied = draws[0] < self.jitter_probability
+        strengths = (self.brightness, self.contrast, self.saturation)
+        factors = [tf.where(applied, _factor(s, draw), 1.0) for s, draw in zip(strengths, draws[1:4])]
+        turn = tf.where(applied, self.hue * (2.0 * draws[4] - 1.0), 0.0)
         orders = tf.constant(list(itertools.permutations(range(4))))  # [24, 4]
-        order = tf.gather(orders, tf.minimum(tf.cast(order * 24.0, tf.int32), 23))  # [M, 4]
-        changes = tf.gather(changes, order, batch_dims=1)
-        matrix, offset = tf.broadcast_to(eye, tf.shape(changes[:, 0])), tf.zeros_like(mean)
-        for place in range(4):
-            current = tf.einsum("mc,mcd->md", mean, matrix) + offset
-            towards = (1.0 - contrast) * tf.linalg.matvec(current, tf.constant(_LUMA))
-            is_contrast = tf.cast(order[:, place] == 1, tf.float32)
-            matrix, offset = _then(matrix, offset, changes[:, place])
-            offset += (is_contrast * towards)[:, None]
-        return matrix, offset
+        order = tf.gather(orders, tf.minimum(tf.cast(draws[5] * 24.0, tf.int32), 23))  # [M, 4]
+        is_grey = draws[6] < self.grey_probability  # [M]
+        compiled = views.operations()
+        if compiled is not None:
+            return compiled.InstclsColourViews(
+                images=images, factors=tf.stack(factors, axis=1), turns=turn, orders=order, greys=is_grey
+            )
+        place_of_hue = tf.argmax(order == _HUE, axis=1, output_type=tf.int32)[:, None]
+        before, after = (tf.range(4) < place_of_hue), (tf.range(4) > place_of_hue)  # [M, 4]
+        images = _recolour(images, *_compose(factors, order, before, _mean_grey(images)))
+        images = _turn_hue(images, turn)
+        images = _recolour(images, *_compose(factors, order, after, _mean_grey(images)))
+        # Not a part of that map: a clipped colour has another grey.
+        rows = tf.where(is_grey)  # [m, 1]
+        return tf.tensor_scatter_nd_update(images, rows, _to_grey(tf.gather_nd(images, rows)))
 
 
 class RandomBlur(KeyedAugmentation):
@@ -107,10 +102,14 @@ class RandomBlur(KeyedAugmentation):
 
     def augment_images(self, images: tf.Tensor, transformations: tf.Tensor, **_: object) -> tf.Tensor:
         """See the base class."""
-        rows = tf.where(transformations[:, 0] < self.probability)  # [m, 1]
         low, high = self.sigma
-        sigma = low + (high - low) * tf.gather_nd(transformations[:, 1], rows)
-        return tf.tensor_scatter_nd_update(images, rows, _blur(tf.gather_nd(images, rows), sigma, self.radius))
+        sigma, chosen = low + (high - low) * transformations[:, 1], transformations[:, 0] < self.probability
+        compiled = views.operations()
+        if compiled is not None:
+            return compiled.InstclsBlurViews(images=images, sigmas=tf.where(chosen, sigma, 0.0), radius=self.radius)
+        rows = tf.where(chosen)  # [m, 1]
+        blurred = _blur(tf.gather_nd(images, rows), tf.gather_nd(sigma, rows), self.radius)
+        return tf.tensor_scatter_nd_update(images, rows, blurred)
 
 
 class RandomWarp(KeyedAugmentation):
@@ -162,21 +161,63 @@ class RandomStroke(KeyedAugmentation):
 # ------------------------------------------------------------------------------------------------------------ maths
 
 
-def _mean_colour(images: tf.Tensor) -> tf.Tensor:
-    """Means `[M, 3]` of `[M, H, W, 3]`, in two steps: TensorFlow is slow in summing over what lies 3 numbers apart."""
+def _factor(strength: float, draw: tf.Tensor) -> tf.Tensor:
+    low, high = max(0.0, 1.0 - strength), 1.0 + strength
+    return low + (high - low) * draw
+
+
+def _compose(
+    factors: list[tf.Tensor], order: tf.Tensor, chosen: tf.Tensor, mean_grey: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Several changes as one: a pixel's distance from its grey is scaled, and its grey becomes `scale * grey + offset`.
+
+    Args:
+      factors: of brightness, contrast and saturation, `[M]` each.
+      order: int32 `[M, 4]`, which change stands at each of the four places; the hue is left out.
+      chosen: bool `[M, 4]`, which places take part.
+      mean_grey: of the images before the first change, `[M]`.
+
+    Returns:
+      Factor of the distance, scale and offset of the grey, `[M]` each.
+    """
+    brightness, contrast, saturation = factors
+    one = tf.ones_like(mean_grey)
+    of_distance = tf.stack([brightness, contrast, saturation, one], axis=1)  # [M, 4]
+    of_grey = tf.stack([brightness, contrast, one, one], axis=1)
+    changes = tf.where(chosen, order, _HUE)
+    distance = tf.reduce_prod(tf.gather(of_distance, changes, batch_dims=1), axis=1)
+    factors_in_order = tf.unstack(tf.gather(of_grey, changes, batch_dims=1), axis=1)
+    scale, offset = one, tf.zeros_like(one)
+    for factor, change in zip(factors_in_order, tf.unstack(changes, axis=1)):
+        # Contrast leaves the mean where it is by then, brightness leaves 0.
+        fixed = tf.where(change == _CONTRAST, scale * mean_grey + offset, 0.0)
+        scale, offset = factor * scale, factor * offset + (1.0 - factor) * fixed
+    return distance, scale, offset
+
+
+def _mean_grey(images: tf.Tensor) -> tf.Tensor:
+    """Mean luma `[M]` of `[M, H, W, 3]`, in two steps: TensorFlow is slow in summing over what lies 3 numbers apart."""
     shape = tf.shape(images)
     columns = tf.reduce_mean(tf.reshape(images, [shape[0], shape[1], -1]), axis=1)
-    return tf.reduce_mean(tf.reshape(columns, [shape[0], -1, 3]), axis=1)
+    return tf.linalg.matvec(tf.reduce_mean(tf.reshape(columns, [shape[0], -1, 3]), axis=1), tf.constant(_LUMA))
 
 
-def _recolour(images: tf.Tensor, matrix: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
-    """`colour @ matrix [M, 3, 3] + offset [M, 3]` for every pixel of `[M, H, W, 3]`."""
+def _to_grey(images: tf.Tensor) -> tf.Tensor:
+    """Every pixel's luma in all three channels."""
+    one = tf.ones([tf.shape(images)[0]])
+    return _recolour(images, 0.0 * one, one, 0.0 * one)
+
+
+def _recolour(images: tf.Tensor, distance: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
+    """Scales, per image, every pixel's distance from its grey, and takes that to `scale * grey + offset`; clipped."""
     shape = tf.shape(images)
+    to_grey = tf.repeat(tf.constant(_LUMA)[:, None], 3, axis=1)  # Of row vectors.
+    matrix = distance[:, None, None] * tf.eye(3) + (scale - distance)[:, None, None] * to_grey  # [M, 3, 3]
     # Products with 3 x 3 matrices are slow; a block matrix takes four pixels at a time, at half the cost.
     pixels = 4 if images.shape[1] and images.shape[2] and images.shape[1] * images.shape[2] % 4 == 0 else 1
     blocks = tf.reshape(tf.einsum("ij,mcd->micjd", tf.eye(pixels), matrix), [-1, 3 * pixels, 3 * pixels])
     flat = tf.reshape(images, [shape[0], -1, 3 * pixels])
-    return tf.reshape(flat @ blocks + tf.tile(offset, [1, pixels])[:, None], shape)
+    return tf.reshape(tf.clip_by_value(flat @ blocks + offset[:, None, None], 0.0, 255.0), shape)
 
 
 def _blur(images: tf.Tensor, sigma: tf.Tensor, radius: int) -> tf.Tensor:
@@ -214,22 +255,33 @@ def _blur(images: tf.Tensor, sigma: tf.Tensor, radius: int) -> tf.Tensor:
     return blur_columns(blur_columns(images))
 
 
-def _saturate(factor: tf.Tensor) -> tf.Tensor:
-    """Colour matrices `[M, 3, 3]` that blend with the pixel's own grey: 0 is greyscale, 1 no change."""
-    factor = factor[:, None, None]
-    return factor * tf.eye(3)[None] + (1.0 - factor) * tf.repeat(tf.constant(_LUMA)[:, None], 3, axis=1)[None]
+# XLA makes one loop of these operations, at a fifth of the time of tf.image.adjust_hue, whose pixels they give.
+@tf.function(autograph=False, jit_compile=True)
+def _turn_hue(images: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
+    """Turns the hue of `[M, H, W, 3]` by `turn` `[M]` (1 is the whole circle); value and saturation stay (HSV)."""
+    planes = tf.transpose(tf.reshape(images, [tf.shape(images)[0], -1, 3]), [0, 2, 1])  # [M, 3, H W]
+    red, green, blue = tf.unstack(planes, axis=1)
+    value = tf.maximum(tf.maximum(red, green), blue)
+    chroma = value - tf.minimum(tf.minimum(red, green), blue)
+    inverse = 1.0 / tf.maximum(chroma, 1e-6)  # Of a grey pixel any hue is right.
+    from_green, from_blue = 2.0 + (blue - red) * inverse, 4.0 + (red - green) * inverse
+    hue = tf.where(value == red, (green - blue) * inverse, tf.where(value == green, from_green, from_blue))
+    # Each channel falls from the value to the minimum and back, in sixths of the circle, with a phase of its own.
+    phase = (hue + 6.0 * turn[:, None])[:, None] + tf.constant([5.0, 3.0, 1.0])[:, None]
+    phase -= 6.0 * tf.floor(phase / 6.0)
+    planes = value[:, None] - chroma[:, None] * tf.clip_by_value(2.0 - tf.abs(phase - 2.0), 0.0, 1.0)
+    return tf.reshape(tf.transpose(planes, [0, 2, 1]), tf.shape(images))
 
 
-def _rotate_hue(angle: tf.Tensor) -> tf.Tensor:
-    """Colour matrices `[M, 3, 3]` that turn the chroma plane of YIQ by `angle` `[M]` radians, red towards yellow."""
-    to_yiq = tf.constant(_RGB_TO_YIQ)  # Acts on columns; the transposes below make it act on rows.
-    cos, sin, zero = tf.cos(angle), tf.sin(angle), tf.zeros_like(angle)
-    one = tf.ones_like(angle)
-    turn = tf.stack([one, zero, zero, zero, cos, sin, zero, -sin, cos], axis=1)
-    turn = tf.linalg.inv(to_yiq) @ tf.reshape(turn, [-1, 3, 3]) @ to_yiq
-    return tf.transpose(turn, [0, 2, 1])
-
-
-def _then(matrix: tf.Tensor, offset: tf.Tensor, change: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Appends a linear change to an affine map of row vectors."""
-    return matrix @ change, tf.einsum("mc,mcd->md", offset, change)
+@functools.cache
+def _start_compiler_quietly() -> None:
+    """Compiles for one pixel: at a process's first program XLA writes to standard error, whatever the log level."""
+    silenced = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        with tf.init_scope(), tf.device("CPU"):
+            _turn_hue(tf.zeros([1, 1, 1, 3]), tf.zeros([1]))
+    finally:
+        os.dup2(silenced, 2)
+        os.close(silenced)

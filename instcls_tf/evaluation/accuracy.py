@@ -7,11 +7,11 @@ from typing import Callable
 import numpy as np
 import tensorflow as tf
 
-from instcls_tf import collectives
 from instcls_tf.data import pipeline
-from instcls_tf.data.sources import Source
-from instcls_tf.errors import UserError
-from instcls_tf.evaluation import features, workers
+from instcls_tf.data.source import Source
+from instcls_tf.distributed import collectives, workers
+from instcls_tf.errors import DivergedError, UserError
+from instcls_tf.evaluation import features
 
 
 def count_hits(logits: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -29,7 +29,7 @@ def count_hits(logits: np.ndarray, labels: np.ndarray, num_classes: int) -> np.n
       UserError: a logit is not finite.
     """
     if not np.isfinite(logits).all():
-        raise UserError("the classifier's training diverged (its answers are not finite): lower the learning rate")
+        raise DivergedError("the classifier's training diverged (its answers are not finite): lower the learning rate")
     ranked = np.argsort(-logits, axis=1, kind="stable")[:, :5]
     hits = ranked == np.asarray(labels)[:, np.newaxis]
     counts = np.zeros([num_classes, 3])
@@ -59,15 +59,17 @@ def accuracy_of(
     *,
     image_size: int,
     num_classes: int,
+    center_crop_fraction: float = 1.0,
     batch_size: int = 256,
 ) -> dict[str, float]:
-    """Accuracy on un-augmented images (the largest centred square, resized); all workers together.
+    """Accuracy on un-augmented images (a centred square, resized); all workers together.
 
     Args:
       predict: from uint8 images `[b, S, S, 3]` to logits `[b, C]`.
       source: labelled images.
       image_size: S, pixels.
       num_classes: C.
+      center_crop_fraction: what is seen of an image, see `pipeline.inference_batches`.
       batch_size: images at a time, all workers together.
 
     Returns:
@@ -80,6 +82,7 @@ def accuracy_of(
     batches = pipeline.inference_batches(
         source,
         image_size=image_size,
+        center_crop_fraction=center_crop_fraction,
         batch_size=batch_size,
         rank=collectives.rank(),
         num_workers=collectives.size(),

@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from instcls_tf import collectives
-from instcls_tf.checkpoint import load_encoder
-from instcls_tf.config import load_run
+import numpy as np
+import tensorflow as tf
+
+from instcls_tf.checks import require_value
+from instcls_tf.config import DIET, PretrainConfig
+from instcls_tf.data.decoding import reading_of
+from instcls_tf.data.labelled import open_fraction
+from instcls_tf.data.source import notes_of
 from instcls_tf.data.sources import open_source
+from instcls_tf.distributed import collectives, workers
 from instcls_tf.errors import UserError
-from instcls_tf.evaluation import feature_store, features, finetune, linear, workers
+from instcls_tf.evaluation import feature_store, features, finetune, linear
 from instcls_tf.evaluation.features import Features
 from instcls_tf.evaluation.knn import shared_knn_accuracy
-from instcls_tf.evaluation.labelled import open_fraction
 from instcls_tf.evaluation.linear_cached import cached_accuracy
-from instcls_tf.evaluation.recipes import CachedRecipe, FinetuneRecipe, LinearRecipe
-from instcls_tf.evaluation.subject import Subject
-from instcls_tf.run_log import Progress
+from instcls_tf.evaluation.recipes import (
+    BACKBONE,
+    PIXELS,
+    PROJECTION,
+    STANDARDIZE,
+    CachedRecipe,
+    FinetuneRecipe,
+    LinearRecipe,
+)
+from instcls_tf.evaluation.subject import Subject, judged_config
+from instcls_tf.progress import Progress
+from instcls_tf.run.checkpoint import newest
+from instcls_tf.run.checkpoint_choice import step_of
+from instcls_tf.run.encoder import load_encoder
+from instcls_tf.run.workdir import load_run
 
 
-def extract_of_run(workdir: str, dataset: str | None, data_dir: str | None, split: str, output: str) -> dict:
+def extract_of_run(
+    workdir: str,
+    dataset: str | None,
+    data_dir: str | None,
+    split: str,
+    output: str,
+    center_crop_fraction: float | None = None,
+) -> dict:
     """Features of a split of any dataset, labelled or not, written for other tools.
 
     Args:
@@ -28,17 +52,18 @@ def extract_of_run(workdir: str, dataset: str | None, data_dir: str | None, spli
       data_dir: TFDS's folder; None for the run's own.
       split: which part.
       output: see `feature_store.write_output`.
+      center_crop_fraction: what is seen of an image; None for the run's own.
 
     Raises:
       UserError: no run, no checkpoint, no such dataset, or `output` exists.
     """
-    config = load_run(workdir)
+    config = judged_config(workdir, center_crop_fraction)
     dataset = dataset or config.dataset
-    source = open_source(dataset, split, data_dir or config.data_dir)
+    source = open_source(dataset, split, data_dir or config.data_dir, reading=reading_of(config))
     feature_store.refuse_occupied(output)
-    progress = workers.start(config.seed)
+    progress = workers.start(config.seed, notes_of(source))
     stored = feature_store.stored_features(
-        workdir, load_encoder(workdir), source, split, image_size=config.image_size, progress=progress
+        workdir, load_encoder(workdir), source, split, progress=progress, **_seen_of_images(config)
     )
     progress.close()
     files = feature_store.write_output(stored, output) if collectives.rank() == 0 else []
@@ -73,39 +98,42 @@ def knn_of_run(
     Raises:
       UserError: a setting is out of range, the run has no checkpoint, or an image has no label.
     """
-    if k < 1:
-        raise UserError(f"--num_neighbors={k}: must be at least 1")
-    if not temperature > 0:
-        raise UserError(f"--knn_temperature={temperature}: must be above 0")
-    progress = workers.start()
+    require_value("num_neighbors", k, k >= 1, "at least 1")
+    require_value("knn_temperature", temperature, temperature > 0, "above 0")
+    progress = workers.start(notes=notes_of(*subject.splits) if subject else ())
     if files:
         train, test = features_from_files(files, kind)
-    elif kind == "pixels":
-        size = subject.config.image_size
-        train, test = (features.extract(features.pixels, source, image_size=size) for source in subject.splits)
+    elif kind == PIXELS:
+        splits, settings = _given(subject).splits, _seen_of_images(_given(subject).config)
+        train, test = (features.extract(features.pixels, source, **settings) for source in splits)
     else:
-        train, test = _features_of(subject, kind, load_encoder(subject.workdir), progress)
+        train, test = _features_of(_given(subject), kind, load_encoder(_given(subject).workdir), progress)
     progress.close()
     result = shared_knn_accuracy(*train, *test, k=k, temperature=temperature)
-    return {**result, "features": kind, "num_neighbors": k, **_about(result["examples"], subject, files)}
+    about = {"features": kind, "num_neighbors": k, **_about(result["examples"], subject, files)}
+    if subject and kind != PIXELS:
+        about["step"] = step_of(newest(subject.workdir))
+    return {**result, **about}
 
 
-def linear_of_run(subject: Subject, recipe: LinearRecipe) -> dict:
+def linear_of_run(subject: Subject | None, recipe: LinearRecipe) -> dict:
     """Linear evaluation by the paper's protocol.
 
     Raises:
       UserError: the run has no checkpoint, an image has no label, or the training diverged.
     """
-    progress = workers.start(recipe.seed)
+    subject = _given(subject)
+    _refuse_untrained(subject.config, recipe.features)
+    progress = workers.start(recipe.seed, notes_of(*subject.splits))
     encoder = load_encoder(subject.workdir)
     seen = np.zeros([1, encoder.get_layer(recipe.features).output_shape[-1]], np.float32)
-    if recipe.normalize_features == "standardize":
+    if recipe.normalize_features == STANDARDIZE:
         seen = _features_of(subject, recipe.features, encoder, progress)[0].vectors
     result = linear.linear_accuracy(
         encoder,
         subject.splits,
         recipe,
-        image_size=subject.config.image_size,
+        **_seen_of_images(subject.config),
         scaling=linear.scaling_of(recipe.normalize_features, seen),
         progress=progress,
     )
@@ -116,11 +144,12 @@ def linear_of_run(subject: Subject, recipe: LinearRecipe) -> dict:
 
 def cached_linear_of_run(subject: Subject | None, recipe: CachedRecipe, files: tuple[str, str] | None = None) -> dict:
     """Linear evaluation on stored features; arguments and errors as for `knn_of_run` and `linear_of_run`."""
-    progress = workers.start(recipe.seed)
+    progress = workers.start(recipe.seed, notes_of(*subject.splits) if subject else ())
     if files:
         train, test = features_from_files(files, recipe.features)
         num_classes = int(train.labels.max()) + 1
     else:
+        subject = _given(subject)
         train, test = _features_of(subject, recipe.features, load_encoder(subject.workdir), progress)
         num_classes = subject.splits.num_classes
     result = cached_accuracy(train, test, num_classes, recipe, progress)
@@ -129,30 +158,33 @@ def cached_linear_of_run(subject: Subject | None, recipe: CachedRecipe, files: t
     return {**result, **about, **_about(result["examples"], subject, files)}
 
 
-def finetune_of_run(subject: Subject, recipe: FinetuneRecipe) -> dict:
+def finetune_of_run(subject: Subject | None, recipe: FinetuneRecipe) -> dict:
     """Fine-tunes a run's encoder, or another network.
 
     Raises:
       UserError: there is nothing to start from, an image has no label, or the training diverged.
     """
-    progress = workers.start(recipe.seed)  # first: reading labels starts TensorFlow, which then takes no other device
-    train = open_fraction(subject.splits, subject.dataset, subject.data_dir, recipe.fraction, recipe.seed)
+    subject = _given(subject)
+    # First: reading labels starts TensorFlow, which then takes no other device.
+    progress = workers.start(recipe.seed, notes_of(*subject.splits))
+    reading = reading_of(subject.config)
+    train = open_fraction(subject.splits, subject.dataset, subject.data_dir, recipe.fraction, recipe.seed, reading)
     backbone = finetune.initial_backbone(recipe.init, subject.workdir, subject.config)
-    image_size = recipe.image_size or subject.config.image_size
-    result = finetune.finetuned_accuracy(
-        backbone, train, subject.splits, recipe, image_size=image_size, progress=progress
-    )
+    settings = _seen_of_images(subject.config)
+    settings["image_size"] = recipe.image_size or settings["image_size"]
+    result = finetune.finetuned_accuracy(backbone, train, subject.splits, recipe, progress=progress, **settings)
     progress.close()
     about = {"metric": recipe.metric, "score": result[recipe.metric], "init": recipe.init, "fraction": recipe.fraction}
     return {**result, **about, "epochs": recipe.epochs, "seed": recipe.seed, **_about(result["examples"], subject)}
 
 
-def model_of_run(workdir: str, kind: str):
+def model_of_run(workdir: str, kind: str) -> Any:
     """From images to `backbone` features, to the `projection`, or to `pixels`, as `features.extract` takes it."""
-    if kind == "pixels":
+    if kind == PIXELS:
         return features.pixels
+    _refuse_untrained(load_run(workdir), kind)
     encoder = load_encoder(workdir)
-    return encoder if kind == "projection" else encoder.get_layer("backbone")
+    return encoder if kind == PROJECTION else encoder.get_layer("backbone")
 
 
 def features_from_files(files: tuple[str, str], kind: str) -> tuple[Features, Features]:
@@ -171,19 +203,40 @@ def features_from_files(files: tuple[str, str], kind: str) -> tuple[Features, Fe
     return train, test
 
 
-def _features_of(subject: Subject, kind: str, encoder, progress: Progress) -> list[Features]:
+def _features_of(subject: Subject, kind: str, encoder: tf.keras.Model, progress: Progress) -> list[Features]:
     """Stored features of the train and of the test split."""
+    _refuse_untrained(subject.config, kind)
     return [
         feature_store.stored_features(
-            subject.workdir, encoder, source, split, image_size=subject.config.image_size, progress=progress
+            subject.workdir, encoder, source, split, progress=progress, **_seen_of_images(subject.config)
         ).of_kind(kind, subject.dataset)
         for source, split in zip(subject.splits, ("train", subject.test_split))
     ]
 
 
-def _about(examples: int, subject: Subject | None, files: tuple[str, str] | None = None) -> dict:
+def _refuse_untrained(config: PretrainConfig, kind: str) -> None:
+    """DIET trains the backbone alone."""
+    if config.method == DIET:
+        wanted = f"{BACKBONE}: --method={DIET} leaves the projection untrained"
+        require_value("features", kind, kind != PROJECTION, wanted)
+
+
+def _given(subject: Subject | None) -> Subject:
+    if subject is None:
+        raise ValueError("wanted a run and images, or files of features")
+    return subject
+
+
+def _seen_of_images(config: PretrainConfig) -> dict[str, Any]:
+    """What a judgement shows to the encoder, as keyword arguments."""
+    return {"image_size": config.image_size, "center_crop_fraction": config.center_crop_fraction}
+
+
+def _about(examples: float, subject: Subject | None, files: tuple[str, str] | None = None) -> dict:
     """What was judged, for the answer; `unreadable` counts the test images that are not among the `examples`."""
     if files:
         return {"train_features": files[0], "test_features": files[1]}
+    subject = _given(subject)
     unreadable = subject.splits.test.num_instances - examples
-    return {"dataset": subject.dataset, "test_split": subject.test_split, "unreadable": unreadable}
+    about = {"dataset": subject.dataset, "test_split": subject.test_split, "unreadable": unreadable}
+    return {**about, "center_crop_fraction": subject.config.center_crop_fraction}

@@ -1,7 +1,7 @@
 """Features on disk: computed once per checkpoint and dataset, read by every evaluation, written for other tools.
 
 A cache entry is a folder `WORKDIR/features/SPLIT-KEY` of plain `.npy` files; KEY is a hash of the encoder's weights, of
-what the dataset consists of, and of the image size. Nothing is ever unpickled.
+what the dataset consists of, and of what the encoder sees of an image. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -11,18 +11,20 @@ import hashlib
 import os
 import shutil
 import tempfile
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from instcls_tf import collectives
-from instcls_tf.data.sources import Source
+from instcls_tf import files
+from instcls_tf.data.source import Source
+from instcls_tf.distributed import collectives, workers
+from instcls_tf.encoder.networks import encoder_digest
 from instcls_tf.errors import UserError
-from instcls_tf.evaluation import features, workers
-from instcls_tf.run_log import Progress
+from instcls_tf.evaluation import features
+from instcls_tf.evaluation.recipes import BACKBONE, KINDS
+from instcls_tf.progress import Progress
 
-KINDS = ("backbone", "projection")
 _ARRAYS = (*KINDS, "labels", "ids")
 # A file of --output=FOLDER, and the most that an .npz holds (it is read as a whole).
 _SHARD_BYTES, _LARGEST_NPZ_BYTES = 2**30, 2**32
@@ -50,40 +52,15 @@ class Stored(NamedTuple):
         return features.Features(getattr(self, kind), self.labels)
 
 
-def encoder_digest(encoder: tf.keras.Model) -> str:
-    """A hash of all weights; the same for the same checkpoint, whatever folder it lies in."""
-    digest = hashlib.sha256()
-    for variable in encoder.variables:
-        digest.update(variable.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def source_digest(source: Source) -> str:
-    """A hash of what a source consists of: another file, another size or time of a file change it."""
-    digest = hashlib.sha256(f"{source.name} {source.num_instances} {source.class_names}".encode())
-    if hasattr(source, "builder"):
-        info = source.builder.info
-        digest.update(f"{info.full_name} {source.split} {info.splits[source.split].shard_lengths}".encode())
-        for path in source.shards.paths:
-            digest.update(_file_identity("", path))
-    elif hasattr(source, "paths"):
-        for path in source.paths:
-            digest.update(_file_identity(source.root, path))
-    else:
-        digest.update(np.ascontiguousarray(source.images).tobytes())
-    return digest.hexdigest()
-
-
-def _file_identity(root: str, path: str) -> bytes:
-    try:
-        status = os.stat(os.path.join(root, path))
-        return os.fsencode(path) + f" {status.st_size} {status.st_mtime_ns}\n".encode()
-    except OSError:  # a broken link is skipped when images are read
-        return os.fsencode(path) + b" -\n"
-
-
 def stored_features(
-    workdir: str, encoder: tf.keras.Model, source: Source, split: str, *, image_size: int, progress: Progress
+    workdir: str,
+    encoder: tf.keras.Model,
+    source: Source,
+    split: str,
+    *,
+    image_size: int,
+    center_crop_fraction: float,
+    progress: Progress,
 ) -> Stored:
     """The features of a dataset, from the cache of a run or else computed into it; all workers together.
 
@@ -93,21 +70,24 @@ def stored_features(
       source: the images.
       split: its name, for people who look into the cache.
       image_size: pixels.
+      center_crop_fraction: what is seen of an image, see `pipeline.inference_batches`.
       progress: of the extraction.
     """
-    key = hashlib.sha256(f"{encoder_digest(encoder)} {source_digest(source)} {image_size}".encode()).hexdigest()[:16]
+    seen = f"{encoder_digest(encoder)} {source.content_digest()} {image_size} {center_crop_fraction}"
+    key = hashlib.sha256(seen.encode()).hexdigest()[:16]
     folder = os.path.join(workdir, "features", f"{split.replace(os.sep, '_')}-{key}")
     if not workers.rank_0_says(os.path.isdir(folder), "has_features"):
-        _compute(folder, encoder, source, image_size, progress)
+        settings = {"image_size": image_size, "center_crop_fraction": center_crop_fraction}
+        _compute(folder, encoder, source, settings, progress)
     return _open_folder(folder)
 
 
-def _compute(folder: str, encoder: tf.keras.Model, source: Source, image_size: int, progress: Progress) -> None:
+def _compute(folder: str, encoder: tf.keras.Model, source: Source, settings: dict, progress: Progress) -> None:
     """Writes a cache entry, which appears when it is complete. Rank 0 writes what all have computed."""
     writer = _Writer(folder, source.num_instances) if collectives.rank() == 0 else None
     backbone, projection = encoder.get_layer("backbone"), encoder.get_layer("projection")
     both = tf.keras.Model(backbone.input, [backbone.output, projection(backbone.output)])
-    for batch in features.stream(both, source, image_size=image_size, progress=progress):
+    for batch in features.stream(both, source, **settings, progress=progress):
         if writer:
             writer.write(batch)
     if writer:
@@ -125,7 +105,7 @@ class _Writer:
             self._scratch = tempfile.mkdtemp(dir=os.path.dirname(folder), prefix=".writing-")
         except OSError as error:
             raise UserError(f"{os.path.dirname(folder)}: cannot write features there ({error.strerror})") from error
-        self._arrays = {}
+        self._arrays: dict[str, np.memmap] = {}
         self._labels = np.full([num_instances], -1, np.int32)
         self._seen = np.zeros([num_instances], bool)
 
@@ -165,7 +145,7 @@ def _read_shards(folder: str, name: str) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _load(path: str, mmap_mode: str | None = None):
+def _load(path: str, mmap_mode: Literal["r"] | None = None) -> Any:
     try:
         return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
     except ValueError as error:
@@ -174,7 +154,7 @@ def _load(path: str, mmap_mode: str | None = None):
         raise UserError(f"{path}: cannot read features ({getattr(error, 'strerror', None) or error})") from error
 
 
-def load_features(path: str, kind: str = "backbone") -> features.Features:
+def load_features(path: str, kind: str = BACKBONE) -> features.Features:
     """Features that `extract`, or another tool, wrote: `PATH.npz`, or a folder of `.npy` files.
 
     Args:
@@ -233,9 +213,8 @@ def write_output(stored: Stored, output: str) -> list[str]:
         if output.endswith(".npz"):
             if sum(array.nbytes for array in arrays.values()) > _LARGEST_NPZ_BYTES:
                 raise UserError(f"--output={output}: too large for one file, name a folder (without .npz)")
-            with open(output + ".new", "wb") as file:
+            with files.whole_file(output) as file:
                 np.savez(file, **arrays)
-            os.replace(output + ".new", output)
             return [output]
         scratch = tempfile.mkdtemp(dir=os.path.dirname(os.path.abspath(output)), prefix=".writing-")
         for name, array in arrays.items():

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from instcls_tf import collectives
+from instcls_tf import stamps
 from instcls_tf.data import pipeline
-from instcls_tf.data.sources import Source
+from instcls_tf.data.source import Source
+from instcls_tf.distributed import collectives
 from instcls_tf.errors import UserError
-
-Progress = Callable[[str, int, int], None]
+from instcls_tf.progress import OnProgress
 
 
 class Features(NamedTuple):
@@ -38,19 +38,22 @@ class Embedder(tf.Module):
       model: from uint8 images to a tensor `[b, F]`, or to several; a Keras model is called in inference mode.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: Any):
         super().__init__(name="embedder")
         self._model = (lambda images: model(images, training=False)) if isinstance(model, tf.keras.Model) else model
 
     # One graph for batches of all sizes, made once.
     @tf.function(
+        autograph=False,
         input_signature=[
             tf.TensorSpec([None, None, None, 3], tf.uint8),
             tf.TensorSpec([None], tf.int32),
             tf.TensorSpec([None], tf.int32),
-        ]
+        ],
     )
-    def of_all_workers(self, images, ids, labels):
+    def of_all_workers(
+        self, images: tf.Tensor, ids: tf.Tensor, labels: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
         """Ids `[B]`, labels `[B]` and features `[B, F]` of the global batch, padding left out."""
         real = ids != pipeline.PADDING_ID
         outputs = [tf.cast(output, tf.float32)[real] for output in tf.nest.flatten(self._model(images))]
@@ -58,7 +61,9 @@ class Embedder(tf.Module):
         return collectives.all_gather(ids[real], "ids"), collectives.all_gather(labels[real], "labels"), gathered
 
 
-def extract(model, source: Source, *, image_size: int, batch_size: int = 256) -> Features:
+def extract(
+    model: Any, source: Source, *, image_size: int, center_crop_fraction: float = 1.0, batch_size: int = 256
+) -> Features:
     """Runs `model` over all images of `source`; all workers together, each gets the whole.
 
     Args:
@@ -66,39 +71,44 @@ def extract(model, source: Source, *, image_size: int, batch_size: int = 256) ->
         several times, wrap it into an `Embedder`, which keeps its graph.
       source: the images.
       image_size: S, pixels.
+      center_crop_fraction: what is seen of an image, see `pipeline.inference_batches`.
       batch_size: images at a time, all workers together.
 
     Returns:
       Vectors and labels of the images that can be read.
     """
-    vectors, labels = None, np.full([source.num_instances], -1, np.int32)
+    vectors, labels = np.zeros([source.num_instances, 0], np.float32), np.full([source.num_instances], -1, np.int32)
     seen = np.zeros([source.num_instances], bool)
-    for batch in stream(model, source, image_size=image_size, batch_size=batch_size):
+    for batch in stream(
+        model, source, image_size=image_size, center_crop_fraction=center_crop_fraction, batch_size=batch_size
+    ):
         (rows,) = batch.outputs
-        if vectors is None:
+        if vectors.shape[1] != rows.shape[1]:  # at the first batch, which tells F
             vectors = np.zeros([source.num_instances, rows.shape[1]], np.float32)
         vectors[batch.ids], labels[batch.ids], seen[batch.ids] = rows, batch.labels, True
     return Features(vectors, labels) if seen.all() else Features(vectors[seen], labels[seen])
 
 
 def stream(
-    model,
+    model: Any,
     source: Source,
     *,
     image_size: int,
+    center_crop_fraction: float = 1.0,
     batch_size: int = 256,
-    progress: Progress = lambda stage, done, total: None,
+    progress: OnProgress = stamps.stamp,
 ) -> Iterator[Batch]:
     """The batches of `extract`, for a model of one output or of several.
 
     Args:
-      model, source, image_size, batch_size: see `extract`.
+      model, source, image_size, center_crop_fraction, batch_size: see `extract`.
       progress: called with a stage's name, batches done and batches in all.
     """
     embed = model if isinstance(model, Embedder) else Embedder(model)
     batches = pipeline.inference_batches(
         source,
         image_size=image_size,
+        center_crop_fraction=center_crop_fraction,
         batch_size=batch_size,
         rank=collectives.rank(),
         num_workers=collectives.size(),

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Callable
+
 import numpy as np
 import tensorflow as tf
 
-from instcls_tf import checkpoint, collectives
 from instcls_tf.config import PretrainConfig
-from instcls_tf.data.sources import Source
-from instcls_tf.errors import UserError
+from instcls_tf.data.labelled import Splits, labels_of
+from instcls_tf.data.source import Source
+from instcls_tf.distributed import collectives
+from instcls_tf.encoder import networks
+from instcls_tf.errors import DivergedError, UserError
 from instcls_tf.evaluation.accuracy import accuracy_of
-from instcls_tf.evaluation.labelled import Splits, labels_of
 from instcls_tf.evaluation.linear import global_cross_entropy, labelled_batches, new_classifier
-from instcls_tf.evaluation.recipes import FinetuneRecipe
+from instcls_tf.evaluation.recipes import CHECKPOINT, SCRATCH, FinetuneRecipe
 from instcls_tf.optimizer import MomentumSGD, WarmupCosine
-from instcls_tf.run_log import Progress
+from instcls_tf.progress import Progress
+from instcls_tf.run.encoder import load_encoder
 
 
 def initial_backbone(init: str, workdir: str, config: PretrainConfig) -> tf.keras.Model:
@@ -30,10 +34,10 @@ def initial_backbone(init: str, workdir: str, config: PretrainConfig) -> tf.kera
     Raises:
       UserError: no such folder, or what lies there cannot be fine-tuned.
     """
-    if init == "checkpoint":
-        return checkpoint.load_encoder(workdir).get_layer("backbone")
-    if init == "scratch":
-        return checkpoint.make_encoder(config).get_layer("backbone")
+    if init == CHECKPOINT:
+        return load_encoder(workdir).get_layer("backbone")
+    if init == SCRATCH:
+        return networks.make_encoder(config).get_layer("backbone")
     try:
         model = tf.keras.models.load_model(init, compile=False)
     except (OSError, ValueError) as error:
@@ -55,6 +59,7 @@ def finetuned_accuracy(
     recipe: FinetuneRecipe,
     *,
     image_size: int,
+    center_crop_fraction: float,
     progress: Progress,
 ) -> dict[str, float]:
     """Trains backbone and a new classifier, and judges the last epoch on the test split; all workers together.
@@ -65,6 +70,8 @@ def finetuned_accuracy(
       splits: the dataset; its test split is judged.
       recipe: the settings.
       image_size: pixels.
+      center_crop_fraction: what is seen of the images that judge, see `pipeline.inference_batches`, and of the others
+        where they are not cut at random.
       progress: of the training.
 
     Returns:
@@ -74,19 +81,33 @@ def finetuned_accuracy(
       UserError: the training diverged.
     """
     classifier = new_classifier(backbone.output_shape[-1], splits.num_classes, recipe.seed)
-    loss = _train(backbone, classifier, train, recipe, image_size, progress)
+    loss = _train(backbone, classifier, train, recipe, image_size, center_crop_fraction, progress)
     # Each worker's BN saw its own share of the batches.
     collectives.average_variables([v for v in backbone.non_trainable_variables if v.dtype.is_floating], "finetune_bn")
 
-    @tf.function(input_signature=[tf.TensorSpec([None, image_size, image_size, 3], tf.uint8)])
-    def predict(images):
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec([None, image_size, image_size, 3], tf.uint8)])
+    def predict(images: tf.Tensor) -> tf.Tensor:
         return classifier(backbone(images, training=False))
 
-    result = accuracy_of(predict, splits.test, image_size=image_size, num_classes=splits.num_classes)
+    result = accuracy_of(
+        predict,
+        splits.test,
+        image_size=image_size,
+        center_crop_fraction=center_crop_fraction,
+        num_classes=splits.num_classes,
+    )
     return {**result, "labels": train.num_instances, "loss": loss}
 
 
-def _train(backbone, classifier, source: Source, recipe: FinetuneRecipe, image_size: int, progress: Progress) -> float:
+def _train(
+    backbone: tf.keras.Model,
+    classifier: tf.keras.layers.Dense,
+    source: Source,
+    recipe: FinetuneRecipe,
+    image_size: int,
+    center_crop_fraction: float,
+    progress: Progress,
+) -> float:
     batch_size = min(recipe.batch_size, source.num_instances)
     # The smaller last batch of an epoch is left out: a worker without a share of it would feed BN with padding.
     steps_per_epoch, has_rest = divmod(source.num_instances, batch_size)
@@ -100,34 +121,38 @@ def _train(backbone, classifier, source: Source, recipe: FinetuneRecipe, image_s
     ]
     train_step = _make_train_step(backbone, classifier, optimizers, image_size)
     period = steps_per_epoch + bool(has_rest)
-    batches = labelled_batches(source, recipe, image_size, labels_of(source), batch_size, recipe.epochs * period)
+    labels, in_all = labels_of(source), recipe.epochs * period
+    batches = labelled_batches(source, recipe, image_size, labels, batch_size, in_all, center_crop_fraction)
     loss, done = float("nan"), 0
     for index, (images, labels) in enumerate(batches):
         if index % period == steps_per_epoch:
             continue
         loss, done = float(train_step(images, labels)), done + 1
+        if not np.isfinite(loss):
+            encoder_rate, classifier_rate = recipe.learning_rates
+            raise DivergedError(
+                f"--encoder_learning_rate={encoder_rate} --classifier_learning_rate={classifier_rate}: diverged at step"
+                f" {done}, wanted lower ones"
+            )
         progress("fine-tuning", done, steps, f"loss {loss:.3f}")
-    if not np.isfinite(loss):
-        encoder_rate, classifier_rate = recipe.learning_rates
-        raise UserError(
-            f"--encoder_learning_rate={encoder_rate} --classifier_learning_rate={classifier_rate}: the training"
-            f" diverged, wanted lower ones"
-        )
     return loss
 
 
-def _make_train_step(backbone, classifier, optimizers, image_size: int):
+def _make_train_step(
+    backbone: tf.keras.Model, classifier: tf.keras.layers.Dense, optimizers: list[MomentumSGD], image_size: int
+) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     for model, optimizer in zip((backbone, classifier), optimizers):
         optimizer.build(model.trainable_variables)
     collectives.broadcast_variables([*backbone.variables, *classifier.variables])
 
     @tf.function(
+        autograph=False,
         input_signature=[
             tf.TensorSpec([None, image_size, image_size, 3], tf.uint8),
             tf.TensorSpec([None], tf.int32),
-        ]
+        ],
     )
-    def train_step(images, labels):
+    def train_step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         real = labels >= 0
         # Images that cannot be read stay out of BN, too, unless there are no others: it must see something.
         seen = tf.logical_or(real, tf.logical_not(tf.reduce_any(real)))

@@ -7,8 +7,11 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from instcls_tf import collectives
+from instcls_tf import stamps
+from instcls_tf.classifier.directions import unit_vectors
+from instcls_tf.distributed import collectives
 from instcls_tf.errors import UserError
+from instcls_tf.evaluation.recipes import KNN_NEIGHBORS, KNN_TEMPERATURE
 
 # Elements of one tile of similarities, [queries, rows of the index].
 _TILE_ELEMENTS = 2**24
@@ -22,8 +25,8 @@ def knn_accuracy(
     test_features: np.ndarray,
     test_labels: np.ndarray,
     *,
-    k: int = 20,
-    temperature: float = 0.07,
+    k: int = KNN_NEIGHBORS,
+    temperature: float = KNN_TEMPERATURE,
 ) -> dict[str, float]:
     """Weighted k-nearest-neighbour accuracy by cosine similarity (Wu et al. 2018, Sec. 3.4).
 
@@ -52,8 +55,8 @@ def knn_hits(
     test_features: np.ndarray,
     test_labels: np.ndarray,
     *,
-    k: int = 20,
-    temperature: float = 0.07,
+    k: int = KNN_NEIGHBORS,
+    temperature: float = KNN_TEMPERATURE,
 ) -> np.ndarray:
     """Query by query what `knn_accuracy` counts.
 
@@ -86,8 +89,8 @@ def shared_knn_accuracy(
     test_features: np.ndarray,
     test_labels: np.ndarray,
     *,
-    k: int = 20,
-    temperature: float = 0.07,
+    k: int = KNN_NEIGHBORS,
+    temperature: float = KNN_TEMPERATURE,
 ) -> dict[str, float]:
     """`knn_accuracy` with the queries shared out over the workers, and the plain nearest neighbour beside it.
 
@@ -130,6 +133,7 @@ def nearest(index: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray,
         rows = _directions(queries[start : start + tile])
         best, places = tf.zeros([len(rows), 0]), tf.zeros([len(rows), 0], tf.int32)
         for first in range(0, len(index), block):
+            stamps.stamp("nearest neighbours", start, len(queries))
             best, places = _merge(rows, _directions(index[first : first + block]), first, best, places, k)
         parts.append((best.numpy(), places.numpy()))
     if not parts:
@@ -140,10 +144,12 @@ def nearest(index: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray,
 def _directions(rows: np.ndarray) -> tf.Tensor:
     if not np.isfinite(rows).all():
         raise UserError("the features are not finite: did the training of their network diverge?")
-    return tf.math.l2_normalize(tf.cast(np.asarray(rows), tf.float32), axis=1)
+    return unit_vectors(tf.cast(np.asarray(rows), tf.float32))
 
 
-def _merge(rows, block, first: int, best, places, k: int):
+def _merge(
+    rows: tf.Tensor, block: tf.Tensor, first: int, best: tf.Tensor, places: tf.Tensor, k: int
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Lets a block of the index, whose first position is `first`, into the lists `[q, <= k]` of the queries."""
     cosines, found = tf.math.top_k(tf.matmul(rows, block, transpose_b=True), min(k, len(block)))
     # Earlier blocks stand first: top_k prefers them among equals.

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from instcls_tf import collectives
+from instcls_tf.config import SIMCLR_VIEWS
 from instcls_tf.data import augment, pipeline
-from instcls_tf.data.sources import Source
-from instcls_tf.errors import UserError
+from instcls_tf.data.labelled import Splits, labels_of
+from instcls_tf.data.source import Source
+from instcls_tf.distributed import collectives
+from instcls_tf.errors import DivergedError
 from instcls_tf.evaluation import frozen
 from instcls_tf.evaluation.accuracy import accuracy_of
-from instcls_tf.evaluation.labelled import Splits, labels_of
-from instcls_tf.evaluation.recipes import LinearRecipe
+from instcls_tf.evaluation.recipes import CROP_FLIP, L2, PROJECTION, STANDARDIZE, FinetuneRecipe, LinearRecipe
 from instcls_tf.optimizer import MomentumSGD, WarmupCosine
-from instcls_tf.run_log import Progress
+from instcls_tf.progress import Progress
 
 # Of record files, at most about as many are open and buffered at a time.
 _STREAMS = 64
@@ -29,7 +31,7 @@ class Scaling(NamedTuple):
     factor: np.ndarray  # [F] float32
     to_unit_length: bool
 
-    def __call__(self, features):
+    def __call__(self, features: Any) -> Any:
         """Features `[b, F]`, scaled."""
         if self.to_unit_length:
             return tf.math.l2_normalize(features, axis=1)
@@ -45,34 +47,46 @@ def scaling_of(normalize: str, features: np.ndarray) -> Scaling:
       features: `[N, F]` of the training images, without augmentation.
     """
     shift, factor = np.zeros(features.shape[1], np.float32), np.ones(features.shape[1], np.float32)
-    if normalize == "standardize":
+    if normalize == STANDARDIZE:
         mean, deviation = np.mean(features, axis=0, dtype=np.float64), np.std(features, axis=0, dtype=np.float64)
         # A feature that is always the same says nothing, and must not be divided by 0.
         factor = np.where(deviation > 1e-6 * (np.abs(mean) + 1e-12), 1 / np.maximum(deviation, 1e-30), 0)
         shift, factor = mean.astype(np.float32), factor.astype(np.float32)
-    return Scaling(shift, factor, normalize == "l2")
+    return Scaling(shift, factor, normalize == L2)
 
 
-def make_linear_views(preset: str, image_size: int, seed: int) -> augment.Views:
+def make_linear_views(
+    preset: str, image_size: int, seed: int, crop_min_area: float, center_crop_fraction: float
+) -> augment.Views:
     """Training views of labelled images.
 
     Args:
       preset: `crop_flip` (random resized crop and flip, the protocol's), `digits` or `none` (as for pretraining).
       image_size: pixels.
       seed: of the draws.
+      crop_min_area: of `crop_flip`: the smallest part of the image's area that a crop covers.
+      center_crop_fraction: of the others: what is seen of an image, as of those that judge.
     """
-    if preset == "crop_flip":
-        return augment.Views("simclr", image_size, seed, ())
-    return augment.make_views(preset, image_size, seed)
+    if preset == CROP_FLIP:
+        return augment.Views(SIMCLR_VIEWS, image_size, seed, (), crop_min_area)
+    views = augment.make_views(preset, image_size, seed)
+    return dataclasses.replace(views, center_crop_fraction=center_crop_fraction)
 
 
 def labelled_batches(
-    source: Source, recipe, image_size: int, labels: np.ndarray, batch_size: int, steps: int
+    source: Source,
+    recipe: LinearRecipe | FinetuneRecipe,
+    image_size: int,
+    labels: np.ndarray,
+    batch_size: int,
+    steps: int,
+    center_crop_fraction: float,
 ) -> tf.data.Dataset:
     """This worker's `(images uint8 [b, S, S, 3], labels int32 [b])`, one view per image; -1 marks padding."""
+    views = make_linear_views(recipe.augmentation, image_size, recipe.seed, recipe.crop_min_area, center_crop_fraction)
     batches = pipeline.training_batches(
         source,
-        views=make_linear_views(recipe.augmentation, image_size, recipe.seed),
+        views=views,
         batch_size=batch_size,
         num_views=1,
         # Of record files each group is a stream of its own; no worker may go without one.
@@ -84,7 +98,7 @@ def labelled_batches(
     )
     table = tf.constant(labels, tf.int32)
 
-    def with_labels(views, ids):
+    def with_labels(views: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         real = ids != pipeline.PADDING_ID
         return views[:, 0], tf.where(real, tf.gather(table, tf.maximum(ids, 0)), -1)
 
@@ -116,6 +130,7 @@ def linear_accuracy(
     recipe: LinearRecipe,
     *,
     image_size: int,
+    center_crop_fraction: float,
     scaling: Scaling,
     progress: Progress,
 ) -> dict[str, float]:
@@ -126,6 +141,8 @@ def linear_accuracy(
       splits: labelled images.
       recipe: the protocol.
       image_size: pixels.
+      center_crop_fraction: what is seen of the images that judge, see `pipeline.inference_batches`, and of the others
+        where they are not cut at random.
       scaling: between encoder and classifier.
       progress: of the training.
 
@@ -138,21 +155,27 @@ def linear_accuracy(
     """
     backbone = encoder.get_layer("backbone")
 
-    def embed(images):
+    def embed(images: tf.Tensor) -> tf.Tensor:
         features = frozen.frozen_features(backbone, images)
-        if recipe.features == "projection":
+        if recipe.features == PROJECTION:
             features = encoder.get_layer("projection")(features, training=False)
         return scaling(features)
 
     with frozen.stays_frozen(encoder):
         classifier = new_classifier(len(scaling.shift), splits.num_classes, recipe.seed)
-        loss = _train(embed, classifier, splits.train, recipe, image_size, progress)
+        loss = _train(embed, classifier, splits.train, recipe, image_size, center_crop_fraction, progress)
 
-        @tf.function(input_signature=[tf.TensorSpec([None, image_size, image_size, 3], tf.uint8)])
-        def predict(images):
+        @tf.function(autograph=False, input_signature=[tf.TensorSpec([None, image_size, image_size, 3], tf.uint8)])
+        def predict(images: tf.Tensor) -> tf.Tensor:
             return classifier(embed(images))
 
-        result = accuracy_of(predict, splits.test, image_size=image_size, num_classes=splits.num_classes)
+        result = accuracy_of(
+            predict,
+            splits.test,
+            image_size=image_size,
+            center_crop_fraction=center_crop_fraction,
+            num_classes=splits.num_classes,
+        )
     return {**result, "loss": loss}
 
 
@@ -164,19 +187,28 @@ def new_classifier(num_features: int, num_classes: int, seed: int) -> tf.keras.l
     return classifier
 
 
-def _train(embed, classifier, source: Source, recipe: LinearRecipe, image_size: int, progress: Progress) -> float:
+def _train(
+    embed: Callable[[tf.Tensor], tf.Tensor],
+    classifier: tf.keras.layers.Dense,
+    source: Source,
+    recipe: LinearRecipe,
+    image_size: int,
+    center_crop_fraction: float,
+    progress: Progress,
+) -> float:
     steps = recipe.epochs * pipeline.steps_per_epoch(source.num_instances, recipe.batch_size)
     schedule = WarmupCosine(recipe.learning_rate, 0, steps)
     optimizer = MomentumSGD(schedule, recipe.momentum, recipe.weight_decay)
     optimizer.build(classifier.trainable_variables)
 
     @tf.function(
+        autograph=False,
         input_signature=[
             tf.TensorSpec([None, image_size, image_size, 3], tf.uint8),
             tf.TensorSpec([None], tf.int32),
-        ]
+        ],
     )
-    def train_step(images, labels):
+    def train_step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         real = labels >= 0
         inputs = embed(images)[real]
         with tf.GradientTape() as tape:
@@ -187,10 +219,11 @@ def _train(embed, classifier, source: Source, recipe: LinearRecipe, image_size: 
         return loss
 
     loss = float("nan")
-    batches = labelled_batches(source, recipe, image_size, labels_of(source), recipe.batch_size, steps)
+    labels = labels_of(source)
+    batches = labelled_batches(source, recipe, image_size, labels, recipe.batch_size, steps, center_crop_fraction)
     for done, (images, labels) in enumerate(batches, start=1):
-        loss = train_step(images, labels)
-        progress("linear classifier", done, steps, f"loss {float(loss):.3f}")
-    if not np.isfinite(loss):
-        raise UserError(f"--learning_rate={recipe.learning_rate}: the training diverged, wanted a lower one")
-    return float(loss)
+        loss = float(train_step(images, labels))
+        if not np.isfinite(loss):
+            raise DivergedError(f"--learning_rate={recipe.learning_rate}: diverged at step {done}, wanted a lower one")
+        progress("linear classifier", done, steps, f"loss {loss:.3f}")
+    return loss

@@ -6,18 +6,19 @@ cross-entropy plus half the squared weights times `l2`, the intercept left free.
 
 from __future__ import annotations
 
+from typing import Any, Callable
+
 import numpy as np
 import tensorflow as tf
 
-from instcls_tf import collectives, partition
-from instcls_tf.errors import UserError
-from instcls_tf.evaluation import workers
+from instcls_tf.distributed import collectives, partition, workers
+from instcls_tf.errors import DivergedError, UserError
 from instcls_tf.evaluation.accuracy import count_hits, summarize
 from instcls_tf.evaluation.features import Features
 from instcls_tf.evaluation.linear import Scaling, scaling_of
 from instcls_tf.evaluation.recipes import CachedRecipe
 from instcls_tf.optimizer import WarmupCosine, momentum_update
-from instcls_tf.run_log import Progress
+from instcls_tf.progress import Progress
 
 # At least so many steps per epoch, however few examples there are.
 _STEPS_PER_EPOCH = 20
@@ -26,7 +27,7 @@ _ROWS = 8192
 
 def cached_accuracy(
     train: Features, test: Features, num_classes: int, recipe: CachedRecipe, progress: Progress
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Trains on `train` and judges the last epoch on `test`; all workers together.
 
     The learning rate is the one that does best on a held-out part of `train` (of equals the lowest); the classifier
@@ -57,7 +58,7 @@ def cached_accuracy(
     (classifier,) = _split(*final)
     counts = _counts(classifier, test, np.arange(len(test.labels)), num_classes, scaling)
     if counts is None:
-        raise UserError(f"the training diverged at the chosen learning rate, {best:g}")
+        raise DivergedError(f"the training diverged at the chosen learning rate, {best:g}")
     sweep = {f"{rate:.4g}": score for rate, score in zip(rates, top1)}
     return {**summarize(counts), "learning_rate": best, "held_out_top1": sweep}
 
@@ -77,18 +78,27 @@ def _learning_rates(features: np.ndarray, scaling: Scaling, recipe: CachedRecipe
 def _hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Positions to train on and to choose by: the same part of each class, at least one if it has two."""
     random = np.random.default_rng(seed)
-    held_out = []
+    parts = []
     for label in np.unique(labels):
         members = random.permutation(np.flatnonzero(labels == label))
         if len(members) > 1:
-            held_out.append(members[: max(1, round(fraction * len(members)))])
-    if not held_out:
+            parts.append(members[: max(1, round(fraction * len(members)))])
+    if not parts:
         raise UserError("every class has one labelled image only: none can be held out to choose the learning rate")
-    held_out = np.sort(np.concatenate(held_out))
+    held_out = np.sort(np.concatenate(parts))
     return np.setdiff1d(np.arange(len(labels)), held_out), held_out
 
 
-def _fit(train, chosen, num_classes, scaling, rates, recipe, stage, progress):
+def _fit(
+    train: Features,
+    chosen: np.ndarray,
+    num_classes: int,
+    scaling: Scaling,
+    rates: list[float],
+    recipe: CachedRecipe,
+    stage: str,
+    progress: Progress,
+) -> tuple[np.ndarray, np.ndarray]:
     """One classifier per learning rate on the rows `chosen` of `train`: weights `[F, L, C]` and biases `[L, C]`."""
     count, num_features = len(chosen), train.vectors.shape[1]
     batch_size = max(1, min(recipe.batch_size, -(-count // _STEPS_PER_EPOCH)))
@@ -112,19 +122,22 @@ def _fit(train, chosen, num_classes, scaling, rates, recipe, stage, progress):
     return weights[0].numpy(), bias[0].numpy()
 
 
-def _make_step(weights, bias, rates, recipe: CachedRecipe, l2: float):
+def _make_step(
+    weights: list[tf.Variable], bias: list[tf.Variable], rates: tf.Tensor, recipe: CachedRecipe, l2: float
+) -> Callable[..., None]:
     """One step of SGD on all L classifiers; each variable comes with its momentum."""
     num_features, num_rates, num_classes = weights[0].shape
 
     @tf.function(
+        autograph=False,
         input_signature=[
             tf.TensorSpec([None, num_features], tf.float32),
             tf.TensorSpec([None], tf.int32),
             tf.TensorSpec([], tf.float32),
             tf.TensorSpec([], tf.float32),
-        ]
+        ],
     )
-    def step(rows, labels, batch_size, factor):
+    def step(rows: tf.Tensor, labels: tf.Tensor, batch_size: tf.Tensor, factor: tf.Tensor) -> None:
         logits = tf.tensordot(rows, weights[0], 1) + bias[0]  # [b, L, C]
         errors = tf.nn.softmax(logits) - tf.one_hot(labels, num_classes)[:, tf.newaxis]
         flat = tf.reshape(errors, [-1, num_rates * num_classes])
@@ -150,7 +163,9 @@ def _split(weights: np.ndarray, bias: np.ndarray) -> list[tuple[np.ndarray, np.n
     return [(weights[:, rate], bias[rate]) for rate in range(len(bias))]
 
 
-def _counts(classifier, data: Features, chosen: np.ndarray, num_classes: int, scaling: Scaling) -> np.ndarray | None:
+def _counts(
+    classifier: tuple[np.ndarray, np.ndarray], data: Features, chosen: np.ndarray, num_classes: int, scaling: Scaling
+) -> np.ndarray | None:
     """`count_hits` over the rows `chosen`, shared out over the workers; None if the classifier is not finite."""
     weights, bias = classifier
     if not (np.isfinite(weights).all() and np.isfinite(bias).all()):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import tensorflow as tf
 
 from instcls_tf.config import PretrainConfig
+from instcls_tf.data.decoding import reading_of
+from instcls_tf.data.labelled import open_splits
 from instcls_tf.evaluation import features
 from instcls_tf.evaluation.knn import shared_knn_accuracy
-from instcls_tf.evaluation.labelled import open_splits
 
 
 class OnlineKnn:
@@ -24,7 +25,7 @@ class OnlineKnn:
     def __init__(self, config: PretrainConfig, encoder: tf.keras.Model):
         self._config = config
         self._backbone = features.Embedder(encoder.get_layer("backbone"))
-        self._splits = open_splits(config.dataset, config.data_dir)
+        self._splits = open_splits(config.dataset, config.data_dir, reading=reading_of(config))
 
     def is_due(self, epoch: int) -> bool:
         """Whether to measure at the end of this epoch, counted from 0."""
@@ -32,5 +33,9 @@ class OnlineKnn:
 
     def measure(self) -> dict[str, float]:
         """Weighted 20-NN accuracy of the backbone's features, as `knn_top1`; all workers together."""
-        train, test = (features.extract(self._backbone, s, image_size=self._config.image_size) for s in self._splits)
+        size, fraction = self._config.image_size, self._config.center_crop_fraction
+        train, test = (
+            features.extract(self._backbone, source, image_size=size, center_crop_fraction=fraction)
+            for source in self._splits
+        )
         return {"knn_top1": shared_knn_accuracy(*train, *test)["top1"]}

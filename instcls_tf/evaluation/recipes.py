@@ -7,13 +7,31 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
-from instcls_tf.errors import UserError
+from instcls_tf.checks import (
+    check_seed,
+    numbers_of,
+    one_of,
+    require,
+    require_value,
+    zero_or_more,
+    zero_to_below_one,
+)
+from instcls_tf.config import DIGIT_VIEWS, PLAIN_VIEWS
 
-KINDS = ("backbone", "projection")
-NORMALIZATIONS = ("none", "l2", "standardize")
-VIEWS = ("crop_flip", "digits", "none")
-METRICS = ("top1", "mean_per_class")
+BACKBONE, PROJECTION = KINDS = ("backbone", "projection")
+# The images themselves, for comparison.
+PIXELS = "pixels"
+NOT_NORMALIZED, L2, STANDARDIZE = NORMALIZATIONS = ("none", "l2", "standardize")
+CROP_FLIP = "crop_flip"
+VIEWS = (CROP_FLIP, DIGIT_VIEWS, PLAIN_VIEWS)
+TOP1, MEAN_PER_CLASS = METRICS = ("top1", "mean_per_class")
+# What fine-tuning starts from, besides a folder.
+CHECKPOINT, SCRATCH = INITS = ("checkpoint", "scratch")
+
+# Wu et al. 2018: neighbours that vote, and the temperature of their weights.
+KNN_NEIGHBORS, KNN_TEMPERATURE = 20, 0.07
 
 # Learning rates of semi-supervised training, (encoder, classifier), by the largest fraction of labels they are for.
 _LEARNING_RATES = ((0.01, (0.001, 15.0)), (0.1, (0.001, 10.0)), (1.0, (0.01, 0.1)))
@@ -28,17 +46,18 @@ class LinearRecipe:
     learning_rate: float = 40.0
     momentum: float = 0.9
     weight_decay: float = 0.0
-    augmentation: str = "crop_flip"
-    normalize_features: str = "none"
-    features: str = "backbone"
+    augmentation: str = CROP_FLIP
+    crop_min_area: float = 0.08
+    normalize_features: str = NOT_NORMALIZED
+    features: str = BACKBONE
     seed: int = 0
 
     def validate(self) -> None:
         """Raises UserError: one sentence naming the flag, its value and what is wanted."""
         _check_training(self, rates=("learning_rate",))
-        _one_of(self, "augmentation", VIEWS)
-        _one_of(self, "normalize_features", NORMALIZATIONS)
-        _one_of(self, "features", KINDS)
+        one_of(self, "augmentation", VIEWS)
+        one_of(self, "normalize_features", NORMALIZATIONS)
+        one_of(self, "features", KINDS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,17 +72,17 @@ class CachedRecipe:
     # As 1 / C of scikit-learn's LogisticRegression, whose default is 1.
     l2: float = 1.0
     momentum: float = 0.9
-    normalize_features: str = "none"
-    features: str = "backbone"
+    normalize_features: str = NOT_NORMALIZED
+    features: str = BACKBONE
     seed: int = 0
 
     def validate(self) -> None:
         """Raises UserError: one sentence naming the flag, its value and what is wanted."""
         _check_training(self, rates=())
-        _require(self, "held_out", 0 < self.held_out <= 0.5, "above 0 and at most 0.5")
-        _require(self, "l2", math.isfinite(self.l2) and self.l2 >= 0, "0 or more")
-        _one_of(self, "normalize_features", NORMALIZATIONS)
-        _one_of(self, "features", KINDS)
+        require(self, "held_out", 0 < self.held_out <= 0.5, "above 0 and at most 0.5")
+        zero_or_more(self, "l2")
+        one_of(self, "normalize_features", NORMALIZATIONS)
+        one_of(self, "features", KINDS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +90,8 @@ class FinetuneRecipe:
     """Training encoder and classifier together, on some or all labels."""
 
     fraction: float = 1.0
-    init: str = "checkpoint"
-    metric: str = "top1"
+    init: str = CHECKPOINT
+    metric: str = TOP1
     image_size: int | None = None
     epochs: int = 20
     batch_size: int = 256
@@ -80,54 +99,43 @@ class FinetuneRecipe:
     classifier_learning_rate: float | None = None
     momentum: float = 0.9
     weight_decay: float = 0.0
-    augmentation: str = "crop_flip"
+    augmentation: str = CROP_FLIP
+    crop_min_area: float = LinearRecipe.crop_min_area
     seed: int = 0
 
     def validate(self) -> None:
         """Raises UserError: one sentence naming the flag, its value and what is wanted."""
         _check_training(self, rates=("encoder_learning_rate", "classifier_learning_rate"))
-        _require(self, "fraction", 0 < self.fraction <= 1, "above 0 and at most 1")
-        _require(self, "image_size", self.image_size is None or self.image_size >= 1, "at least 1")
-        _require(self, "init", bool(self.init), "checkpoint, scratch or the folder of a SavedModel")
-        _one_of(self, "metric", METRICS)
-        _one_of(self, "augmentation", VIEWS)
+        require(self, "fraction", 0 < self.fraction <= 1, "above 0 and at most 1")
+        require(self, "image_size", self.image_size is None or self.image_size >= 1, "at least 1")
+        require(self, "init", bool(self.init), "checkpoint, scratch or the folder of a SavedModel")
+        one_of(self, "metric", METRICS)
+        one_of(self, "augmentation", VIEWS)
 
     @property
     def learning_rates(self) -> tuple[float, float]:
         """Of the encoder and of the classifier; by the fraction of labels (the paper's for 1 % and 10 %) if not set."""
         defaults = next(rates for most, rates in _LEARNING_RATES if self.fraction <= most)
         given = self.encoder_learning_rate, self.classifier_learning_rate
-        return tuple(default if value is None else value for value, default in zip(given, defaults))
+        encoder, classifier = (default if value is None else value for value, default in zip(given, defaults))
+        return encoder, classifier
 
 
 def parse_learning_rates(text: str) -> tuple[float, ...]:
     """The value of --relative_learning_rates, numbers above 0 with commas between."""
-    try:
-        rates = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        rates = ()
-    if not rates or not all(math.isfinite(rate) and rate > 0 for rate in rates):
-        raise UserError(f"--relative_learning_rates={text}: must be numbers above 0 with commas between")
-    return rates
+    name, wanted = "relative_learning_rates", "numbers above 0 with commas between"
+    rates = numbers_of(name, text, float, wanted)
+    require_value(name, text, all(math.isfinite(rate) and rate > 0 for rate in rates), wanted)
+    return tuple(rates)
 
 
-def _check_training(recipe, rates: tuple[str, ...]) -> None:
+def _check_training(recipe: Any, rates: tuple[str, ...]) -> None:
     for name in ("epochs", "batch_size"):
-        _require(recipe, name, getattr(recipe, name) >= 1, "at least 1")
-    for name in rates:
-        value = getattr(recipe, name)
-        _require(recipe, name, value is None or (math.isfinite(value) and value >= 0), "0 or more")
-    _require(recipe, "momentum", 0 <= recipe.momentum < 1, "0 or more and below 1")
+        require(recipe, name, getattr(recipe, name) >= 1, "at least 1")
+    zero_or_more(recipe, *rates)
+    zero_to_below_one(recipe, "momentum")
+    if hasattr(recipe, "crop_min_area"):
+        require(recipe, "crop_min_area", 0 < recipe.crop_min_area <= 1, "above 0 and at most 1")
     if hasattr(recipe, "weight_decay"):
-        decay = recipe.weight_decay
-        _require(recipe, "weight_decay", math.isfinite(decay) and decay >= 0, "0 or more")
-    _require(recipe, "seed", 0 <= recipe.seed < 2**31, "0 or more and below 2147483648")
-
-
-def _require(recipe, name: str, holds: bool, wanted: str) -> None:
-    if not holds:
-        raise UserError(f"--{name}={getattr(recipe, name)}: must be {wanted}")
-
-
-def _one_of(recipe, name: str, choices: tuple[str, ...]) -> None:
-    _require(recipe, name, getattr(recipe, name) in choices, "one of " + ", ".join(choices))
+        zero_or_more(recipe, "weight_decay")
+    check_seed(recipe)

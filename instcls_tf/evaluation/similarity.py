@@ -7,27 +7,32 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from instcls_tf import checkpoint, collectives
-from instcls_tf.classifier import ShardedClassifier
-from instcls_tf.config import CLASSIFIER_INITS, PretrainConfig, load_run
+from instcls_tf.checks import require_value
+from instcls_tf.classifier.prior import initialize_classifier
+from instcls_tf.classifier.sharded_classifier import ShardedClassifier
+from instcls_tf.config import CLASSIFIER_INITS, RANDOM, RAW_BATCH_BN, PretrainConfig
 from instcls_tf.data import augment, pipeline
-from instcls_tf.data.sources import Source, open_training_source
-from instcls_tf.errors import UserError
-from instcls_tf.evaluation import row_index, workers
+from instcls_tf.data.labelled import labels_of
+from instcls_tf.data.source import Source, notes_of
+from instcls_tf.data.sources import open_training_source
+from instcls_tf.distributed import collectives, workers
+from instcls_tf.encoder import networks
+from instcls_tf.evaluation import weight_index
 from instcls_tf.evaluation.knn import nearest
-from instcls_tf.evaluation.labelled import labels_of
-from instcls_tf.prior import initialize_classifier
+from instcls_tf.run import checkpoint
+from instcls_tf.run.encoder import load_encoder
+from instcls_tf.run.workdir import load_classification
 
-# Other rows to which a view is compared one by one, for the histogram; the mean over all others is exact.
+# Other class weights to which a view is compared one by one, for the histogram; the mean over all others is exact.
 _SAMPLED_OTHERS = 4
 
 
 class Similarities(NamedTuple):
     """Cosines of augmented views, one or several per view."""
 
-    intra: np.ndarray  # [R] to the view's own row
-    inter: np.ndarray  # [R] to the other rows, their mean over all of them
-    inter_sample: np.ndarray  # [S] to single other rows
+    intra: np.ndarray  # [R] to the view's own class weight
+    inter: np.ndarray  # [R] to the other class weights, their mean over all of them
+    inter_sample: np.ndarray  # [S] to single other class weights
 
     def summary(self) -> dict[str, float]:
         """`intra` and `inter`, the means, and `gap`, their difference."""
@@ -49,48 +54,47 @@ def similarities_of_run(
 
     Returns:
       By the name of the initialisation, and for `trained`: `intra`, `inter` and `gap`, their difference; and, where
-      the images have labels, `retrieval_top1`: how often the most similar other row is of the same category. Then the
-      cosines themselves, under the same names.
+      the images have labels, `retrieval_top1`: how often the most similar other weight is of the same category. Then
+      the cosines themselves, under the same names.
 
     Raises:
       UserError: no run, no checkpoint, or no images.
     """
-    if instances < 1:
-        raise UserError(f"--instances={instances}: must be at least 1")
-    config = load_run(workdir)
+    require_value("instances", instances, instances >= 1, "at least 1")
+    config = load_classification(workdir)
     source = open_training_source(config, data_dir, workdir)
-    progress = workers.start(config.seed)
-    trained = checkpoint.load_encoder(workdir)
+    progress = workers.start(config.seed, notes_of(source))
+    trained, prefix = load_encoder(workdir), checkpoint.newest(workdir)
     labels = labels_of(source) if source.class_names else None
     summaries, cosines = {}, {}
     for init in (*CLASSIFIER_INITS, "trained"):
         progress.say(f"similarity: {init}")
         if init == "trained":
-            encoder, rows = trained, row_index.read_rows(checkpoint.latest(workdir), 0, source.num_instances)
+            encoder, weights = trained, weight_index.read_weights(prefix, 0, source.num_instances)
         else:
-            encoder, rows = _initial_rows(config.replace(classifier_init=init), source)
-        # Views are embedded in the way the rows were; Gaussian rows have none, training's own is taken.
-        training = init in ("raw_batch_bn", "random")
-        cosines[init] = measure_similarities(config, source, encoder, rows, instances, training=training)
+            encoder, weights = _initial_weights(config.replace(classifier_init=init), source)
+        # Views are embedded in the way the weights were; Gaussian ones have none, training's own is taken.
+        training = init in (RAW_BATCH_BN, RANDOM)
+        cosines[init] = measure_similarities(config, source, encoder, weights, instances, training=training)
         summaries[init] = cosines[init].summary()
         if labels is not None:
-            summaries[init]["retrieval_top1"] = retrieval_top1(rows, labels, instances)
+            summaries[init]["retrieval_top1"] = retrieval_top1(weights, labels, instances)
     return summaries, cosines
 
 
-def _initial_rows(config: PretrainConfig, source: Source) -> tuple[tf.keras.Model, tf.Tensor]:
+def _initial_weights(config: PretrainConfig, source: Source) -> tuple[tf.keras.Model, tf.Tensor]:
     """The random network and the class weights `[N, D]` with which a run of this recipe starts, on every worker."""
-    encoder = checkpoint.make_encoder(config)
+    encoder = networks.make_encoder(config)
     classifier = ShardedClassifier(source.num_instances, config.embedding_size, seed=config.seed)
     initialize_classifier(config, classifier, encoder, source)
-    return encoder, collectives.all_gather(tf.convert_to_tensor(classifier.local_rows), "initial_rows")
+    return encoder, collectives.all_gather(tf.convert_to_tensor(classifier.local_weights), "initial_weights")
 
 
 def measure_similarities(
     config: PretrainConfig,
     source: Source,
     encoder: tf.keras.Model,
-    rows: tf.Tensor,
+    class_weights: tf.Tensor,
     instances: int,
     *,
     training: bool,
@@ -101,7 +105,7 @@ def measure_similarities(
       config: gives the views.
       source: the images.
       encoder: embeds the views.
-      rows: `[N, D]` class weights.
+      class_weights: `[N, D]`.
       instances: about how many instances to measure, in the order of the first epoch.
       training: whether BN uses the batch's own statistics.
     """
@@ -117,8 +121,8 @@ def measure_similarities(
         rank=collectives.rank(),
         num_workers=collectives.size(),
     )
-    directions = tf.math.l2_normalize(tf.cast(rows, tf.float32), axis=1)  # [N, D]
-    all_rows = tf.reduce_sum(directions, axis=0)  # the mean over other rows needs only their sum
+    directions = tf.math.l2_normalize(tf.cast(class_weights, tf.float32), axis=1)  # [N, D]
+    sum_of_all = tf.reduce_sum(directions, axis=0)  # the mean over the others needs no more
     parts = []
     for views, ids in batches:
         images = tf.reshape(views, [-1, *views.shape[2:]])
@@ -130,7 +134,7 @@ def measure_similarities(
         # Neighbours in the order of ids may be alike (a folder per class): steps of a prime number leave them.
         others = [(row_ids + 7919 * step) % len(directions) for step in range(1, _SAMPLED_OTHERS + 1)]
         sample = [_cosines(embeddings, tf.gather(directions, other))[other != row_ids] for other in others]
-        mean_other = (all_rows - own) / (len(directions) - 1)
+        mean_other = (sum_of_all - own) / (len(directions) - 1)
         parts.append((_cosines(embeddings, own), _cosines(embeddings, mean_other), tf.concat(sample, axis=0)))
     return Similarities(*(collectives.all_gather(tf.concat(part, 0), "cosines").numpy() for part in zip(*parts)))
 
@@ -139,19 +143,19 @@ def _cosines(embeddings: tf.Tensor, directions: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(embeddings * directions, axis=1)
 
 
-def retrieval_top1(rows: tf.Tensor, labels: np.ndarray, queries: int) -> float:
-    """How often the most similar other row belongs to an image of the same category (the paper: 3 % on ImageNet).
+def retrieval_top1(class_weights: tf.Tensor, labels: np.ndarray, queries: int) -> float:
+    """How often the most similar other class weight is of an image of the same category (the paper: 3 % on ImageNet).
 
     Args:
-      rows: `[N, D]`, the same on all workers, which share out the queries.
+      class_weights: `[N, D]`, the same on all workers, which share out the queries.
       labels: `[N]`.
-      queries: how many rows, evenly spread over the dataset, look for their neighbour among all N.
+      queries: how many of them, evenly spread over the dataset, look for their neighbour among all N.
     """
-    rows = np.asarray(rows)
-    ids = np.unique(np.linspace(0, len(rows) - 1, min(queries, len(rows))).round().astype(np.int64))
+    weights = np.asarray(class_weights)
+    ids = np.unique(np.linspace(0, len(weights) - 1, min(queries, len(weights))).round().astype(np.int64))
     own = ids[slice(*collectives.own_bounds(len(ids)))]
-    _, places = nearest(rows, rows[own], 2)
-    # A row is its own nearest, unless another is exactly alike.
+    _, places = nearest(weights, weights[own], 2)
+    # A weight is its own nearest, unless another is exactly alike.
     other = np.where(places[:, 0] == own, places[:, 1], places[:, 0])
     hits = workers.total([np.sum(labels[other] == labels[own])], "retrieval")
     return float(hits[0] / len(ids))

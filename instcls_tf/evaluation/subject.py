@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from instcls_tf.config import PretrainConfig, load_run
-from instcls_tf.evaluation.labelled import Splits, default_test_split, open_splits
+from instcls_tf.checks import require_value
+from instcls_tf.config import PretrainConfig
+from instcls_tf.data.decoding import reading_of
+from instcls_tf.data.labelled import Splits, default_test_split, open_splits
+from instcls_tf.run.workdir import load_run
 
 
 class Subject(NamedTuple):
@@ -19,7 +22,13 @@ class Subject(NamedTuple):
     splits: Splits
 
 
-def open_subject(workdir: str, dataset: str | None, data_dir: str | None, test_split: str | None) -> Subject:
+def open_subject(
+    workdir: str,
+    dataset: str | None,
+    data_dir: str | None,
+    test_split: str | None,
+    center_crop_fraction: float | None = None,
+) -> Subject:
     """Opens a run and labelled images.
 
     Args:
@@ -27,12 +36,31 @@ def open_subject(workdir: str, dataset: str | None, data_dir: str | None, test_s
       dataset: evaluate on this dataset; None for the run's own.
       data_dir: TFDS's folder; None for the run's own.
       test_split: what is judged by; None for the dataset's usual one.
+      center_crop_fraction: see `judged_config`.
 
     Raises:
       UserError: there is no run, or the dataset is not fit to judge it by.
     """
-    config = load_run(workdir)
+    config = judged_config(workdir, center_crop_fraction)
     dataset, data_dir = dataset or config.dataset, data_dir or config.data_dir
     test_split = test_split or default_test_split(dataset)
-    splits = open_splits(dataset, data_dir, test_split=test_split)
+    splits = open_splits(dataset, data_dir, test_split=test_split, reading=reading_of(config))
     return Subject(workdir, config, dataset, data_dir, test_split, splits)
+
+
+def judged_config(workdir: str, center_crop_fraction: float | None) -> PretrainConfig:
+    """The recipe of a run, for a judgement by what is seen of images.
+
+    Args:
+      workdir: the run's folder.
+      center_crop_fraction: in the place of the run's own; None to keep that.
+
+    Raises:
+      UserError: there is no run, or the fraction is out of range.
+    """
+    config = load_run(workdir)
+    if center_crop_fraction is None:
+        return config
+    fits = 0 < center_crop_fraction <= 1
+    require_value("center_crop_fraction", center_crop_fraction, fits, "above 0 and at most 1")
+    return config.replace(center_crop_fraction=center_crop_fraction)

@@ -6,37 +6,57 @@ import os
 
 import numpy as np
 
-from instcls_tf.config import PretrainConfig, load_run
+from instcls_tf.config import PretrainConfig
 from instcls_tf.data import pipeline
-from instcls_tf.data.sources import Source, open_source
+from instcls_tf.data.decoding import reading_of
+from instcls_tf.data.folder import refuse_picture_among_images
+from instcls_tf.data.source import Source
+from instcls_tf.data.sources import open_source
+from instcls_tf.errors import shown
 from instcls_tf.evaluation import features
 from instcls_tf.evaluation.commands import model_of_run
 from instcls_tf.evaluation.knn import few_labels_accuracy, knn_accuracy, nearest
+from instcls_tf.evaluation.recipes import BACKBONE
+from instcls_tf.files import refuse_unwritable
 from instcls_tf.report import pictures
+from instcls_tf.report.answer import Answer, Picture
+from instcls_tf.run.workdir import load_run
 
 _PICTURED_QUERIES, _PICTURED_NEIGHBOURS = 6, 8
 
 
-def compare_runs(runs: dict[str, str], picture: str) -> dict[str, dict[str, float]]:
-    """Evaluates runs of one recipe, and raw pixels, by nearest neighbours; draws the last run.
+def compare_runs(runs: dict[str, str], output: str) -> Answer:
+    """Evaluates runs of one recipe, and raw pixels, by nearest neighbours; the last run is to be drawn.
 
     Args:
       runs: workdirs by the name to show; all on the dataset of the last one, which has labels and a test split.
-      picture: path of the PNG file to write.
+      output: folder for the picture, `comparison.png`, and for the table, `comparison.md`.
 
     Returns:
       Per row of the table, pixels first: `few_labels_top1` (mean over draws of 5 labels per class),
       `few_labels_std`, and `top1` (weighted 20-NN with all labels).
+
+    Raises:
+      UserError: a run is not fit to be compared, or the folder cannot be written to or is part of the dataset.
     """
     config = load_run(list(runs.values())[-1])
-    train, test = (open_source(config.dataset, split, config.data_dir) for split in ("train", "test"))
-    table, seen = {}, None
+    refuse_picture_among_images(config.dataset, os.path.join(output, "comparison.png"), output)
+    refuse_unwritable(os.path.join(output, "comparison.png"))
+    train, test = (
+        open_source(config.dataset, split, config.data_dir, reading=reading_of(config)) for split in ("train", "test")
+    )
+    table, seen = {}, []
     for name, workdir in {"raw pixels": None, **runs}.items():
-        model = features.pixels if workdir is None else model_of_run(workdir, "backbone")
-        seen = [features.extract(model, source, image_size=config.image_size) for source in (train, test)]
-        table[name] = _accuracies(*seen)
-    _draw(picture, runs, config, train, test, *seen)
-    return table
+        model = features.pixels if workdir is None else model_of_run(workdir, BACKBONE)
+        size, fraction = config.image_size, config.center_crop_fraction
+        seen = [
+            features.extract(model, source, image_size=size, center_crop_fraction=fraction) for source in (train, test)
+        ]
+        table[name] = _accuracies(seen[0], seen[1])
+    picture = Picture(
+        os.path.join(output, "comparison.png"), lambda path: _draw(path, runs, config, train, test, seen[0], seen[1])
+    )
+    return Answer(table, format_table(table), "comparison.md", picture)
 
 
 def _accuracies(train: features.Features, test: features.Features) -> dict[str, float]:
@@ -53,7 +73,7 @@ def format_table(table: dict[str, dict[str, float]]) -> str:
     lines = ["| features | 1-NN, 5 labels per class | 20-NN, all labels |", "|---|---|---|"]
     for name, row in table.items():
         few = f"{row['few_labels_top1']:.1%} ± {row['few_labels_std']:.1%}"
-        lines.append(f"| {name} | {few} | {row['top1']:.1%} |")
+        lines.append(f"| {shown(name)} | {few} | {row['top1']:.1%} |")
     return "\n".join(lines)
 
 
@@ -77,7 +97,6 @@ def _draw(
     neighbour_images = _images(train, config.image_size, neighbours.ravel()).reshape(
         *neighbours.shape, *query_images.shape[1:]
     )
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     pictures.draw_run(path, curves, config, train.num_instances, query_images, neighbour_images, is_same_class)
 
 

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import os
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 
 from instcls_tf.errors import UserError
+from instcls_tf.report.answer import Answer, Picture
+from instcls_tf.report.figures import new_figure, save_figure
+from instcls_tf.run.metrics import read_metrics
+
+
+def correlation_of_run(workdir: str) -> Answer:
+    """Fig. 1b of a run, drawn into `WORKDIR/correlation.png`.
+
+    Args:
+      workdir: of a run with `--online_knn_every`.
+
+    Returns:
+      `correlation`, and the columns of `accuracies_of_run`.
+
+    Raises:
+      UserError: there is no run, or it measured fewer than three times.
+    """
+    columns = accuracies_of_run(workdir)
+    picture = Picture(os.path.join(workdir, "correlation.png"), lambda path: draw_correlation(path, columns))
+    return Answer({"correlation": correlation(columns), **columns}, picture=picture)
 
 
 def accuracies_of_run(workdir: str) -> dict[str, list[float]]:
@@ -27,16 +41,12 @@ def accuracies_of_run(workdir: str) -> dict[str, list[float]]:
     Raises:
       UserError: there is no run, or it measured fewer than three times.
     """
-    path = os.path.join(workdir, "metrics.jsonl")
-    try:
-        with open(path) as file:
-            lines = [json.loads(line) for line in file if line.endswith("\n")]
-    except OSError as error:
-        raise UserError(f"--workdir={workdir}: holds no run ({path}: {error.strerror})") from error
-    columns, since = {"epoch": [], "instance_top1": [], "knn_top1": []}, []
-    for line in lines:
-        since.append(line["instance_top1"])
-        if "knn_top1" in line:
+    columns: dict[str, list[float]] = {"epoch": [], "instance_top1": [], "knn_top1": []}
+    since: list[float] = []
+    for line in read_metrics(workdir):
+        if "instance_top1" in line:
+            since.append(line["instance_top1"])
+        if since and {"epoch", "knn_top1"} <= line.keys():
             for name, value in zip(columns, (line["epoch"], float(np.mean(since)), line["knn_top1"])):
                 columns[name].append(value)
             since = []
@@ -59,11 +69,11 @@ def correlation(columns: dict[str, list[float]]) -> float | None:
 def draw_correlation(path: str, columns: dict[str, list[float]]) -> None:
     """Writes the picture to a PNG file: one point per measurement, coloured by its epoch."""
     coefficient = correlation(columns)
-    figure, axes = plt.subplots(figsize=(5.2, 4), layout="constrained")
+    figure = new_figure(5.2, 4)
+    axes = figure.subplots()
     axes.plot(columns["instance_top1"], columns["knn_top1"], color="lightgrey", zorder=1)
     points = axes.scatter(columns["instance_top1"], columns["knn_top1"], c=columns["epoch"], zorder=2)
     figure.colorbar(points, label="epoch")
     title = "constant" if coefficient is None else f"correlation {coefficient:.2f}"
     axes.set(xlabel="instance top-1 (training views)", ylabel="semantic top-1 (20-NN)", title=title)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(path, figure)

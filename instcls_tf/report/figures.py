@@ -1,42 +1,56 @@
-"""Pictures as files, and one sentence where that is not possible."""
+"""Figures of matplotlib as PNG files: the one place that sets it up, and that writes what it has drawn.
+
+Matplotlib is imported when something is drawn, and not before: results do not need it.
+"""
 
 from __future__ import annotations
 
-import os
+import io
+import warnings
+from typing import TYPE_CHECKING, Any, Literal
 
-import matplotlib
+from instcls_tf import files
+from instcls_tf.errors import shown
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
-
-from instcls_tf.errors import UserError
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
 
 
-def refuse_unwritable(path: str) -> None:
-    """Makes the folder of a picture and tries to write there, before anything long is measured for it.
+def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
+    """An empty figure, of inches; without pyplot, so that it belongs to nobody's window and needs no closing."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout=layout)
+
+
+def add_legend(owner: Any, handles: list, names: list[str], **options: Any) -> Legend:
+    """A legend whose names are drawn as they are.
+
+    Names come from data and from the command line. Matplotlib would set "$" as mathematics, and fail where it is none,
+    and some of its versions leave out what begins with "_".
+
+    Args:
+      owner: a figure, or its axes.
+      handles: what the names belong to.
+      names: one per handle.
+      **options: of matplotlib's `legend`.
+    """
+    legend = owner.legend(handles, [str(index) for index in range(len(names))], **options)
+    for text, name in zip(legend.get_texts(), names):
+        text.set_parse_math(False)
+        text.set_text(shown(name))
+    return legend
+
+
+def save_figure(path: str, figure: Figure, dpi: int = 110) -> None:
+    """Writes a PNG file.
 
     Raises:
       UserError: the file cannot be written.
     """
-    try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        with open(path, "ab"):
-            pass
-    except OSError as error:
-        raise UserError(f"--output={path}: cannot write this file ({error.strerror})") from error
-
-
-def save_figure(path: str, figure: plt.Figure) -> None:
-    """Writes a PNG file and closes the figure.
-
-    Raises:
-      UserError: the file cannot be written.
-    """
-    try:
-        refuse_unwritable(path)
-        figure.savefig(path, dpi=110, format="png")
-    except OSError as error:
-        raise UserError(f"--output={path}: cannot write this file ({error.strerror})") from error
-    finally:
-        plt.close(figure)
+    picture = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph ")  # of a script that the font lacks: a box stands in its place
+        figure.savefig(picture, dpi=dpi, format="png")
+    files.write(path, picture.getvalue())

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
+from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 
-from instcls_tf import thermometer
-from instcls_tf.config import PretrainConfig
+from instcls_tf.config import INSTANCE, PretrainConfig
+from instcls_tf.report.figures import add_legend, new_figure, save_figure
+from instcls_tf.run import expected_loss
+from instcls_tf.run.metrics import metrics_path, read_metrics
 
 
 def load_metrics(workdir: str) -> dict[str, np.ndarray]:
-    """The columns of a run's `metrics.jsonl` that all its lines have."""
-    with open(os.path.join(workdir, "metrics.jsonl")) as file:
-        lines = [json.loads(line) for line in file]
+    """The columns of a run's `metrics.jsonl` that all its lines have; none if it has logged nothing."""
+    lines = read_metrics(workdir) if os.path.exists(metrics_path(workdir)) else []
     names = [name for name in (lines[0] if lines else ()) if all(name in line for line in lines)]
     return {name: np.array([line[name] for line in lines]) for name in names}
 
@@ -38,33 +34,36 @@ def draw_run(
     Args:
       path: the file.
       curves: metrics by the name of a run.
-      config: the recipe, for the thermometer's two marks.
+      config: the recipe, for the two marks of `run.expected_loss`.
       num_instances: N.
       queries: `[Q, S, S, 3]` uint8.
       neighbours: `[Q, K, S, S, 3]` uint8, the nearest first.
       is_same_class: `[Q, K]` bool: framed green where true, red elsewhere.
     """
-    figure = plt.figure(figsize=(13, 5.2), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=[1, 1.15])
+    figure = new_figure(13, 5.2)
+    parts: Any = figure.subfigures(1, 2, width_ratios=[1, 1.15])
+    left, right = parts
     _draw_curves(left.subplots(), curves, config, num_instances)
     _draw_neighbours(right, queries, neighbours, is_same_class)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(path, figure)
 
 
-def _draw_curves(axes, curves, config: PretrainConfig, num_instances: int) -> None:
+def _draw_curves(
+    axes: Any, curves: dict[str, dict[str, np.ndarray]], config: PretrainConfig, num_instances: int
+) -> None:
     sizes = (num_instances, config.embedding_size, config.temperature)
-    for name, metrics in curves.items():
-        axes.plot(metrics["epoch"], metrics["loss"], label=name)
-    axes.axhline(
-        thermometer.expected_start(*sizes), color="grey", linestyle=":", label="expected start (Gaussian rows)"
-    )
-    axes.axhline(thermometer.expected_floor(*sizes), color="grey", linestyle="--", label="floor of Eq. 1")
-    axes.set(xlabel="epoch", ylabel="loss", title=f"{num_instances}-way instance classification", ylim=(0, None))
-    axes.legend()
+    lines = [axes.plot(metrics["epoch"], metrics["loss"])[0] for metrics in curves.values()]
+    title, names = f"{num_instances} images, {config.method}", [*curves]
+    if config.method == INSTANCE:
+        title = f"{num_instances}-way instance classification"
+        names += ["expected start (Gaussian class weights)", "floor of Eq. 1"]
+        lines.append(axes.axhline(expected_loss.expected_start(*sizes), color="grey", linestyle=":"))
+        lines.append(axes.axhline(expected_loss.expected_floor(*sizes), color="grey", linestyle="--"))
+    axes.set(xlabel="epoch", ylabel="loss", title=title, ylim=(0, None))
+    add_legend(axes, lines, names)
 
 
-def _draw_neighbours(figure, queries: np.ndarray, neighbours: np.ndarray, is_same_class: np.ndarray) -> None:
+def _draw_neighbours(figure: Any, queries: np.ndarray, neighbours: np.ndarray, is_same_class: np.ndarray) -> None:
     grid = figure.subplots(len(queries), 1 + neighbours.shape[1], squeeze=False)
     figure.suptitle("held-out queries (left) and their nearest training images")
     for row, query in enumerate(queries):
@@ -73,7 +72,7 @@ def _draw_neighbours(figure, queries: np.ndarray, neighbours: np.ndarray, is_sam
             _draw_image(grid[row, column], image, "tab:green" if is_same_class[row, column - 1] else "tab:red")
 
 
-def _draw_image(axes, image: np.ndarray, colour: str) -> None:
+def _draw_image(axes: Any, image: np.ndarray, colour: str) -> None:
     axes.imshow(image, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():

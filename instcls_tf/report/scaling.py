@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 
-from instcls_tf.report.figures import save_figure
+from instcls_tf.report.answer import GIGABYTE
+from instcls_tf.report.figures import new_figure, save_figure
 
 
 def draw_scaling(path: str, result: dict) -> None:
@@ -24,13 +20,14 @@ def draw_scaling(path: str, result: dict) -> None:
     """
     points = result["points"]
     instances = np.array([point["num_instances"] for point in points])
-    figure, (time, memory) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    figure = new_figure(10, 4.2)
+    time, memory = figure.subplots(1, 2)
     time.plot(instances, [point["seconds_per_step"] for point in points], "o", label="measured")
     slope = result["seconds_per_million_classes"]
     time.plot(instances, slope * instances / 1e6, color="grey", label=f"{slope:.2f} s per million classes")
     time.set(ylabel="seconds per step", title=f"{result['workers']} workers, B = {result['batch_rows']}")
-    memory.plot(instances, [point["peak_bytes"] / 1e9 for point in points], "o", label="measured")
-    memory.plot(instances, [point["planned_bytes"] / 1e9 for point in points], color="grey", label="planned")
+    memory.plot(instances, [point["peak_bytes"] / GIGABYTE for point in points], "o", label="measured")
+    memory.plot(instances, [point["planned_bytes"] / GIGABYTE for point in points], color="grey", label="planned")
     memory.set(ylabel="GB per worker", title=f"D = {result['embedding_size']}")
     for axes in (time, memory):
         axes.set(xscale="log", yscale="log", xlabel="classes N")

@@ -4,52 +4,49 @@ from __future__ import annotations
 
 import os
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 
-from instcls_tf import collectives
 from instcls_tf.data import pipeline
-from instcls_tf.data.sources import Source
-from instcls_tf.evaluation.labelled import take
-from instcls_tf.evaluation.row_index import Index, index_of_run
+from instcls_tf.data.labelled import take
+from instcls_tf.data.source import Source
 from instcls_tf.evaluation.similarity import Similarities, similarities_of_run
+from instcls_tf.evaluation.weight_index import Index, index_of_run
+from instcls_tf.report.answer import Answer, Picture
+from instcls_tf.report.figures import new_figure, save_figure
 
 _PICTURED = 10
 _PIXELS = 96
 
 
-def similarities_with_picture(workdir: str, data_dir: str | None, instances: int) -> dict[str, dict[str, float]]:
-    """`similarities_of_run`, drawn into `WORKDIR/similarity.png`; all workers together."""
+def similarities_with_picture(workdir: str, data_dir: str | None, instances: int) -> Answer:
+    """`similarities_of_run`, to be drawn into `WORKDIR/similarity.png`; all workers together."""
     summaries, cosines = similarities_of_run(workdir, data_dir, instances)
-    if collectives.rank() == 0:
-        draw_histograms(os.path.join(workdir, "similarity.png"), cosines)
-    return summaries
+    return Answer(summaries, picture=Picture(_path(workdir), lambda path: draw_histograms(path, cosines)))
 
 
 def draw_histograms(path: str, cosines: dict[str, Similarities]) -> None:
-    """Writes one histogram per initialisation to a PNG file: cosines to the own row and to single other rows."""
-    figure, grid = plt.subplots(1, len(cosines), figsize=(3.2 * len(cosines), 3.2), layout="constrained", squeeze=False)
+    """Writes one histogram per initialisation to a PNG file: cosines to the own class weight and to single others."""
+    figure = new_figure(3.2 * len(cosines), 3.2)
+    grid = figure.subplots(1, len(cosines), squeeze=False)
     for axes, (name, values) in zip(grid[0], cosines.items()):
         both = np.concatenate([values.intra, values.inter_sample])
         bins = np.linspace(both.min() - 1e-3, max(both.max(), both.min() + 1e-3) + 1e-3, 60)
         axes.hist(values.inter_sample, bins, density=True, alpha=0.6, color="tab:grey", label="other instances")
         axes.hist(values.intra, bins, density=True, alpha=0.6, color="tab:blue", label="own instance")
-        axes.set(title=f"{name}, gap {values.summary()['gap']:.1%}", xlabel="cosine of view and row", yticks=[])
+        gap = values.summary()["gap"]
+        axes.set(title=f"{name}, gap {gap:.1%}", xlabel="cosine of view and class weight", yticks=[])
     grid[0, 0].legend(fontsize="small")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(path, figure)
 
 
-def index_with_picture(workdir: str, data_dir: str | None, threshold: float, listed: int) -> dict:
-    """`index_of_run`, drawn into `WORKDIR/similarity.png`; all workers together."""
+def index_with_picture(workdir: str, data_dir: str | None, threshold: float, listed: int) -> Answer:
+    """`index_of_run`, to be drawn into `WORKDIR/similarity.png`; all workers together."""
     index = index_of_run(workdir, data_dir, threshold, listed)
-    if collectives.rank() == 0:
-        draw_index(os.path.join(workdir, "similarity.png"), index)
-    return index.summary(listed)
+    return Answer(index.summary(listed), picture=Picture(_path(workdir), lambda path: draw_index(path, index)))
+
+
+def _path(workdir: str) -> str:
+    return os.path.join(workdir, "similarity.png")
 
 
 def draw_index(path: str, index: Index) -> None:
@@ -57,15 +54,15 @@ def draw_index(path: str, index: Index) -> None:
     pairs, outliers = index.pairs[:_PICTURED], index.outliers[:_PICTURED]
     shown = _images(index.source, sorted({*(i for pair in pairs for i in pair), *outliers}))
     rows = {"alike": [i for i, _ in pairs], "": [j for _, j in pairs], "outliers": outliers}
-    figure, grid = plt.subplots(3, _PICTURED, figsize=(_PICTURED, 3.2), layout="constrained")
+    figure = new_figure(_PICTURED, 3.2)
+    grid = figure.subplots(3, _PICTURED)
     for axes_row, (title, ids) in zip(grid, rows.items()):
         axes_row[0].set_title(title, loc="left")
         for column, axes in enumerate(axes_row):
             axes.axis("off")
             if column < len(ids):
                 axes.imshow(shown[ids[column]])
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(path, figure)
 
 
 def _images(source: Source, ids: list[int]) -> dict[int, np.ndarray]:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import tensorflow as tf
 
-from instcls_tf.config import PretrainConfig
+from instcls_tf import files
+from instcls_tf.checks import require_value
+from instcls_tf.config import PLAIN_VIEWS, PretrainConfig
 from instcls_tf.data import augment, pipeline
+from instcls_tf.data.folder import refuse_picture_among_images
 from instcls_tf.data.sources import open_training_source
-from instcls_tf.errors import UserError
 
 _GAP = 4  # Pixels between two cells.
 
 
 def draw_views(config: PretrainConfig, output: str, *, images: int, columns: int) -> None:
-    """Writes a PNG: one row per image, first the plain image, then `columns` random views of it.
+    """Writes a PNG: one row per image, first what a judgement of the run sees of it, then `columns` views.
 
     Args:
       config: gives dataset and views.
@@ -25,11 +25,12 @@ def draw_views(config: PretrainConfig, output: str, *, images: int, columns: int
       columns: views per row.
 
     Raises:
-      UserError: no rows or columns, the dataset is not right, or the file cannot be written.
+      UserError: no rows or columns, the dataset is not right, or the file cannot be written or would be part of it.
     """
     for name, value in (("images", images), ("columns", columns)):
-        if value < 1:
-            raise UserError(f"--{name}={value}: must be at least 1")
+        require_value(name, value, value >= 1, "at least 1")
+    refuse_picture_among_images(config.dataset, output, output)
+    files.refuse_unwritable(output)
     source = open_training_source(config)
     images = min(images, source.num_instances)
 
@@ -46,15 +47,12 @@ def draw_views(config: PretrainConfig, output: str, *, images: int, columns: int
         ((pixels, _),) = batches
         return pixels.numpy()  # [images, num_views, S, S, 3]
 
-    plain = augment.make_views("none", config.image_size, config.seed)
+    plain = augment.Views(
+        PLAIN_VIEWS, config.image_size, config.seed, (), center_crop_fraction=config.center_crop_fraction
+    )
     cells = np.concatenate([first_batch(plain, 1), first_batch(augment.views_of(config), columns)], axis=1)
     gaps = [(0, 0), (0, 0), (0, _GAP), (0, _GAP), (0, 0)]
     cells = np.pad(cells, gaps, constant_values=255)  # [images, 1 + columns, S + gap, S + gap, 3]
     rows, columns, height, width, _ = cells.shape
     grid = cells.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, 3)
-    try:
-        os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
-        with open(output, "wb") as file:
-            file.write(tf.io.encode_png(grid).numpy())
-    except OSError as error:
-        raise UserError(f"--output={output}: cannot write this file ({error.strerror})") from error
+    files.write(output, tf.io.encode_png(grid).numpy())

@@ -8,6 +8,8 @@ import pytest
 
 import instcls_tf
 from instcls_tf.config import PretrainConfig
+from instcls_tf.data.image_suffixes import IMAGE_SUFFIXES
+from instcls_tf.data.sources import open_source
 from instcls_tf.errors import UserError
 from tests.commands import Finished, run_script, snapshot
 from tests.end_to_end.runs import TINY, flags_of, write_images
@@ -75,21 +77,45 @@ def test_data_that_are_no_data(tmp_path):
             "dataset",
             f"folder:{tmp_path / 'empty'}",
             {},
-            "no images (.jpg, .jpeg, .png, .webp, .bmp, .gif) in that folder",
+            f"no images ({', '.join(IMAGE_SUFFIXES)}) in that folder",
         ),
         ("dataset", f"folder:{tmp_path / 'none'}", {}, "no such folder"),
         ("dataset", f"folder:{tmp_path / 'file'}", {}, "not a folder, wanted a folder of images"),
         ("dataset", f"folder:{tmp_path / 'single'}", {}, "one image only, wanted at least 2 images"),
-        ("dataset", "no_such_dataset", {}, "wanted digits, folder:PATH, records:PATH or a TFDS name"),
+        ("dataset", "no_such_dataset", {}, "no such dataset, wanted digits, folder:PATH, records:PATH or a TFDS name"),
         ("dataset", "mnist", {"data_dir": str(tmp_path / "few")}, "not prepared, run first: tfds build mnist"),
         ("hard_negatives", 1437, {}, "must be below the number of instances of --dataset=digits, 1437"),
         ("hard_negatives", 5, few, f"must be below the number of instances of --dataset={few['dataset']}, 5"),
-        ("sampled_classes", 358, {"smoothing": 0.0}, "must be between the 359 positive classes"),
+        (
+            "sampled_classes",
+            1438,
+            {"smoothing": 0.0},
+            "must be at most the number of instances of --dataset=digits, 1437",
+        ),
     ]:
         settings = {**TINY, **changes, wrong: value, "workdir": str(tmp_path / "run")}
         with pytest.raises(UserError) as refusal:
             instcls_tf.pretrain(PretrainConfig(**settings))
         assert str(refusal.value).startswith(f"--{wrong}={value}: {sentence}")
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"temperature": 0.0}, "--temperature=0.0: must be a number above 0"),
+        ({"hard_negatives": 1437}, "--hard_negatives=1437: must be below the number of instances of --dataset=digits"),
+        ({"dataset": "folder:/photos"}, "--dataset=folder:/photos: must be that of the images, which are those of"),
+        ({"workdir": ""}, "--workdir is missing: name the folder that receives the run"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_images_that_are_open_already_are_checked_all_the_same(tmp_path, changes, sentence):
+    config = PretrainConfig(**{**TINY, "workdir": str(tmp_path / "run"), **changes})
+    before = snapshot(tmp_path)
+    with pytest.raises(UserError) as refusal:
+        instcls_tf.pretrain(config, open_source("digits"))
+    assert str(refusal.value).startswith(sentence)
     assert snapshot(tmp_path) == before
 
 
@@ -112,6 +138,8 @@ def test_two_workers_say_it_once(tmp_path, flag, sentence):
     before = snapshot(tmp_path)
     finished = run_script("pretrain", *flags_of(tmp_path / "run"), flag, workers=2)
     assert sentence_of(finished, workers=2) == f"{flag}: {sentence}"
+    # In one piece: the launcher would put its mark behind it as well.
+    assert re.search(rf"^\[(1,)?0\]<stderr>:error: {re.escape(f'{flag}: {sentence}')}$", finished.stderr, re.MULTILINE)
     assert snapshot(tmp_path) == before
 
 

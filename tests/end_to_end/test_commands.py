@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -12,9 +11,7 @@ import pytest
 import tensorflow as tf
 
 import instcls_tf
-from tests.commands import ROOT, run_script, snapshot
-
-SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py") if path.stem != "__init__")
+from tests.commands import run_script, snapshot
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +48,11 @@ def test_similarity(workdir):
 
 def test_export_saved_model(workdir, tmp_path):
     before = snapshot(workdir)
-    flags = [f"--workdir={workdir}", "--format=saved_model", f"--output={tmp_path / 'exported' / '1'}"]
+    flags = [f"--workdir={workdir}", "--format=saved_model", f"--output={tmp_path / 'exported'}", "--serving_version=1"]
     finished = run_script("export", *flags)
     assert finished.status == 0, finished.output
+    answer = json.loads(finished.stdout.splitlines()[-1])
+    assert (answer["output"], answer["format"]) == (str(tmp_path / "exported" / "1"), "saved_model")
     assert snapshot(workdir) == before
     serve = tf.saved_model.load(str(tmp_path / "exported" / "1")).signatures["serving_default"]
     encoder = instcls_tf.load_encoder(str(workdir))
@@ -67,8 +66,26 @@ def test_export_saved_model(workdir, tmp_path):
     exported = snapshot(tmp_path)
     finished = run_script("export", *flags)
     assert finished.status == 2
-    assert finished.stderr == f"error: --output={tmp_path}/exported/1 is not empty; name a new or an empty folder.\n"
+    assert finished.stderr == f"error: --output={tmp_path}/exported/1: is not empty, name a new or an empty folder\n"
     assert snapshot(tmp_path) == exported
+
+    finished = run_script("check_export", str(tmp_path / "exported" / "1"))
+    assert finished.status == 0, finished.output
+    assert json.loads(finished.stdout.splitlines()[-1])["error"] <= 1e-5
+    origin = json.loads((tmp_path / "exported" / "1" / "assets.extra" / "model_card.json").read_text())["origin"]
+    assert (origin["step"], origin["recipe"]["encoder"]) == (8, "resnet18")
+    assert origin["data_digest"]
+    assert "workdir" not in origin["recipe"]
+
+
+def test_export_without_a_checkpoint(workdir, tmp_path):
+    (tmp_path / "run").mkdir()
+    shutil.copy(workdir / "run.flags", tmp_path / "run")
+    before = snapshot(tmp_path)
+    finished = run_script("export", f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'exported'}")
+    assert finished.status == 2
+    assert finished.stderr == f"error: --workdir={tmp_path / 'run'}: the run has not saved a checkpoint yet\n"
+    assert snapshot(tmp_path) == before
 
 
 def test_compare(workdir, tmp_path):
@@ -89,7 +106,15 @@ MISTAKES = {
     "knn_eval --workdir={empty} --features=word": "--features=word: must be one of backbone, projection, pixels",
     "similarity --dataset=digits": "--dataset: no such flag; did you mean --data_dir?",
     "export --workdir={empty}": "--output is missing",
-    "export --workdir={empty} --output=x --format=tar": "--format=tar: must be one of saved_model",
+    "export --workdir={empty} --output=x --format=tar": "--format=tar: must be one of saved_model, onnx, onnx_int8,"
+    " litert, torchvision, detectron2",
+    "export --output={empty}/a*b": "--output={empty}/a*b: holds *, which TensorFlow reads as a pattern, wanted a path"
+    " without any of [ ] * ? \\",
+    "export --workdir={empty} --output={empty}/x --serving_version=0": "--serving_version=0: must be 1 or more, and"
+    " comes with --format=saved_model",
+    "check_export": "check_export: wanted the folder of an export",
+    "check_export {empty}": "{empty}: holds no export (model_card.json is missing)",
+    "export_matrix": "--environments is missing",
     "compare --output={empty}": "--runs is missing",
     "compare --runs=a --output={empty}": "--runs=a: must be NAME=WORKDIR,NAME=WORKDIR,... with different names",
 }
@@ -103,13 +128,3 @@ def test_mistakes(tmp_path, command, sentence):
     assert finished.stderr == f"error: {sentence.format(empty=tmp_path)}\n"
     assert finished.stdout == ""
     assert snapshot(tmp_path) == before
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_help_shows_flags_and_an_example(name):
-    subject = ["memory"] if name == "benchmark" else []
-    finished = run_script(name, *subject, "--help")
-    assert finished.status == 0, finished.output
-    assert finished.stderr == ""
-    assert f"python -m scripts.{name} " in finished.stdout
-    assert re.search(r"^  --\w+: \w", finished.stdout, re.MULTILINE)

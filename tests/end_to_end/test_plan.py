@@ -1,45 +1,48 @@
-"""`plan` from the command line: quick, without TensorFlow, and strict."""
+"""`plan` from the command line: without TensorFlow, and strict."""
 
 from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.commands import ROOT
+from tests.commands import ROOT, TIMEOUT
 
 IMAGENET = ("--flagfile=flags/presets/imagenet.flags", "--num_instances=1281167", "--workers=64")
 
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory):
-    """Runs the command in an environment where importing TensorFlow ends it."""
-    folder = tmp_path_factory.mktemp("path")
-    (folder / "tensorflow.py").write_text("raise SystemExit('tensorflow was imported')\n")
+    """Runs the command in an environment where importing TensorFlow, or what else takes its time, ends it."""
 
-    def run(*arguments: str) -> subprocess.CompletedProcess:
+    def forbid(*modules: str) -> Path:
+        folder = tmp_path_factory.mktemp("path")
+        for module in modules:
+            (folder / f"{module}.py").write_text(f"raise SystemExit('{module} was imported')\n")
+        return folder
+
+    folders = {False: forbid("tensorflow", "keras", "sklearn", "matplotlib"), True: forbid("tensorflow")}
+
+    def run(*arguments: str, draws: bool = False) -> subprocess.CompletedProcess:
         return subprocess.run(
             [sys.executable, "-m", "scripts.plan", *arguments],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(folder)},
+            env={**os.environ, "PYTHONPATH": str(folders[draws])},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=TIMEOUT,
         )
 
     return run
 
 
 def test_answer_of_the_paper_s_run(plan):
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     finished = plan(*IMAGENET)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert finished.returncode == 0, finished.stderr
-    assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 2, "CPU seconds"
     *text, last = finished.stdout.splitlines()
     answer = json.loads(last)
     assert answer["memory"]["class weights"] == 20019 * 128 * 4
@@ -58,7 +61,7 @@ def test_a_run_that_does_not_fit(plan):
 
 def test_picture(plan, tmp_path):
     path = tmp_path / "new" / "plan.png"
-    assert plan(*IMAGENET, f"--output={path}").returncode == 0
+    assert plan(*IMAGENET, f"--output={path}", draws=True).returncode == 0
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
@@ -68,6 +71,8 @@ def test_picture(plan, tmp_path):
         ((), "--num_instances is missing: how many images, each a class, the run is to have"),
         (("--num_instances=100", "--workers=64"), "--hard_negatives=100: must be below"),
         (("--num_instances=many",), "--num_instances=many: must be a whole number"),
+        (("--num_instances=1000", "--prior_every=10"), "--prior_every=10: must be 0, what this lever takes is not"),
+        (("--num_instances=1000", "--contrast_epochs=1"), "--contrast_epochs=1: must be 0, what this lever takes"),
         (("--num_instances=1000", "--stem=big"), "--stem=big: must be one of imagenet, small"),
         (("--num_instances=1000", "--output=/proc/plan.png"), "--output=/proc/plan.png: cannot write this file"),
     ],

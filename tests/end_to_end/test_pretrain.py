@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
-import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import instcls_tf
-from instcls_tf import cores, pretraining
-from instcls_tf.config import PretrainConfig, load_run
-from tests.commands import run_command, snapshot, under_launcher
-from tests.end_to_end.conftest import PastRun
+from instcls_tf.config import PretrainConfig
+from instcls_tf.pretraining import pretrain
+from instcls_tf.run.workdir import load_run
+from tests.commands import snapshot
+from tests.end_to_end.conftest import PastRun, launched
 from tests.end_to_end.runs import (
     NUM_INSTANCES,
     STEPS,
     STEPS_PER_EPOCH,
     TINY,
-    flags_of,
     metrics_of,
     searches_of,
     write_images,
@@ -32,11 +30,6 @@ METRICS = {"step", "epoch", "loss", "instance_top1", "learning_rate", "images_pe
 
 
 @pytest.fixture(scope="module")
-def whole_run_of_one(tmp_path_factory) -> PastRun:
-    return launched(tmp_path_factory.mktemp("one") / "run", workers=1)
-
-
-@pytest.fixture(scope="module")
 def whole_run_of_two(tmp_path_factory) -> PastRun:
     return launched(tmp_path_factory.mktemp("two") / "run", workers=2)
 
@@ -44,16 +37,6 @@ def whole_run_of_two(tmp_path_factory) -> PastRun:
 @pytest.fixture(scope="module")
 def interrupted_run_of_two(tmp_path_factory) -> PastRun:
     return launched(tmp_path_factory.mktemp("interrupted") / "run", workers=2, max_steps=INTERRUPTED_AT)
-
-
-def launched(workdir, workers: int, **changes) -> PastRun:
-    """A run whose workers have as many threads as those of two: other numbers of threads round sums otherwise."""
-    command = [sys.executable, "-m", "scripts.pretrain", *flags_of(workdir, **changes)]
-    own = sorted(os.sched_getaffinity(0))[: cores.threads_of_worker(2)]
-    pinned = ["taskset", "--cpu-list", ",".join(map(str, own))] if workers == 1 else []
-    finished = run_command([*pinned, *under_launcher(workers, command)], timeout=180)
-    assert finished.status == 0, finished.output
-    return PastRun(workdir, finished)
 
 
 @pytest.mark.parametrize("fixture", ["whole_run", "whole_run_of_two"])
@@ -90,8 +73,8 @@ def test_a_run_leaves_what_the_documentation_promises(request, fixture):
     assert np.isfinite(rows).all()
 
 
-def test_each_epoch_reports_its_search(whole_run_of_one, whole_run_of_two):
-    one, two = searches_of(whole_run_of_one.workdir), searches_of(whole_run_of_two.workdir)
+def test_each_epoch_reports_its_search(whole_run, whole_run_of_two):
+    one, two = searches_of(whole_run.workdir), searches_of(whole_run_of_two.workdir)
     for searches in (one, two):
         assert list(searches) == [STEPS_PER_EPOCH, STEPS]
         first, second = searches.values()
@@ -106,21 +89,21 @@ def test_each_epoch_reports_its_search(whole_run_of_one, whole_run_of_two):
 def test_progress_is_on_standard_error(whole_run):
     assert whole_run.finished.stdout == ""
     said = whole_run.finished.stderr.splitlines()
-    assert said[0] == "digits: 1437 instances = classes, 1 worker(s), 5 steps per epoch, 2 epochs"
-    assert said[-1] == f"done: {whole_run.workdir} (checkpoint at step 10 of 10)"
+    assert said[0] == "digits: 1437 instances = classes, 1 worker(s), 4 steps per epoch, 2 epochs"
+    assert said[-1] == f"done: {whole_run.workdir} (checkpoint at step 8 of 8)"
 
 
 def test_progress_comes_from_rank_0_only(whole_run_of_two):
     finished = whole_run_of_two.finished
     assert finished.stdout == ""
     said = finished.said_by(0)
-    assert said[0] == "digits: 1437 instances = classes, 2 worker(s), 5 steps per epoch, 2 epochs"
-    assert said[-1] == f"done: {whole_run_of_two.workdir} (checkpoint at step 10 of 10)"
+    assert said[0] == "digits: 1437 instances = classes, 2 worker(s), 4 steps per epoch, 2 epochs"
+    assert said[-1] == f"done: {whole_run_of_two.workdir} (checkpoint at step 8 of 8)"
     assert finished.said_by(1) == []
 
 
-def test_two_workers_train_as_one_does(whole_run_of_one, whole_run_of_two):
-    one, two = metrics_of(whole_run_of_one.workdir), metrics_of(whole_run_of_two.workdir)
+def test_two_workers_train_as_one_does(whole_run, whole_run_of_two):
+    one, two = metrics_of(whole_run.workdir), metrics_of(whole_run_of_two.workdir)
     np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-4)
     np.testing.assert_array_equal(two["learning_rate"], one["learning_rate"])
 
@@ -138,7 +121,7 @@ def test_an_interrupted_run_goes_on(request, tmp_path, interrupted_run_of_two, w
     metrics = metrics_of(workdir)
     np.testing.assert_array_equal(metrics["step"], np.arange(1, STEPS + 1))
 
-    whole = request.getfixturevalue("whole_run_of_two" if workers == 2 else "whole_run_of_one").workdir
+    whole = request.getfixturevalue("whole_run_of_two" if workers == 2 else "whole_run").workdir
     # The epoch that was cut in two has no search to report; the next one compares with the lists that were saved.
     assert list(searches_of(workdir)) == [STEPS]
     churns = [searches_of(folder)[STEPS]["hard_negative_churn"] for folder in (workdir, whole)]
@@ -153,10 +136,14 @@ def test_an_interrupted_run_goes_on(request, tmp_path, interrupted_run_of_two, w
 
 
 def test_nine_images_on_three_workers(tmp_path):
-    """Batches of 4, 4 and 1 for three workers, two of whom have nothing in the last; begun by one worker."""
+    """Batches of 4, 4 and 1 for three workers, two of whom have nothing in the last; begun by one worker.
+
+    Eleven images are to be shown, for which one epoch is too short.
+    """
     write_images(tmp_path / "photos", [f"{index}.jpg" for index in range(9)])
     dataset = {"dataset": f"folder:{tmp_path / 'photos'}", "augmentation": "none"}
     changes = {**dataset, "batch_size": 4, "micro_batch": 1, "hard_negatives": 8, "learning_rate": 0.01}
+    changes |= {"epochs": 1, "exposures": 11}
     workdir = tmp_path / "run"
     instcls_tf.pretrain(PretrainConfig(**{**TINY, **changes, "workdir": str(workdir), "max_steps": 4}))
     launched(workdir, workers=3, **changes)
@@ -171,19 +158,19 @@ def test_nine_images_on_three_workers(tmp_path):
 def recorded(monkeypatch, config: PretrainConfig) -> list[list[int]]:
     """Runs `pretrain` and returns the instance ids of each of its steps."""
     seen = []
-    make_train_step = pretraining.make_train_step
+    with_step = pretrain.StopRequest.with_step
 
-    def make_recording_step(*arguments):
-        train_step = make_train_step(*arguments)
+    def with_recorded_step(request, train_step):
+        make_step = with_step(request, train_step)
 
         def step(views, instance_ids, learning_rate):
             seen.append(instance_ids.numpy().tolist())
-            return train_step(views, instance_ids, learning_rate)
+            return make_step(views, instance_ids, learning_rate)
 
         return step
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretraining, "make_train_step", make_recording_step)
+        patch.setattr(pretrain.StopRequest, "with_step", with_recorded_step)
         instcls_tf.pretrain(config)
     return seen
 
@@ -208,7 +195,7 @@ def test_interruptions_change_nothing_on_one_worker(tmp_path, monkeypatch, capsy
     before = snapshot(workdir)
     capsys.readouterr()
     assert recorded(monkeypatch, config) == []
-    assert capsys.readouterr().err.splitlines()[-1] == f"done: {workdir} (checkpoint at step 10 of 10)"
+    assert capsys.readouterr().err.splitlines()[-1] == f"done: {workdir} (checkpoint at step 8 of 8)"
     after = snapshot(workdir)
     assert {path: content for path, (_, content) in after.items()} == {
         path: content for path, (_, content) in before.items()

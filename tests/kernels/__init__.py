@@ -6,7 +6,7 @@ import platform
 
 import pytest
 
-from instcls_tf import compiled_softmax
+from instcls_tf.classifier.kernels import passes
 
 # By the names that the kernels give themselves; the variables that hold them.
 FAMILIES = {
@@ -22,6 +22,6 @@ FAMILIES = {
 
 def skip_unless_usable(name: str) -> None:
     """Skips what this processor cannot run."""
-    assert compiled_softmax.available(), "./scripts/setup.sh compiles the kernels"
-    if name not in compiled_softmax.usable_kernels():
+    assert passes.available(), "./scripts/setup.sh compiles the kernels"
+    if name not in passes.usable_kernels():
         pytest.skip(f"this processor cannot run {name} kernels")

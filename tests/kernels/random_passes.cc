@@ -98,8 +98,8 @@ Results run(const instcls::Pass& pass, const StoredTable& momentum, float* embed
             const std::vector<int64_t>& bounds) {
   const instcls::Kernels& kernels = instcls::INSTCLS_KERNELS;
   const int64_t padded_rows = pass.num_panels * kPanel, all = padded_rows * pass.padded_size;
-  Results results{Numbers<double>(padded_rows), Numbers<float>(padded_rows), Numbers<float>(padded_rows),
-                  Numbers<float>(padded_rows, -INFINITY), Numbers<float>(all), Numbers<float>(all)};
+  Results results{Numbers<double>(padded_rows),           Numbers<float>(padded_rows), Numbers<float>(padded_rows),
+                  Numbers<float>(padded_rows, -INFINITY), Numbers<float>(all),         Numbers<float>(all)};
   const instcls::Sums sums = {results.exp_sum,      results.target_sum,  results.own_logit,
                               results.max_negative, results.exp_weights, results.target_weights};
   for (size_t k = 1; k < bounds.size(); ++k) kernels.forward(pass, bounds[k - 1], bounds[k], sums);
@@ -146,7 +146,8 @@ bool passes(int64_t missing) {
     }
 
   // Embeddings of unit length, whose logits with any class are at most 1 / tau = 10.
-  Numbers<float> embeddings = normal(rows * size), panels(padded_rows * padded_size), expected(padded_rows * padded_size);
+  Numbers<float> embeddings = normal(rows * size), panels(padded_rows * padded_size),
+                 expected(padded_rows * padded_size);
   for (int64_t i = 0; i < rows; ++i) {
     float length = 0;
     for (int64_t d = 0; d < size; ++d) length += embeddings[i * size + d] * embeddings[i * size + d];
@@ -163,7 +164,7 @@ bool passes(int64_t missing) {
   }
 
   instcls::Pass pass;
-  pass.rows = weights.table;
+  pass.weights = weights.table;
   pass.streamed = all ? nullptr : streamed.data();
   pass.size = size, pass.padded_size = padded_size, pass.num_panels = padded_rows / kPanel;
   pass.tile_classes = between(1, 100);
@@ -171,6 +172,7 @@ bool passes(int64_t missing) {
   pass.panels = panels;
   pass.targets = {row.data(), column.data(), label.data(), is_own, static_cast<int64_t>(label.size())};
   pass.cross_entropy = between(0, 1);
+  pass.smallest_norm = 1e-6f;
 
   std::vector<float> expected_sums(rows);
   for (int64_t i = 0; i < rows; ++i)
@@ -187,7 +189,7 @@ bool passes(int64_t missing) {
   const int64_t middle = between(0, num_streamed);
   StoredTable weights_of_one(weights), momentum_of_one(momentum);
   const Results results = run(pass, momentum, embeddings, expected, rows, {0, num_streamed});
-  pass.rows = weights_of_one.table, pass.tile_classes = INT64_MAX;
+  pass.weights = weights_of_one.table, pass.tile_classes = INT64_MAX;
   const Results of_one = run(pass, momentum_of_one, embeddings, expected, rows, {0, middle, num_streamed});
 
   bool good = true;

@@ -8,7 +8,7 @@ import numpy as np
 
 NUM_INSTANCES = 101
 EMBEDDING_SIZE = 16
-HARD = 7
+NUM_HARD_NEGATIVES = 7
 CANDIDATES = 40  # per block: three blocks travel, which shards do not end with
 STEPS = 20
 LISTS_EVERY = 10
@@ -23,6 +23,7 @@ class Case(NamedTuple):
     smoothing_loss: str = "marginal"
     sampled_classes: int = 0
     tile_classes: int = 8  # so that tiles and shards do not end together
+    lists_row_by_row: bool = False  # hard negatives are given as [b, K] instead of the lists of all classes
     compiled: bool = True  # by the compiled kernels, else by TensorFlow's own operations
 
 
@@ -36,9 +37,14 @@ CASES = {
     "portable_cross_entropy": Case(smoothing_loss="cross_entropy", compiled=False),
     "portable_one_tile": Case(tile_classes=256, compiled=False),
     "portable_sampled": Case(smoothing=0.0, sampled_classes=60, compiled=False),
-    "cold_marginal": Case(temperature=0.01),
-    "cold_cross_entropy": Case(temperature=0.01, smoothing_loss="cross_entropy"),
+    "portable_sampled_few": Case(smoothing=0.0, sampled_classes=7, compiled=False),
+    "portable_lists_row_by_row": Case(lists_row_by_row=True, compiled=False),
+    "cold_marginal": Case(temperature=0.01, compiled=False),
+    "cold_cross_entropy": Case(temperature=0.01, smoothing_loss="cross_entropy", compiled=False),
+    "cold_sampled": Case(temperature=0.01, smoothing=0.0, sampled_classes=7, compiled=False),
     "sampled": Case(smoothing=0.0, sampled_classes=60),
+    "sampled_few": Case(smoothing=0.0, sampled_classes=7),  # fewer than own classes; some workers stream none
+    "sampled_one": Case(smoothing=0.0, sampled_classes=1, smoothing_loss="cross_entropy"),
 }
 
 

@@ -1,16 +1,16 @@
-"""What the workers of `test_detection` do: some steps of fine-tuning on shares that are uneven. Rank 0 writes."""
+"""A task of `tests.parallel.tasks`: some steps of fine-tuning on shares that are uneven. Rank 0 writes."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from instcls_tf import collectives, networks, partition
-from instcls_tf.evaluation.detection import make_train_step
-from instcls_tf.evaluation.detection_model import build_detector
+from instcls_tf.detection.finetune import make_train_step
+from instcls_tf.detection.model import build_detector
+from instcls_tf.distributed import collectives, partition
+from instcls_tf.encoder import networks
 from instcls_tf.optimizer import MomentumSGD
 
 SIZE, BATCH, STEPS = 32, 5, 4
@@ -28,8 +28,7 @@ def batch(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return images, boxes, labels
 
 
-def main(folder: Path) -> None:
-    collectives.init()
+def run(folder: Path) -> None:
     tf.keras.utils.set_random_seed(collectives.rank())  # what rank 0 drew must reach the others
     encoder = networks.build_encoder(encoder="resnet18", width_multiplier=1 / 4, stem="small", embedding_size=8)
     detector = build_detector(encoder, 2, image_size=SIZE, pyramid_channels=16)
@@ -42,7 +41,3 @@ def main(folder: Path) -> None:
     if collectives.rank() == 0:
         weights = {f"weights_{index}": values.numpy() for index, values in enumerate(detector.trainable_variables)}
         np.savez(folder / "detection.npz", losses=losses, **weights)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

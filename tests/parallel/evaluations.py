@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from instcls_tf import collectives
+from instcls_tf.distributed import collectives
 from instcls_tf.evaluation import commands
 from instcls_tf.evaluation.recipes import CachedRecipe, FinetuneRecipe, LinearRecipe
 from instcls_tf.evaluation.subject import open_subject

@@ -1,7 +1,11 @@
-"""What the workers of the parallel tests do; started by `tests.parallel.launch`. Rank 0 writes the results."""
+"""What the workers of the parallel tests do, all of it in one job; started by `tests.parallel.launch`.
+
+Each task gets a folder of its own, in which rank 0 writes the results.
+"""
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
@@ -9,25 +13,30 @@ import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
 
-from instcls_tf import checkpoint, classifier_sizes, collectives, compiled_softmax, grouped, hardest_classes, tiles
-from instcls_tf.classifier import ShardedClassifier, sample_classes
+from instcls_tf.classifier.hard_negatives import HardNegatives
+from instcls_tf.classifier.kernels.passes import CompiledPasses
+from instcls_tf.classifier.labels import ListsOfRows, sample_classes
+from instcls_tf.classifier.portable_passes import PortablePasses
+from instcls_tf.classifier.prior import initialize_classifier
+from instcls_tf.classifier.sharded_classifier import ShardedClassifier
+from instcls_tf.classifier.tiles import SearchSizes
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.sources import open_source
-from instcls_tf.hardest_classes import HardNegatives
+from instcls_tf.distributed import collectives
+from instcls_tf.encoder import bn_groups, networks
+from instcls_tf.methods.instance import InstanceClassification
 from instcls_tf.optimizer import MomentumSGD
-from instcls_tf.prior import initialize_classifier
-from instcls_tf.train_step import make_train_step
-from tests.parallel import cases
+from instcls_tf.pretraining.train_step import make_train_step
+from instcls_tf.run import checkpoint, parts
+from tests.parallel import cases, detection_task
 
 OVERLAP_STEPS = 4
+SEARCH = SearchSizes(cases.CANDIDATES, cases.CANDIDATES * 5)
 
 
 def classifier(folder: Path) -> None:
     """Trains every case's class weights and writes loss, gradients, weights, lists and samples."""
-    hardest_classes._CANDIDATES, hardest_classes._TILE_ELEMENTS = cases.CANDIDATES, cases.CANDIDATES * 5
     for name, case in cases.CASES.items():
-        tiles.tile_classes = classifier_sizes.kernel_tile_classes = lambda *_, number=case.tile_classes: number
-        compiled_softmax.available = lambda compiled=case.compiled: compiled
         results = _train_classifier(case, name)
         if collectives.rank() == 0:
             np.savez(folder / f"{name}.npz", **results)
@@ -35,38 +44,45 @@ def classifier(folder: Path) -> None:
 
 def _train_classifier(case: cases.Case, name: str) -> dict[str, np.ndarray]:
     layer = make_classifier(case, name)
-    hard = HardNegatives(layer, cases.HARD) if case.smoothing else None
+    hard_negatives = HardNegatives(layer, cases.NUM_HARD_NEGATIVES, SEARCH) if case.smoothing else None
 
     @tf.function(reduce_retracing=True)
-    def step(embeddings, ids, number):
-        lists = hard.lookup(ids) if hard else None
+    def step(embeddings, ids, number, hard_negatives):
         with tf.GradientTape() as tape:
             tape.watch(embeddings)
-            output = layer(embeddings, ids, lists, learning_rate=cases.LEARNING_RATE, step=number)
+            output = layer(embeddings, ids, hard_negatives, learning_rate=cases.LEARNING_RATE, step=number)
         gradient = tape.gradient(output.loss, embeddings)
         return output, collectives.all_gather(gradient, "test_gradient")
 
     results = {}
     for number in range(cases.STEPS):
-        if hard and number % cases.LISTS_EVERY == 0:
-            churn = hard.refresh().churn
-            results[f"lists_{number}"], results[f"churn_{number}"] = gather(hard.lists), np.array(churn, np.float64)
+        if hard_negatives and number % cases.LISTS_EVERY == 0:
+            churn = hard_negatives.refresh().churn
+            results[f"lists_{number}"], results[f"churn_{number}"] = (
+                gather(hard_negatives.lists),
+                np.array(churn, np.float64),
+            )
         embeddings, ids = cases.batch(number)
         begin, end = collectives.own_bounds(len(ids))
         if case.sampled_classes:
-            sample = sample_classes(tf.constant(ids), cases.NUM_INSTANCES, case.sampled_classes, (layer.seed, number))
+            sample = sample_classes(cases.NUM_INSTANCES, case.sampled_classes, layer.seed, number)
             results[f"sample_{number}"] = sample.numpy()
-        output, gradient = step(tf.constant(embeddings[begin:end]), tf.constant(ids[begin:end]), tf.constant(number))
+        own = tf.constant(embeddings[begin:end]), tf.constant(ids[begin:end])
+        given = hard_negatives
+        if case.lists_row_by_row:
+            given = ListsOfRows(tf.gather(gather(hard_negatives.lists), own[1]))
+        output, gradient = step(*own, tf.constant(number), given)
         results[f"loss_{number}"] = output.loss.numpy()
         results[f"top1_{number}"] = output.instance_top1.numpy()
         results[f"gradient_{number}"] = gradient.numpy()
         if number in (0, cases.STEPS - 1):
-            results[f"weights_{number}"] = gather(layer.local_rows)
+            results[f"weights_{number}"] = gather(layer.local_weights)
             results[f"momentum_{number}"] = gather(layer.local_momentum)
     return results
 
 
 def make_classifier(case: cases.Case, name: str) -> ShardedClassifier:
+    make = CompiledPasses if case.compiled else PortablePasses
     layer = ShardedClassifier(
         cases.NUM_INSTANCES,
         cases.EMBEDDING_SIZE,
@@ -74,6 +90,7 @@ def make_classifier(case: cases.Case, name: str) -> ShardedClassifier:
         smoothing=case.smoothing,
         smoothing_loss=case.smoothing_loss,
         sampled_classes=case.sampled_classes,
+        make_passes=functools.partial(make, tile_classes=case.tile_classes),
         name=name,
     )
     layer.write(tf.range(layer.num_local), tf.constant(cases.weights()[layer.begin : layer.end]))
@@ -87,23 +104,39 @@ def gather(variable: tf.Variable) -> np.ndarray:
 def train_step(folder: Path) -> None:
     """Trains a linear encoder together with the classifier through the real training step, padding included."""
     layer = make_classifier(cases.CASES["marginal"], "whole_step")
-    hard = HardNegatives(layer, cases.HARD)
+    hard_negatives = HardNegatives(layer, cases.NUM_HARD_NEGATIVES)
     encoder = linear_encoder()
     optimizer = MomentumSGD(cases.LEARNING_RATE, momentum=0.9, weight_decay=1e-4)
     views_spec = tf.TensorSpec([None, 2, 2, 2, 3], tf.float32)
-    step = make_train_step(encoder, layer, hard, optimizer, views_spec, cases.MICRO_BATCH, several_groups=True)
+    step = make_train_step(
+        encoder,
+        InstanceClassification(layer, hard_negatives),
+        optimizer,
+        views_spec,
+        cases.MICRO_BATCH,
+        # Workers may differ in this: one has less free memory than another.
+        bn_groups.Groups(several=True, kept=collectives.rank() % 2 == 0),
+    )
     results = {}
     for number in range(cases.STEPS):
         if number % cases.LISTS_EVERY == 0:
-            hard.refresh()
+            hard_negatives.refresh()
         own_views, own_ids = own_share(number)
-        output = step(tf.constant(own_views), tf.constant(own_ids), tf.constant(cases.LEARNING_RATE))
+        output, _ = step(tf.constant(own_views), tf.constant(own_ids), tf.constant(cases.LEARNING_RATE))
         results[f"loss_{number}"] = output.loss.numpy()
     results["kernel"] = encoder.trainable_variables[0].numpy()
-    results["weights"] = gather(layer.local_rows)
+    results["weights"] = gather(layer.local_weights)
     results["moving_mean"], results["moving_variance"] = moving_statistics()
+    results["gathered"] = np.array(gathered_by(step))
     if collectives.rank() == 0:
         np.savez(folder / "train_step.npz", **results)
+
+
+def gathered_by(step: tf.types.experimental.GenericFunction) -> list[str]:
+    """The names of the tensors that a step of the graph gathers from the workers."""
+    graph = step.get_concrete_function().graph.as_graph_def()
+    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+    return sorted({node.name.split("/")[-1] for node in nodes if node.op == "HorovodAllgather"})
 
 
 def own_share(step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -124,7 +157,9 @@ def moving_statistics() -> tuple[np.ndarray, np.ndarray]:
 
     @tf.function(input_signature=[tf.TensorSpec([None, 2, 2, 3]), tf.TensorSpec([None], tf.bool)])
     def encode(images, is_real):
-        return grouped.encode(encoder, images, is_real, 2 * cases.MICRO_BATCH, several=True).embeddings
+        return bn_groups.encode(
+            encoder, images, is_real, 2 * cases.MICRO_BATCH, bn_groups.Groups(several=True)
+        ).embeddings
 
     for number in range(cases.STEPS):
         views, ids = own_share(number)
@@ -133,7 +168,8 @@ def moving_statistics() -> tuple[np.ndarray, np.ndarray]:
 
 
 def overlap(folder: Path) -> None:
-    """Some steps of an encoder whose backward pass takes its time; Horovod's timeline, if it is on, sees them."""
+    """Some steps of an encoder whose backward pass takes its time, in Horovod's timeline of rank 0."""
+    hvd.start_timeline(str(folder / "timeline.json"))
     encoder = convolutions()
     optimizer = MomentumSGD(0.01, momentum=0.9, weight_decay=1e-4)
     views_spec = tf.TensorSpec([None, 2, 24, 24, 3], tf.float32)
@@ -142,7 +178,9 @@ def overlap(folder: Path) -> None:
         "together": (lambda gradients, _: collectives.sum_together(gradients, "together"),),
     }.items():
         layer = make_classifier(cases.CASES["eq1"], f"classifier_{name}")
-        step = make_train_step(encoder, layer, None, optimizer, views_spec, 16, False, *ways)
+        step = make_train_step(
+            encoder, InstanceClassification(layer), optimizer, views_spec, 16, bn_groups.Groups(several=False), *ways
+        )
         ids = tf.range(16) + 16 * collectives.rank()
         for number in range(OVERLAP_STEPS):
             step(tf.random.stateless_normal([16, 2, 24, 24, 3], [number, collectives.rank()]), ids, 0.01)
@@ -181,53 +219,76 @@ def prior(folder: Path) -> None:
             workdir=str(folder), dataset="digits", image_size=16, augmentation="digits", encoder="resnet18",
             width_multiplier=0.125, stem="small", embedding_size=16, batch_size=200, classifier_init=init,
         )  # fmt: skip
-        encoder = checkpoint.make_encoder(config)
+        encoder = networks.make_encoder(config)
         layer = ShardedClassifier(source.num_instances, config.embedding_size, name=init)
         initialize_classifier(config, layer, encoder, source)
-        rows = gather(layer.local_rows)
+        rows = gather(layer.local_weights)
         if collectives.rank() == 0:
             np.save(folder / f"{init}.npy", rows)
 
 
 def save(folder: Path) -> None:
     """Saves a classifier and an encoder whose values name their places."""
-    layer, hard, encoder = _numbered_state()
-    checkpoint.save(str(folder), 3, tf.train.Checkpoint(encoder=encoder), _slices(layer, hard))
+    layer, hard_negatives, encoder = _numbered_state()
+    checkpoint.save(str(folder), 3, tf.train.Checkpoint(encoder=encoder), _slices(layer, hard_negatives))
 
 
-def restore(folder: Path) -> None:
-    """Restores into zeros and writes what every worker together got."""
-    layer, hard, encoder = _numbered_state()
-    for variable in (layer.local_rows, layer.local_momentum, hard.lists, *encoder.variables):
+def restore(folder: Path, saved: Path) -> None:
+    """Restores what `save` has saved into zeros and writes what every worker together got."""
+    layer, hard_negatives, encoder = _numbered_state()
+    for variable in (layer.local_weights, layer.local_momentum, hard_negatives.lists, *encoder.variables):
         variable.assign(tf.zeros_like(variable))
-    prefix = checkpoint.latest(str(folder))
-    checkpoint.restore(prefix, tf.train.Checkpoint(encoder=encoder), _slices(layer, hard))
-    rows, momentum, lists = gather(layer.local_rows), gather(layer.local_momentum), gather(hard.lists)
+    prefix = checkpoint.latest(str(saved))
+    checkpoint.restore(prefix, tf.train.Checkpoint(encoder=encoder), _slices(layer, hard_negatives))
+    rows, momentum, lists = gather(layer.local_weights), gather(layer.local_momentum), gather(hard_negatives.lists)
+    embeddings, ids = cases.batch(0)
+    begin, end = collectives.own_bounds(len(ids))
+    own = tf.constant(embeddings[begin:end]), tf.constant(ids[begin:end])
+    loss = layer(*own, hard_negatives, learning_rate=cases.LEARNING_RATE).loss
+    after = {"loss": loss.numpy(), "rows_after": gather(layer.local_weights)}
+    after["momentum_after"] = gather(layer.local_momentum)
     if collectives.rank() == 0:
         kernel = encoder.trainable_variables[0].numpy()
-        name = f"restored_by_{collectives.size()}.npz"
-        np.savez(folder / name, rows=rows, momentum=momentum, lists=lists, kernel=kernel)
+        np.savez(folder / "restored.npz", rows=rows, momentum=momentum, lists=lists, kernel=kernel, **after)
 
 
 def _numbered_state():
-    checkpoint._CHUNK_ROWS = 20
+    parts._CHUNK_ROWS = 20
     layer = make_classifier(cases.CASES["marginal"], "saved")
-    layer.local_momentum.assign(-layer.local_rows)
-    hard = HardNegatives(layer, cases.HARD)
-    hard.refresh()
-    return layer, hard, linear_encoder()
+    layer.local_momentum.assign(-layer.local_weights)
+    hard_negatives = HardNegatives(layer, cases.NUM_HARD_NEGATIVES)
+    hard_negatives.refresh()
+    return layer, hard_negatives, linear_encoder()
 
 
-def _slices(layer: ShardedClassifier, hard: HardNegatives) -> dict[str, checkpoint.Slices]:
-    named = {"rows": layer.local_rows, "momentum": layer.local_momentum, "hard": hard.lists}
+def _slices(layer: ShardedClassifier, hard_negatives: HardNegatives) -> dict[str, checkpoint.Slices]:
+    named = {"rows": layer.local_weights, "momentum": layer.local_momentum, "hard_negatives": hard_negatives.lists}
     return {
-        f"classifier/{name}": checkpoint.Slices(variable, layer.begin, layer.num_instances)
+        f"classifier/{name}": parts.Slices(variable, layer.begin, layer.num_instances)
         for name, variable in named.items()
     }
 
 
+def run_all(folder: Path, saved: Path | None) -> None:
+    """Every task that says something about this number of workers.
+
+    Args:
+      folder: of this job.
+      saved: what `save` of another job has written.
+    """
+    tasks = {"classifier": classifier, "train_step": train_step, "prior": prior, "save": save}
+    if saved:
+        tasks["restore"] = functools.partial(restore, saved=saved)
+    if collectives.size() == 2:
+        tasks["overlap"] = overlap
+    if collectives.size() <= 2:
+        tasks["detection"] = detection_task.run
+    for name, task in tasks.items():
+        (folder / name).mkdir(exist_ok=True)
+        task(folder / name)
+
+
 if __name__ == "__main__":
+    _, place, *of_other_job = sys.argv[1:]
     collectives.init()
-    {task.__name__: task for task in (classifier, train_step, overlap, prior, save, restore)}[sys.argv[1]](
-        Path(sys.argv[2])
-    )
+    run_all(Path(place), Path(of_other_job[0]) if of_other_job else None)

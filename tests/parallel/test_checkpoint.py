@@ -6,32 +6,40 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from instcls_tf import checkpoint
+from instcls_tf.run import checkpoint
 from tests import reference
 from tests.parallel import cases
-from tests.parallel.launch import launch
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint")
-    launch(2, "save", folder)
-    return folder
-
-
-def test_slices_read_as_one_tensor(saved):
-    reader = tf.train.load_checkpoint(checkpoint.latest(str(saved)))
+def test_slices_read_as_one_tensor(job):
+    reader = tf.train.load_checkpoint(checkpoint.latest(str(job(2) / "save")))
     np.testing.assert_array_equal(reader.get_tensor("classifier/rows"), cases.weights())
     np.testing.assert_array_equal(reader.get_tensor("classifier/momentum"), -cases.weights())
-    expected = reference.hard_negatives(cases.weights(), cases.HARD)
-    np.testing.assert_array_equal(reader.get_tensor("classifier/hard"), expected)
+    expected = reference.hard_negatives(cases.weights(), cases.NUM_HARD_NEGATIVES)
+    np.testing.assert_array_equal(reader.get_tensor("classifier/hard_negatives"), expected)
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])
-def test_restores_on_another_number_of_workers(saved, num_workers):
-    launch(num_workers, "restore", saved)
-    restored = np.load(saved / f"restored_by_{num_workers}.npz")
+def test_restores_on_another_number_of_workers(job, num_workers):
+    restored = np.load(job(num_workers) / "restore" / "restored.npz")
     np.testing.assert_array_equal(restored["rows"], cases.weights())
     np.testing.assert_array_equal(restored["momentum"], -cases.weights())
-    np.testing.assert_array_equal(restored["lists"], reference.hard_negatives(cases.weights(), cases.HARD))
+    np.testing.assert_array_equal(
+        restored["lists"], reference.hard_negatives(cases.weights(), cases.NUM_HARD_NEGATIVES)
+    )
     assert np.abs(restored["kernel"]).max() > 0
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_the_first_step_on_another_number_of_workers(job, num_workers):
+    restored = np.load(job(num_workers) / "restore" / "restored.npz")
+    case = cases.CASES["marginal"]
+    dense = reference.DenseClassifier(
+        cases.weights(), temperature=case.temperature, smoothing=case.smoothing, smoothing_loss=case.smoothing_loss
+    )
+    dense.buffer = -dense.weights.copy()
+    embeddings, ids = cases.batch(0)
+    loss, _, _ = dense.step(embeddings, ids, restored["lists"][ids], cases.LEARNING_RATE)
+    np.testing.assert_allclose(restored["loss"], loss, rtol=1e-5)
+    assert reference.relative_error(restored["rows_after"], dense.weights) < 1e-5
+    assert reference.relative_error(restored["momentum_after"], dense.buffer) < 1e-5

@@ -8,19 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel.launch import launch
 from tests.parallel.tasks import OVERLAP_STEPS
 
 NUM_VARIABLES = 10
 
 
 @pytest.fixture(scope="module")
-def timeline(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("overlap")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOROVOD_TIMELINE", str(folder / "timeline.json"))
-        launch(2, "overlap", folder)
-    return folder / "timeline.json"
+def timeline(job) -> Path:
+    return job(2) / "overlap" / "timeline.json"
 
 
 def steps_of(timeline: Path, prefix: str) -> list[list[tuple[int, int]]]:

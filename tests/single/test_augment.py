@@ -1,7 +1,5 @@
 """Views: shapes, seeds, independence of draws, and what the layers do to pixels."""
 
-import colorsys
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -55,7 +53,7 @@ def test_none_is_the_largest_centred_square():
 def test_unknown_preset_is_explained():
     with pytest.raises(UserError) as error:
         make_views("mocha", 32, 0)
-    assert str(error.value) == "--augmentation=mocha: unknown, wanted one of simclr, digits, none"
+    assert str(error.value) == "--augmentation=mocha: must be one of simclr, digits, none"
 
 
 def test_digits_views_stay_readable():
@@ -67,7 +65,8 @@ def test_digits_views_stay_readable():
     # Among warped digits, a warped digit's nearest is one of its own kind, itself left out.
     source, views = open_source("digits"), make_views("digits", 16, 0)
     draws = views.draws(STEP, source.num_instances, 2)
-    cut = tf.stack([views.crop(tf.constant(image), draws[i]) for i, image in enumerate(source.images)])
+    images = tf.data.Dataset.from_tensor_slices((source.images, draws))
+    cut = tf.stack(list(images.map(views.crop)))
     flat = views.augment(tf.reshape(cut, [-1, 16, 16, 3]), tf.reshape(draws, [-1, views.num_draws]))
     vectors = tf.reshape(flat, [2 * source.num_instances, -1]).numpy().astype(float)
     vectors -= vectors.mean(axis=1, keepdims=True)
@@ -79,36 +78,23 @@ def test_digits_views_stay_readable():
     assert np.mean(labels[np.argmax(similarities, axis=1)] == labels) > 0.7
 
 
-def test_box_area_and_place_cover_their_ranges():
-    image = tf.zeros([100, 200, 3], tf.uint8)
-    draws = tf.random.stateless_uniform([2000, 4], [0, 1])
-    boxes = tf.map_fn(lambda d: tf.stack(augment._random_box(image, d)), draws, fn_output_signature=tf.int32).numpy()
-    top, left, height, width = boxes.T
-    assert (top >= 0).all() and (left >= 0).all() and (top + height <= 100).all() and (left + width <= 200).all()
-    area = height * width / 20000
-    assert area.min() >= 0.19 and area.max() > 0.6 and left.max() > 100
-    fits = height < 100  # A side that was cut no longer has the drawn aspect.
-    aspect = width[fits] / height[fits]
-    assert 0.73 < aspect.min() < 0.8 and 1.25 < aspect.max() < 1.36
-
-
 def test_half_of_the_views_are_flipped():
     views = make_views("simclr", 32, 0)
     draws = views.draws(STEP, 200, 1)[:, 0]
-    assert 70 < np.sum(draws[:, 4].numpy() < 0.5) < 130
+    assert 70 < np.sum(draws[:, 22].numpy() < 0.5) < 130
     draw = draws[:1].numpy()
     cut = []
     for flip in (0.2, 0.7):
-        draw[0, 4] = flip
+        draw[0, 22] = flip
         cut.append(views.crop(_photo(), tf.constant(draw))[0].numpy())
     assert np.array_equal(cut[0], cut[1][:, ::-1]) and not np.array_equal(*cut)
 
 
 def _color(image, **columns):
-    """`RandomColor` with neutral draws but the named ones."""
+    """`RandomColor(0.5)`, factors 0.6 to 1.4, with neutral draws but the named ones."""
     draws = {"jitter": 0.0, "b": 0.5, "c": 0.5, "s": 0.5, "h": 0.5, "order": 0.0, "grey": 0.9} | columns
     table = tf.constant([list(draws.values())], tf.float32)
-    return augment.RandomColor().augment_images(tf.cast(image[None], tf.float32), table)[0].numpy()
+    return augment.RandomColor(0.5).augment_images(tf.cast(image[None], tf.float32), table)[0].numpy()
 
 
 def test_color_neutral_draws_change_nothing():
@@ -136,15 +122,6 @@ def test_color_order_matters_and_contrast_uses_the_current_mean():
         np.testing.assert_allclose(got, 0.8 * (1.4 * pixels - 0.4 * luma), rtol=2e-3)
     results = [_color(image, c=1.0, s=0.0, h=1.0, b=0.9, order=(order + 0.5) / 24) for order in range(24)]
     assert max(np.abs(results[0] - result).max() for result in results) < 60
-
-
-def test_hue_turns_like_hsv_and_keeps_luma():
-    red = tf.constant([[[180.0, 80.0, 80.0]]])
-    turned = _color(red, h=1.0)[0, 0]
-    hue = colorsys.rgb_to_hsv(*(turned / 255.0))[0]
-    assert 0.05 < hue < 0.15, "a tenth of a turn from red goes towards yellow"
-    luma = np.array([0.299, 0.587, 0.114])
-    assert abs(turned @ luma - red.numpy()[0, 0] @ luma) < 1.0
 
 
 def test_blur_matches_a_dense_gaussian_and_leaves_half_alone():
@@ -185,14 +162,15 @@ def test_strengths_scale_what_they_name():
     image = _photo(40, 40)
     views = make_views("simclr", 40, 0, crop_min_area=1.0, color_strength=0.0, blur_probability=0.0)
     draws = views.draws(STEP, 50, 2)
-    square = tf.stack([augment._random_box(image, draw, 1.0)[2:] for draw in draws[:, 0]])
-    assert (tf.reduce_max(square, axis=1) == 40).numpy().all(), "the whole area, but for its aspect"
+    cut = tf.stack([views.crop(image, draw) for draw in draws])
+    whole = tf.stack([tf.cast(image, tf.float32), tf.cast(image[:, ::-1], tf.float32)])
+    assert (tf.reduce_min(tf.reduce_sum((cut[:, :, None] - whole) ** 2, [3, 4, 5]), 2) == 0).numpy().all(), "all of it"
     same = tf.repeat(tf.cast(image, tf.float32)[None], 100, 0)
     seen = views.augment(same, tf.reshape(draws, [100, -1])).numpy()
     grey = (seen[..., :1] == seen).all(axis=(1, 2, 3))
     assert (seen[~grey] == image.numpy()).all() and 8 < grey.sum() < 35
     strong = make_views("simclr", 40, 0, color_strength=2.0, blur_probability=1.0)
-    assert strong.layers[0].brightness == 0.8 and strong.layers[0].hue == 0.2 and strong.layers[1].probability == 1.0
+    assert strong.layers[0].brightness == 1.6 and strong.layers[0].hue == 0.4 and strong.layers[1].probability == 1.0
 
 
 def test_any_keras_cv_layer_can_follow_the_crop():
@@ -200,7 +178,7 @@ def test_any_keras_cv_layer_can_follow_the_crop():
 
     views = make_views("simclr", 32, 0, layers=[keras_cv.layers.RandomBrightness(0.5), augment.RandomColor()])
     draws = views.draws(STEP, 4, 2)
-    assert draws.shape == (4, 2, 12), "five for crop and flip, seven for the keyed layer"
+    assert draws.shape == (4, 2, 30), "23 for crop and flip, seven for the keyed layer"
     cut = tf.stack([views.crop(_photo(), draw) for draw in draws])
     seen = views.augment(tf.reshape(cut, [-1, 32, 32, 3]), tf.reshape(draws, [8, -1]))
     assert seen.shape == (8, 32, 32, 3) and seen.dtype == tf.uint8

@@ -1,9 +1,17 @@
 """The list of bad files: each image once, whatever was found wrong with it."""
 
+import re
+
 import numpy as np
+import pytest
 
 from instcls_tf.data.bad_files import BAD_FILES_NAME, BadFiles
 from instcls_tf.data.sources import DigitsSource
+from instcls_tf.errors import UserError
+
+
+def test_a_pass_over_the_images_is_checked_now_and_then_and_at_its_end():
+    assert [done for done in range(1, 121) if BadFiles.is_due(done, 120)] == [50, 100, 120]
 
 
 def test_an_image_counts_once_whatever_the_reasons(tmp_path):
@@ -15,3 +23,12 @@ def test_an_image_counts_once_whatever_the_reasons(tmp_path):
     again.check()
     assert len(again) == 1
     assert (tmp_path / BAD_FILES_NAME).read_text() == "a\\tb.jpg\tempty\n"
+
+
+def test_names_cannot_reach_the_terminal_as_escape_codes(tmp_path):
+    source = DigitsSource("dark", None, np.zeros([4, 8, 8, 3], np.uint8), np.full([4], -1, np.int32))
+    for name in ("\x1b]0;x\x07\x1b[2J.jpg", "b.jpg"):
+        source.bad.add(name, "empty")
+    sentence = f"2 of 4 images cannot be read, see {tmp_path}/bad_files.txt: " + r"'\x1b]0;x\x07\x1b[2J.jpg', b.jpg"
+    with pytest.raises(UserError, match=re.escape(sentence) + "$"):
+        BadFiles(str(tmp_path), source, 0.25).check()

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from instcls_tf.benchmark import timing
 from instcls_tf.benchmark.sizes import ClassifierBenchmark
 from instcls_tf.benchmark.timing import seconds_of
 from instcls_tf.config import PretrainConfig
@@ -21,10 +22,44 @@ def test_classifier_on_two_workers():
     result = json.loads(answer)
     assert result["workers"] == 2 and result["state_bytes"] == 2 * 4 * 1501 * 16
     assert result["ratio_to_matmul"] == pytest.approx(result["seconds_per_step"] / result["bare_matmul_seconds"])
-    assert 0 < result["bare_matmul_seconds"] < result["seconds_per_step"] < 10
-    assert 0 < result["plain_seconds_per_step"] < 10
+    for name in ("bare_matmul_seconds", "seconds_per_step", "plain_seconds_per_step"):
+        assert result[name] > 0, name
     assert result["peak_bytes_above_state"] < result["peak_bytes"] < result["peak_rss_bytes"] < 4e9
     assert result["planned_bytes"] > result["state_bytes"]
+
+
+def test_checks(tmp_path):
+    recipe = ["--image_size=8", "--encoder=resnet18", "--width_multiplier=0.125", "--stem=small", "--batch_size=8"]
+    words = ["--micro_batch=4", *recipe, *SIZES[:3], "--repeats=2", f"--folder={tmp_path}"]
+    finished = run_script("benchmark", "checks", *words)
+    assert finished.status == 0, finished.output
+    result = json.loads(finished.stdout.splitlines()[-1])
+    low, high = result["checks_share_quartiles"]
+    assert low <= result["checks_share"] <= high < 1
+    assert result["steps_per_epoch"] == 376
+    assert result["save_share"] == pytest.approx(
+        result["save_seconds"] / (result["save_seconds"] + 376 * result["seconds_per_step"])
+    )
+    for name in ("checksum_share", "watchdog_share", "save_share", "restore_seconds"):
+        assert 0 < result[name] < 1, name
+    assert not list(tmp_path.iterdir())
+
+
+def test_checkpoint(tmp_path):
+    finished = run_script("benchmark", "checkpoint", *SIZES[:2], "--repeats=2", f"--folder={tmp_path}")
+    assert finished.status == 0, finished.output
+    result = json.loads(finished.stdout.splitlines()[-1])
+    assert result["workers"] == 1 and result["bytes"] == 2 * 4 * 3001 * 16
+    assert {name for name in result if name.endswith("_seconds") and result[name] > 0} == {
+        f"{name}_seconds" for name in ("save", "check", "restore", "bare_write", "bare_read")
+    }
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("subject", ["checks", "checkpoint"])
+def test_a_folder_that_is_not_there(subject):
+    finished = run_script("benchmark", subject, "--folder=/nowhere")
+    assert finished.status == 2 and finished.stderr == "error: --folder=/nowhere: must be a folder to write into\n"
 
 
 def test_scaling(tmp_path):
@@ -89,16 +124,14 @@ def test_sizes_that_cannot_be_measured(changes, sentence):
     assert str(refusal.value) == sentence
 
 
-def test_seconds_leave_out_the_first_call():
-    import time
-
-    calls = []
+def test_seconds_are_the_median_without_the_first_call(monkeypatch):
+    durations, now = [50.0, 4.0, 1.0, 2.0], [100.0]
 
     def action():
-        calls.append(1)
-        time.sleep(0.5 if len(calls) == 1 else 0.01)
+        now[0] += durations.pop(0)
 
-    assert 0.01 <= seconds_of(action, 3) < 0.3 and len(calls) == 4
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    assert seconds_of(action, 3) == 2 and durations == []
 
 
 STEP = ["--encoder=resnet18", "--stem=small", "--image_size=16", "--width_multiplier=0.25", "--repeats=2"]
@@ -115,20 +148,20 @@ def test_step_on_two_workers_whose_shares_differ():
     assert result["parts_seconds"] == pytest.approx(sum(result[part] for part in PARTS))
     assert result["parts_to_step"] == pytest.approx(result["parts_seconds"] / result["seconds_per_step"])
     assert result["images_per_second"] == pytest.approx(11 / result["seconds_per_step"])
-    assert all(0 < result[part] < 10 for part in PARTS)
+    assert all(result[part] > 0 for part in PARTS)
     saved = result["together_seconds"] - result["one_by_one_seconds"]
     assert result["overlap_seconds_saved"] == pytest.approx(saved, abs=1e-9)
 
 
 @pytest.mark.parametrize(("rank", "ids"), [(0, range(8)), (1, range(8, 11))])
 def test_synthetic_images_are_shared_out_in_groups(monkeypatch, rank, ids):
-    from instcls_tf import collectives
     from instcls_tf.benchmark import step
+    from instcls_tf.distributed import collectives
 
     monkeypatch.setattr(collectives, "_size", 2)
     monkeypatch.setattr(collectives, "_rank", rank)
     config = PretrainConfig(batch_size=11, micro_batch=4, image_size=5, views=3)
-    views, instance_ids = step._synthetic_batch(config, num_instances=50)
+    views, instance_ids = step.synthetic_batch(config, num_instances=50)
     assert views.shape == [len(ids), 3, 5, 5, 3] and views.dtype == "uint8"
     assert instance_ids.numpy().tolist() == list(ids)
 
@@ -138,5 +171,7 @@ def test_step_with_wrong_sizes():
     assert (
         finished.status == 2 and "must be below the number of instances of --dataset=synthetic, 50" in finished.stderr
     )
+    finished = run_script("benchmark", "step", *STEP, "--batch_contrast=1")
+    assert finished.status == 2 and finished.stderr.startswith("error: --batch_contrast=1.0: must be 0, NT-Xent")
     finished = run_script("benchmark", "step", *STEP, "--repeats=0")
     assert (finished.status, finished.stderr) == (2, "error: --repeats=0: must be at least 1\n")

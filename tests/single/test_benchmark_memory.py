@@ -8,9 +8,10 @@ import sys
 
 import pytest
 
-from instcls_tf import classifier_sizes, cores
 from instcls_tf.benchmark import memory
+from instcls_tf.distributed import cores
 from instcls_tf.errors import UserError
+from instcls_tf.plan import classifier_bytes
 from tests.commands import ROOT, run_script
 
 
@@ -75,12 +76,12 @@ def test_a_trial_takes_the_planned_memory(dtype):
     sizes = (400_000, 1024, 128)
     trial = ["sharded", *map(str, sizes), dtype, dtype, "0"]
     command = [sys.executable, "-m", "instcls_tf.benchmark.memory_trial", *trial]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     answer = json.loads(finished.stdout)
     num_instances, batch_rows, size = sizes
     kept = {"weights_dtype": dtype, "momentum_dtype": dtype, "threads": cores.threads_of_worker(1)}
-    planned = classifier_sizes.peak_bytes(num_instances, 1, batch_rows, size, 0, **kept)
+    planned = classifier_bytes.peak_bytes(num_instances, 1, batch_rows, size, 0, **kept)
     assert answer["fits"]
     assert answer["peak_bytes"] == pytest.approx(planned, rel=0.1)
 

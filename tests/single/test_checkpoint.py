@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from instcls_tf import checkpoint
-from instcls_tf.checkpoint import Slices
-from instcls_tf.config import PretrainConfig, run_flags_path
 from instcls_tf.errors import UserError
-from instcls_tf.optimizer import MomentumSGD
+from instcls_tf.run import checkpoint, checkpoint_choice, checkpoint_manifest, parts
+from instcls_tf.run.checkpoint_manifest import Origin
+from instcls_tf.run.parts import Slices
 
 NUM_INSTANCES, SIZE = 53, 6
 
@@ -39,7 +40,7 @@ def assert_equal(state, other) -> None:
 @pytest.fixture
 def saved(tmp_path, monkeypatch) -> str:
     """The prefix of a checkpoint whose tensors went through several chunks."""
-    monkeypatch.setattr(checkpoint, "_CHUNK_ROWS", 20)
+    monkeypatch.setattr(parts, "_CHUNK_ROWS", 20)
     return checkpoint.save(str(tmp_path), 7, *make_state())
 
 
@@ -125,8 +126,16 @@ def test_a_save_that_fails_leaves_the_previous_one(tmp_path, saved, monkeypatch)
         raise tf.errors.ResourceExhaustedError(None, None, "no space left")
 
     monkeypatch.setattr(tf.raw_ops, "MergeV2Checkpoints", no_space)
-    with pytest.raises(tf.errors.ResourceExhaustedError):
+    with pytest.raises(UserError) as refusal:
         checkpoint.save(str(tmp_path), 8, *make_state(2.0))
+    folder = tmp_path / "checkpoints"
+    assert re.fullmatch(
+        re.escape(f"--workdir={tmp_path}: cannot write the checkpoint of step 8 to {folder} (no space left; ")
+        + r"[\d.]+ MB are free there\); the last good checkpoint is that of step 7, from which the same"
+        r" command goes on",
+        str(refusal.value),
+    )
+    assert not list(folder.glob(".writing-*"))
     assert checkpoint.latest(str(tmp_path)) == saved
     state = make_state(0.0)
     checkpoint.restore(saved, *state)
@@ -198,74 +207,134 @@ def test_a_lost_index(tmp_path, saved):
     os.remove(saved + ".index")
     with pytest.raises(UserError) as refusal:
         checkpoint.latest(str(tmp_path))
-    assert str(refusal.value) == f"--workdir={tmp_path}: its newest checkpoint has lost the file {saved}.index"
+    assert str(refusal.value) == f"--workdir={tmp_path}: none of its checkpoints can be used: {saved}.index: is missing"
 
 
-@pytest.mark.parametrize("content", ["", "model_checkpoint_", "\0\0\0"])
-def test_a_damaged_record_of_the_newest(tmp_path, saved, content):
+@pytest.mark.parametrize("content", ["", "model_checkpoint_", "\0\0\0", None, 'model_checkpoint_path: "ckpt-00000003"'])
+def test_a_damaged_record_of_the_newest(tmp_path, saved, capsys, content):
     """Not taken for a run that has saved nothing, which would begin anew and overwrite it."""
     record = tmp_path / "checkpoints" / "checkpoint"
-    record.write_text(content)
-    with pytest.raises(UserError) as refusal:
+    if content is None:
+        record.unlink()
+    else:
+        record.write_text(content)
+    assert checkpoint.latest(str(tmp_path)) == saved
+    said = capsys.readouterr().err
+    assert said.startswith("warning: ") and str(record) in said
+    assert said.endswith(": the newest checkpoint, that of step 7, is whole and taken\n")
+
+
+def test_a_record_without_checkpoints(tmp_path, saved):
+    for path in (tmp_path / "checkpoints").glob("ckpt-*"):
+        path.unlink()
+    with pytest.raises(UserError, match="names ckpt-00000007, but no file of any checkpoint is there"):
         checkpoint.latest(str(tmp_path))
-    sentence = f"--workdir={tmp_path}: cannot understand {record}, which names the newest checkpoint"
-    assert str(refusal.value) == sentence
 
 
-# ---------------------------------------------------------------------------------------------------------- encoder
+# ---------------------------------------------------------------------------------------------- whole or not there
 
 
-CONFIG = PretrainConfig(encoder="resnet18", width_multiplier=0.125, stem="small", embedding_size=16, seed=3)
+def test_a_manifest_tells_what_a_checkpoint_is(tmp_path):
+    origin = Origin("f00d", {"epochs": "3"}, "5eed")
+    prefix = checkpoint.save(str(tmp_path), 7, *make_state(), origin)
+    manifest = checkpoint_manifest.read(prefix)
+    assert (manifest.step, manifest.workers, manifest.origin) == (7, 1, origin)
+    assert manifest.rows == {"classifier/rows": NUM_INSTANCES, "classifier/lists": NUM_INSTANCES}
+    names = {path.name for path in (tmp_path / "checkpoints").glob("ckpt-*") if path.suffix != ".json"}
+    assert manifest.files.keys() == names
+    assert checkpoint_manifest.damage(prefix, whole=True) == ""
+    state = make_state(0.0)
+    checkpoint.restore(prefix, *state, origin)
+    assert_equal(state, make_state())
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> tuple[str, tf.keras.Model]:
-    """A run whose encoder, BN statistics included, is not what the seed gives."""
-    workdir = str(tmp_path_factory.mktemp("run"))
-    Path(run_flags_path(workdir)).write_text(CONFIG.replace(workdir=workdir).as_flags())
-    encoder, random = checkpoint.make_encoder(CONFIG), np.random.default_rng(1)
-    encoder.set_weights([np.abs(random.normal(size=value.shape)) + 0.1 for value in encoder.get_weights()])
-    optimizer = MomentumSGD(0.1, 0.9, 1e-4)
-    optimizer.build(encoder.trainable_variables)
-    checkpoint.save(workdir, 1, tf.train.Checkpoint(encoder=encoder, optimizer=optimizer), make_state()[1])
-    return workdir, encoder
-
-
-def test_precision_is_of_the_encoder_alone():
-    half, full = checkpoint.make_encoder(CONFIG, "mixed_bfloat16"), checkpoint.make_encoder(CONFIG)
-    assert tf.keras.mixed_precision.global_policy().name == "float32"
-    for encoder, dtype in ((half, "bfloat16"), (full, "float32")):
-        assert encoder.get_layer("backbone").get_layer("conv1").compute_dtype == dtype
-        assert encoder(tf.zeros([1, 8, 8, 3])).dtype == tf.float32
-    for variable, expected in zip(half.get_weights(), full.get_weights()):
-        np.testing.assert_array_equal(variable, expected)
-    with pytest.raises(UserError):
-        checkpoint.make_encoder(CONFIG.replace(encoder="vgg"), "mixed_bfloat16")
-    assert tf.keras.mixed_precision.global_policy().name == "float32"
-
-
-def test_load_encoder_brings_everything_back(trained):
-    workdir, encoder = trained
-    loaded = checkpoint.load_encoder(workdir)
-    assert [variable.name for variable in loaded.variables] == [variable.name for variable in encoder.variables]
-    for variable, expected in zip(loaded.get_weights(), encoder.get_weights()):
-        np.testing.assert_array_equal(variable, expected)
-
-
-def test_load_encoder_needs_a_run_and_a_checkpoint(tmp_path):
-    with pytest.raises(UserError, match=f"^--workdir={tmp_path}: holds no run"):
-        checkpoint.load_encoder(str(tmp_path))
-    Path(run_flags_path(str(tmp_path))).write_text(CONFIG.as_flags())
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"run_id": "beef"}, "belongs to another run (f00d) than this folder's (beef)"),
+        ({"recipe": {"epochs": "4"}}, "was made with --epochs=3, this run has --epochs=4"),
+        ({"dataset": "0"}, "was made with other images under the same --dataset (their digest was 5eed, now it is 0)"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_checkpoint_of_something_else(tmp_path, changes, sentence):
+    origin = Origin("f00d", {"epochs": "3"}, "5eed")
+    prefix = checkpoint.save(str(tmp_path), 7, *make_state(), origin)
     with pytest.raises(UserError) as refusal:
-        checkpoint.load_encoder(str(tmp_path))
-    assert str(refusal.value) == f"--workdir={tmp_path}: the run has not saved a checkpoint yet"
+        checkpoint.restore(prefix, *make_state(0.0), dataclasses.replace(origin, **changes))
+    assert str(refusal.value) == f"{prefix}: {sentence}: this checkpoint cannot be continued here"
 
 
-@pytest.mark.parametrize("changes", [{"embedding_size": 8}, {"encoder": "resnet50"}])
-def test_load_encoder_refuses_another_network(trained, tmp_path, changes):
-    workdir, _ = trained
-    Path(run_flags_path(str(tmp_path))).write_text(CONFIG.replace(**changes).as_flags())
-    os.symlink(checkpoint.checkpoint_folder(workdir), checkpoint.checkpoint_folder(str(tmp_path)))
-    prefix = checkpoint.latest(str(tmp_path))
-    with pytest.raises(UserError, match=f"^{prefix}: cannot restore this checkpoint: "):
-        checkpoint.load_encoder(str(tmp_path))
+def spoil(prefix: str, what: str) -> str:
+    """Damages one file of a checkpoint; its path."""
+    path = Path({"data": data_files(prefix)[0], "lost data": data_files(prefix)[0]}.get(what, f"{prefix}.{what}"))
+    if what.startswith("lost"):
+        path.unlink()
+    else:
+        path.write_bytes(flip(path.read_bytes()) if what != "json" else path.read_bytes()[:-9])
+    return str(path)
+
+
+@pytest.mark.parametrize("what", ["data", "index", "json", "lost data"])
+def test_a_damaged_newest_one_is_left_for_the_one_before(tmp_path, what):
+    for step in (7, 9):
+        checkpoint.save(str(tmp_path), step, *make_state(step), Origin("f00d"))
+    newest = checkpoint_choice.prefix_of(str(tmp_path), 9)
+    path = spoil(newest, what)
+    choice = checkpoint_choice.choose(str(tmp_path), whole=True, wanted=Origin("f00d"))
+    assert choice.prefix == checkpoint_choice.prefix_of(str(tmp_path), 7)
+    (warning,) = choice.warnings
+    assert warning.startswith(f"{path}: ") and warning.endswith(": the older checkpoint of step 7 is taken")
+    # The run goes on and saves the next one: what it has left behind goes.
+    checkpoint.save(str(tmp_path), 8, *make_state(8), Origin("f00d"))
+    assert {Path(path).stem for path in glob.glob(str(tmp_path / "checkpoints" / "ckpt-*"))} == {
+        "ckpt-00000007",
+        "ckpt-00000008",
+    }
+
+
+@pytest.mark.parametrize("what", ["data", "index"])
+def test_a_damaged_one_of_an_earlier_version(tmp_path, saved, what):
+    """Without a manifest TensorFlow's own checksums tell."""
+    os.remove(checkpoint_manifest.path_of(saved))
+    assert checkpoint_choice.choose(str(tmp_path), whole=True) == (saved, ())
+    spoil(saved, what)
+    with pytest.raises(UserError, match=r"none of its checkpoints can be used: .*: damaged "):
+        checkpoint_choice.choose(str(tmp_path), whole=True)
+
+
+def test_a_checkpoint_of_another_run_is_neither_taken_nor_removed(tmp_path):
+    checkpoint.save(str(tmp_path), 9, *make_state(9), Origin("beef"))
+    with pytest.raises(UserError, match=r"ckpt-00000009: belongs to another run \(beef\) than this folder's \(f00d\)"):
+        checkpoint_choice.choose(str(tmp_path), wanted=Origin("f00d"))
+    checkpoint.save(str(tmp_path), 7, *make_state(7), Origin("f00d"))
+    choice = checkpoint_choice.choose(str(tmp_path), wanted=Origin("f00d"))
+    assert choice.prefix == checkpoint_choice.prefix_of(str(tmp_path), 7)
+    assert len(choice.warnings) == 1
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_as_many_stay_as_wanted(tmp_path, keep):
+    for step in range(1, 6):
+        checkpoint.save(str(tmp_path), step, *make_state(step), keep=keep)
+    assert [checkpoint_choice.step_of(prefix) for prefix in checkpoint_choice.prefixes(str(tmp_path))] == [
+        *range(6 - keep, 6)
+    ]
+
+
+@pytest.mark.parametrize("name", ["kernel", "classifier/rows"])
+def test_values_that_are_not_finite_are_neither_saved_nor_restored(tmp_path, saved, monkeypatch, name):
+    replicated, sliced = make_state(2.0)
+    variable = replicated.kernel if name == "kernel" else sliced[name].variable
+    variable.assign(tf.tensor_scatter_nd_update(variable, [[3] * len(variable.shape)], [np.inf]))
+    with pytest.raises(UserError) as refusal:
+        checkpoint.save(str(tmp_path), 8, replicated, sliced)
+    assert re.fullmatch(
+        r"step 8 is not saved \(the last good checkpoint is that of step 7\): .* has values that are not finite",
+        str(refusal.value),
+    )
+    assert checkpoint.latest(str(tmp_path)) == saved
+    monkeypatch.setattr(checkpoint, "refuse_not_finite", lambda *_: None)  # as earlier versions saved it
+    prefix = checkpoint.save(str(tmp_path), 8, replicated, sliced)
+    monkeypatch.undo()
+    assert "has values that are not finite" in refusal_of(prefix)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from instcls_tf import collectives, partition
+from instcls_tf.distributed import collectives, partition
 
 
 class RecordingHorovod:

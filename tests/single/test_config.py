@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,59 +9,19 @@ from pathlib import Path
 import pytest
 
 from instcls_tf import config as recipe
-from instcls_tf.config import NOT_RECIPE, PretrainConfig, load_run, refuse_other_recipe, run_flags_path
+from instcls_tf.config import PretrainConfig
 from instcls_tf.errors import UserError
+from instcls_tf.run.workdir import (
+    load_classification,
+    load_run,
+    recipe_of,
+    run_flags_path,
+)
+from tests.recipes import VALID
 
 ROOT = Path(__file__).resolve().parents[2]
 
-VALID = PretrainConfig(workdir="run")
 NAN, INFINITE = float("nan"), float("inf")
-
-# A value for every field that is not its default.
-CHANGED = PretrainConfig(
-    workdir="runs/a b",
-    dataset="folder:/data/my photos=1",
-    data_dir="/data/tfds",
-    tfds_split="train[:10%]",
-    max_bad_fraction=0.5,
-    image_size=96,
-    augmentation="digits",
-    crop_min_area=0.08,
-    color_strength=2.0,
-    blur_probability=0.25,
-    encoder="resnet18",
-    width_multiplier=0.25,
-    stem="small",
-    mlp_head=False,
-    embedding_size=64,
-    zero_init_last_gamma=False,
-    batch_size=128,
-    micro_batch=32,
-    views=3,
-    epochs=7,
-    warmup_epochs=0.5,
-    learning_rate=0.1,
-    scale_learning_rate=False,
-    classifier_learning_rate_factor=4.0,
-    weight_decay=1.5e-06,
-    momentum=0.8,
-    temperature=0.07,
-    smoothing=0.0,
-    hard_negatives=20,
-    smoothing_loss="cross_entropy",
-    classifier_init="random",
-    bn_burn_in=0,
-    sampled_classes=1024,
-    precision="mixed_float16",
-    class_weights_dtype="bfloat16",
-    class_momentum_dtype="bfloat16",
-    class_products_dtype="bfloat16",
-    seed=3,
-    log_every=1,
-    checkpoint_every=0,
-    online_knn_every=2,
-    max_steps=0,
-)
 
 
 def write_run(folder, config: PretrainConfig) -> str:
@@ -93,7 +51,7 @@ AT_LEAST_1, ABOVE_0, NOT_NEGATIVE, SHARE = "at least 1", "a number above 0", "0 
             "--classifier_init=zeros: must be one of raw_running_bn, raw_batch_bn, raw_fixed_bn, random",
         ),
         ({"class_weights_dtype": "int8"}, "--class_weights_dtype=int8: must be one of float32, bfloat16"),
-        ({"precision": "half"}, "--precision=half: must be one of float32, mixed_bfloat16, mixed_float16"),
+        ({"precision": "half"}, "--precision=half: must be one of float32, mixed_bfloat16, mixed_float16, auto"),
         *(
             ({name: value}, f"--{name}={value}: must be {wanted}")
             for names, values, wanted in (
@@ -107,14 +65,24 @@ AT_LEAST_1, ABOVE_0, NOT_NEGATIVE, SHARE = "at least 1", "a number above 0", "0 
                     (0.0, -0.1, NAN, INFINITE),
                     ABOVE_0,
                 ),
-                (("learning_rate", "weight_decay", "warmup_epochs"), (-0.1, NAN, INFINITE), NOT_NEGATIVE),
+                (
+                    ("learning_rate", "weight_decay", "warmup_epochs", "stall_timeout"),
+                    (-0.1, NAN, INFINITE),
+                    NOT_NEGATIVE,
+                ),
                 (("bn_burn_in", "sampled_classes", "checkpoint_every", "hard_negatives"), (-1,), NOT_NEGATIVE),
                 (("smoothing", "momentum"), (-0.1, 1.0, NAN), SHARE),
                 (("seed",), (-1, 2**31), "0 or more and below 2147483648"),
                 (("max_steps",), (-1,), NOT_NEGATIVE),
                 (("blur_probability", "max_bad_fraction"), (-0.1, 1.1, NAN), "0 to 1"),
+                (("max_pixels",), (0, 2**30), "1 to 178956970"),
+                (
+                    ("background",),
+                    ("", "pink", "#12345", "#12345g", "#1234567"),
+                    "one of white, grey, black, or #rrggbb",
+                ),
                 (("color_strength",), (-0.1, 2.6, NAN), "0 to 2.5"),
-                (("crop_min_area",), (0.0, 1.1, NAN), "above 0 and at most 1"),
+                (("crop_min_area", "center_crop_fraction"), (0.0, 1.1, NAN), "above 0 and at most 1"),
             )
             for name in names
             for value in values
@@ -171,18 +139,121 @@ def test_every_worker_needs_a_class():
     VALID.replace(hard_negatives=1).validate_with_data(4, num_workers=4)
 
 
-@pytest.mark.parametrize(("sampled", "batch", "fewest"), [(63, 64, 64), (201, 64, 64), (199, 4096, 200)])
-def test_sample_lies_between_the_batch_and_all(sampled, batch, fewest):
-    config = VALID.replace(smoothing=0.0, sampled_classes=sampled, batch_size=batch)
+def test_sample_is_one_class_at_least_and_all_at_most():
+    config = VALID.replace(smoothing=0.0, dataset="folder:few", batch_size=64)
+    for size in (1, 63, 200):
+        config.replace(sampled_classes=size).validate_with_data(200)
     with pytest.raises(UserError) as refusal:
-        config.validate_with_data(200)
-    wanted = f"between the {fewest} positive classes of a batch and the 200 instances of the dataset"
-    assert str(refusal.value) == f"--sampled_classes={sampled}: must be {wanted}"
+        config.replace(sampled_classes=201).validate_with_data(200)
+    wanted = "at most the number of instances of --dataset=folder:few, 200"
+    assert str(refusal.value) == f"--sampled_classes=201: must be {wanted}"
 
 
-def test_sample_may_be_the_batch_or_all():
-    for size in (64, 200):
-        VALID.replace(smoothing=0.0, sampled_classes=size, batch_size=64).validate_with_data(200)
+@pytest.mark.parametrize("method", recipe.METHODS)
+def test_a_method_has_its_temperature_unless_told_otherwise(tmp_path, method):
+    config = PretrainConfig(workdir=str(tmp_path), method=method)
+    assert config.temperature == recipe.TEMPERATURES[method]
+    assert VALID.replace(method=method, workdir=str(tmp_path)) == config
+    write_run(tmp_path, config)
+    assert load_run(str(tmp_path)) == config
+    config.validate()
+    config.validate_with_data(1_281_167)
+    if method != "diet":
+        assert config.replace(temperature=0.5, method="simclr").temperature == 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"method": "byol"}, "--method=byol: must be one of instance, simclr, moco_v2, pic, diet"),
+        ({"diet_optimizer": "lars"}, "--diet_optimizer=lars: must be one of adamw, sgd"),
+        ({"method": "moco_v2", "views": 3}, "--views=3: must be 2 with --method=moco_v2, a query and its key"),
+        ({"method": "simclr", "views": 1}, "--views=1: must be at least 2, which are compared with each other"),
+        ({"batch_contrast": 1.0, "views": 1}, "--views=1: must be at least 2, which are compared with each other"),
+        (
+            {"method": "diet", "temperature": 0.2},
+            "--temperature=0.2: must be left out with --method=diet, which has none",
+        ),
+        (
+            {"method": "simclr", "batch_contrast": 1.0},
+            "--batch_contrast=1.0: is of --method=instance, --method=simclr has nothing of the kind",
+        ),
+        (
+            {"method": "pic", "class_weights_dtype": "bfloat16"},
+            "--class_weights_dtype=bfloat16: is of --method=instance, --method=pic has nothing of the kind",
+        ),
+        ({"batch_contrast": -1.0}, "--batch_contrast=-1.0: must be 0 or more"),
+        ({"batch_contrast_temperature": 0.0}, "--batch_contrast_temperature=0.0: must be a number above 0"),
+        ({"prior_every": -1}, "--prior_every=-1: must be 0 or more"),
+        (
+            {"prior_every": 2, "classifier_init": "random"},
+            "--prior_every=2: takes the contrastive prior again, but --classifier_init=random has none",
+        ),
+        (
+            {"contrast_epochs": 10, "epochs": 10},
+            "--contrast_epochs=10: must be below --epochs=10, the instance classification follows",
+        ),
+        ({"class_weight_decay": -0.1}, "--class_weight_decay=-0.1: must be 0 or more"),
+        ({"class_weight_decay": INFINITE}, "--class_weight_decay=inf: must be 0 or more"),
+        ({"class_momentum": 1.0}, "--class_momentum=1.0: must be 0 or more and below 1"),
+        ({"moco_momentum": 1.0}, "--moco_momentum=1.0: must be 0 or more and below 1"),
+        ({"diet_label_smoothing": -0.5}, "--diet_label_smoothing=-0.5: must be 0 or more and below 1"),
+        ({"moco_queue": 0}, "--moco_queue=0: must be at least 1"),
+        ({"pic_window": -1}, "--pic_window=-1: must be at least 0"),
+        ({"pic_stride": 0}, "--pic_stride=0: must be at least 1"),
+        ({"pic_recent_negatives": 0}, "--pic_recent_negatives=0: must be at least 1"),
+    ],
+)
+def test_refuses_what_a_method_cannot_do(changes, sentence):
+    with pytest.raises(UserError) as refusal:
+        PretrainConfig(**{"workdir": "run", **changes}).validate()
+    assert str(refusal.value) == sentence
+
+
+def test_cifar10_preset_fits_all_methods():
+    preset = {"augmentation": "simclr", "image_size": 32, "batch_size": 128, "classifier_learning_rate_factor": 4.0}
+    for method in recipe.METHODS:
+        config = PretrainConfig(workdir="run", method=method, **preset)
+        config.validate(2)
+        config.validate_with_data(5000, 2)
+
+
+def test_sizes_that_follow_from_the_number_of_instances():
+    pic, moco = PretrainConfig(method="pic"), PretrainConfig(method="moco_v2")
+    assert pic.window(1_281_167) == (2**17, 2**14)
+    assert pic.window(5000) == (625, 78)
+    assert pic.window(3) == (1, 1)
+    assert pic.replace(pic_window=100).window(5000) == (100, 12)
+    assert pic.replace(pic_window=100, pic_stride=7).window(5000) == (100, 7)
+    assert pic.replace(pic_window=0).window(5000) is None
+    assert moco.window(5000) is None
+    assert (moco.queue_size(1_281_167), moco.queue_size(5000), moco.queue_size(1)) == (65536, 2500, 1)
+    assert moco.replace(moco_queue=7).queue_size(5000) == 7
+    with pytest.raises(UserError) as refusal:
+        pic.replace(pic_window=101, dataset="folder:few").validate_with_data(100)
+    assert str(refusal.value) == "--pic_window=101: must be at most the 100 instances of --dataset=folder:few"
+
+
+def test_class_weights_have_settings_of_their_own():
+    assert (VALID.classes_weight_decay, VALID.classes_momentum) == (1e-4, 0.9)
+    own = VALID.replace(class_weight_decay=0.0, class_momentum=0.0)
+    assert (own.classes_weight_decay, own.classes_momentum) == (0, 0)
+    diet = VALID.replace(method="diet")
+    assert diet.classes_weight_decay == 0.05
+    assert diet.replace(diet_optimizer="sgd").classes_weight_decay == 1e-4
+    assert diet.replace(class_weight_decay=0.01).classes_weight_decay == 0.01
+
+
+def test_class_weights_are_looked_at_where_there_are_some(tmp_path):
+    write_run(tmp_path, VALID.replace(workdir=str(tmp_path)))
+    assert load_classification(str(tmp_path)) == VALID.replace(workdir=str(tmp_path))
+    write_run(tmp_path, VALID.replace(method="simclr"))
+    with pytest.raises(UserError) as refusal:
+        load_classification(str(tmp_path))
+    assert str(refusal.value) == (
+        f"--workdir={tmp_path}: holds a run of --method=simclr, wanted one of --method=instance, whose class weights"
+        f" are looked at"
+    )
 
 
 def test_learning_rate_scales_with_the_batch():
@@ -191,95 +262,40 @@ def test_learning_rate_scales_with_the_batch():
     assert VALID.replace(batch_size=1024, scale_learning_rate=False).peak_learning_rate == pytest.approx(0.48)
 
 
+@pytest.mark.parametrize(("exposures", "epochs"), [(0, 7), (70, 7), (71, 8), (80, 8), (1000, 100)])
+def test_exposures_make_a_run_longer_never_shorter(exposures, epochs):
+    config = VALID.replace(epochs=7, exposures=exposures).for_instances(10)
+    assert (config.epochs, config.exposures) == (epochs, 0)
+
+
+def test_epochs_of_contrast_are_below_those_that_exposures_make():
+    config = VALID.replace(epochs=7, exposures=1000, contrast_epochs=9, smoothing=0)
+    config.validate()
+    config.validate_with_data(100)
+    with pytest.raises(UserError, match=r"^--contrast_epochs=9: must be below --epochs=7, the instance"):
+        config.validate_with_data(1000)
+    with pytest.raises(UserError, match=r"^--contrast_epochs=9: must be below --epochs=7, the instance"):
+        config.replace(exposures=0).validate()
+
+
 @pytest.mark.parametrize(("epochs", "warmup", "effective"), [(1000, 10, 10), (100, 10, 10), (40, 10, 4), (5, 0.2, 0.2)])
 def test_warmup_is_a_tenth_of_the_run_at_most(epochs, warmup, effective):
     assert VALID.replace(epochs=epochs, warmup_epochs=warmup).effective_warmup_epochs == pytest.approx(effective)
 
 
-def test_run_flags_bring_every_field_back(tmp_path):
-    for field in dataclasses.fields(PretrainConfig):
-        assert getattr(CHANGED, field.name) != field.default, f"{field.name} is not changed"
-    write_run(tmp_path, CHANGED)
-    loaded = load_run(str(tmp_path))
-    assert loaded == CHANGED
-    for field in dataclasses.fields(PretrainConfig):  # 1 == 1.0 == True
-        assert type(getattr(loaded, field.name)) is type(getattr(CHANGED, field.name)), field.name
-
-
-def test_run_flags_bring_the_defaults_back(tmp_path):
-    write_run(tmp_path, VALID)
-    assert load_run(str(tmp_path)) == VALID
-
-
-def test_run_flags_may_have_comments_and_empty_lines(tmp_path):
-    path = write_run(tmp_path, VALID)
-    Path(path).write_text("# mine\n\n--seed=4\nepochs=3\n")
-    assert load_run(str(tmp_path)) == PretrainConfig(seed=4, epochs=3)
-
-
-def test_no_run_to_load(tmp_path):
-    with pytest.raises(UserError) as refusal:
-        load_run(str(tmp_path))
-    assert str(refusal.value) == f"--workdir={tmp_path}: holds no run ({tmp_path}/run.flags: No such file or directory)"
-
-
-@pytest.mark.parametrize("line", ["--sed=4", "--seed", "--seed=four", "--mlp_head=yes", "seed 4", "--nomlp_head"])
-def test_run_flags_that_cannot_be_understood(tmp_path, line):
-    path = write_run(tmp_path, VALID)
-    Path(path).write_text(f"--epochs=3\n{line}\n")
-    with pytest.raises(UserError) as refusal:
-        load_run(str(tmp_path))
-    assert str(refusal.value) == f"{path}: cannot understand the line {line!r}"
-
-
-def test_an_empty_or_new_folder_starts_a_run(tmp_path):
-    assert not refuse_other_recipe(VALID.replace(workdir=str(tmp_path)))
-    assert not refuse_other_recipe(VALID.replace(workdir=str(tmp_path / "not" / "yet")))
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(PretrainConfig)])
-def test_continues_the_same_recipe_only(tmp_path, field):
-    write_run(tmp_path, VALID.replace(workdir="elsewhere"))
-    before, now = getattr(load_run(str(tmp_path)), field), getattr(CHANGED, field)
-    config = VALID.replace(workdir=str(tmp_path))
-    if field in NOT_RECIPE:
-        assert refuse_other_recipe(config if field == "workdir" else config.replace(**{field: now}))
-        return
-    with pytest.raises(UserError) as refusal:
-        refuse_other_recipe(config.replace(**{field: now}))
-    assert str(refusal.value) == (
-        f"--workdir={tmp_path} belongs to a run with --{field}={before}, this one has --{field}={now}:"
-        " give the same flags to continue it, or another folder"
-    )
-
-
-def test_a_file_is_no_workdir(tmp_path):
-    path = tmp_path / "file"
-    path.touch()
-    with pytest.raises(UserError) as refusal:
-        refuse_other_recipe(VALID.replace(workdir=str(path)))
-    assert str(refusal.value) == f"--workdir={path}: is a file, not a folder"
-    with pytest.raises(UserError) as refusal:
-        refuse_other_recipe(VALID.replace(workdir=str(path / "below")))
-    assert str(refusal.value) == f"--workdir={path}/below: cannot write to {path}"
-
-
-@pytest.mark.parametrize("holds_run", [False, True])
-def test_a_folder_without_permission(tmp_path, monkeypatch, holds_run):
-    if holds_run:
-        write_run(tmp_path, VALID)
-    # Root, as whom containers run, may write everywhere.
-    monkeypatch.setattr(recipe.os, "access", lambda path, mode: path != str(tmp_path) or not mode & os.W_OK)
-    with pytest.raises(UserError) as refusal:
-        refuse_other_recipe(VALID.replace(workdir=str(tmp_path)))
-    assert str(refusal.value) == f"--workdir={tmp_path}: cannot write to {tmp_path}"
-
-
 def test_config_does_not_import_tensorflow():
-    program = "import sys, instcls_tf.config, instcls_tf.launcher, instcls_tf.thermometer; print(*sys.modules)"
+    modules = "instcls_tf.config, instcls_tf.distributed.launcher, instcls_tf.run.expected_loss"
+    program = f"import sys, {modules}; print(*sys.modules)"
     modules = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
     assert "instcls_tf.config" in modules
     assert not {"tensorflow", "horovod", "numpy", "absl.flags"} & set(modules)
+
+
+def test_whole_numbers_are_the_fractions_that_flags_make_of_them():
+    """From Python, from the command line and from run.flags a recipe reads alike."""
+    whole, fraction = (PretrainConfig(workdir="run", dataset="digits", warmup_epochs=epochs) for epochs in (10, 10.0))
+    assert whole.as_flags() == fraction.as_flags()
+    assert recipe_of(whole) == recipe_of(fraction)
+    assert recipe_of(PretrainConfig()) == recipe_of(PretrainConfig(warmup_epochs=10.0))

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from instcls_tf import cores
-from instcls_tf.cores import share
+from instcls_tf.distributed import cores
+from instcls_tf.distributed.cores import share
 
 
 @pytest.mark.parametrize(

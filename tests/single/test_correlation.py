@@ -12,15 +12,18 @@ from instcls_tf.report.correlation import accuracies_of_run, correlation, draw_c
 
 
 def write_metrics(folder, lines: list[dict]) -> None:
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"cut')
+    text = "".join(json.dumps({"step": step, **line}) + "\n" for step, line in enumerate(lines))
+    (folder / "metrics.jsonl").write_text(text + '{}\n{"cut')
 
 
 def test_instance_accuracy_is_the_mean_since_the_last_measurement(tmp_path):
     lines = [
+        {"epoch": 0.1, "knn_top1": 0.5},
         {"epoch": 0.5, "instance_top1": 0.0},
         {"epoch": 1.0, "instance_top1": 0.2, "knn_top1": 0.3},
         {"epoch": 2.0, "instance_top1": 0.3, "knn_top1": 0.35},
         {"epoch": 2.5, "instance_top1": 0.4},
+        {},
         {"epoch": 3.0, "instance_top1": 0.6, "knn_top1": 0.33},
         {"epoch": 3.5, "instance_top1": 0.9},
     ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from instcls_tf.evaluation.detection_batches import inference_batches, training_batches
-from instcls_tf.evaluation.detection_sources import open_detection_data
+from instcls_tf.detection.batches import inference_batches, training_batches
+from instcls_tf.detection.sources import open_detection_data
+from tests.single.test_image_files import turned
 from tests.voc import COLOURS, write_annotation, write_voc
 
 
@@ -74,10 +77,38 @@ def test_every_epoch_shows_every_image(source):
     assert len(set(objects)) == 5 and all(sorted(seen[start : start + 5]) == wanted for start in (0, 5, 10))
 
 
-def test_an_image_of_another_size_than_its_annotation_says(tmp_path):
+@pytest.fixture
+def small(tmp_path):
     write_voc(tmp_path, {"trainval": 1, "test": 1})
-    write_annotation(tmp_path / "Annotations" / "trainval_0.xml", [("red", 1, 1, 40, 30, 0)], 50, 36)
-    write_annotation(tmp_path / "Annotations" / "test_0.xml", [("red", 1, 1, 40, 30, 0)], 48, 36)
-    source, _ = open_detection_data(f"folder:{tmp_path}", "trainval", "test")
-    with pytest.raises(tf.errors.InvalidArgumentError, match="but its annotation says"):
+    return tmp_path
+
+
+@pytest.mark.parametrize(("name", "shown"), [("é".encode(), "é"), (b"caf\xe9", "caf?")])
+def test_names_in_any_encoding(small, name, shown):
+    for folder, suffix in (("Annotations", ".xml"), ("JPEGImages", ".jpg")):
+        (small / folder / f"trainval_0{suffix}").rename(small / folder / f"{os.fsdecode(name)}{suffix}")
+    (small / "ImageSets" / "Main" / "trainval.txt").write_bytes(name + b"\n")
+    source, _ = open_detection_data(f"folder:{small}", "trainval", "test")
+    ((images, *_),) = inference_batches(source, image_size=64, batch_size=1, begin=0, end=1)
+    assert images.shape == [1, 64, 64, 3]
+    (small / "JPEGImages" / f"{os.fsdecode(name)}.jpg").write_bytes(b"")
+    with pytest.raises(tf.errors.InvalidArgumentError) as error:
         next(iter(inference_batches(source, image_size=64, batch_size=1, begin=0, end=1)))
+    assert f"[cannot decode the image {shown} (empty)]" in error.value.message
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_boxes_refer_to_the_image_as_it_is_shown(small, orientation):
+    name = f"folder:{small}"
+    wanted = next(iter(inference_batches(open_detection_data(name, "trainval", "test")[0], **FIRST)))
+    turned(small / "JPEGImages" / "trainval_0.jpg", orientation)
+    source, _ = open_detection_data(name, "trainval", "test")
+    images, boxes, labels = next(iter(inference_batches(source, **FIRST)))
+    assert np.abs(images.numpy().astype(int) - wanted[0].numpy()).mean() < 6
+    np.testing.assert_array_equal(boxes, wanted[1])
+    np.testing.assert_allclose(
+        colour_in(images[0].numpy(), boxes[0, 0].numpy()), COLOURS[source.class_names[labels[0, 0]]], atol=25
+    )
+
+
+FIRST = {"image_size": 64, "batch_size": 1, "begin": 0, "end": 1}

@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
+import os
+
+import pytest
 import tensorflow as tf
 
-from instcls_tf.evaluation import detection_checkpoint
-from instcls_tf.evaluation.detection_config import DetectConfig
+from instcls_tf.detection import checkpoint
+from instcls_tf.detection.config import DetectConfig
+from instcls_tf.errors import UserError
 
 
 def test_a_run_that_went_on_starts_another_fine_tune(tmp_path):
     config = DetectConfig(workdir=str(tmp_path), dataset="folder:cells")
-    detection_checkpoint.save(config, "first weights", tf.train.Checkpoint(x=tf.Variable(3.0)), 5)
+    checkpoint.save(config, "first weights", tf.train.Checkpoint(x=tf.Variable(3.0)), 5)
     found = tf.Variable(0.0)
-    assert detection_checkpoint.restore(config, "second weights", tf.train.Checkpoint(x=found)) == 0
+    assert checkpoint.restore(config, "second weights", tf.train.Checkpoint(x=found)) == 0
     assert float(found) == 0
-    assert detection_checkpoint.restore(config, "first weights", tf.train.Checkpoint(x=found)) == 5
+    assert checkpoint.restore(config, "first weights", tf.train.Checkpoint(x=found)) == 5
     assert float(found) == 3
+
+
+@pytest.mark.parametrize("content", ["", "{", "[" * 100_000, "[]", "{}", '{"step": null, "settings": {}}', "null"])
+def test_a_damaged_record_is_one_sentence(tmp_path, content):
+    config = DetectConfig(workdir=str(tmp_path), dataset="folder:cells")
+    state = tf.train.Checkpoint(x=tf.Variable(3.0))
+    checkpoint.save(config, "weights", state, 5)
+    record = tmp_path / "detector" / "state.json"
+    record.write_text(content)
+    with pytest.raises(UserError) as error:
+        checkpoint.restore(config, "weights", state)
+    assert str(error.value) == (
+        f"{record}: {'damaged' if content else 'empty'}, wanted the state of a fine-tune: bring it back from a copy, or"
+        f" take {tmp_path}/detector away to begin anew"
+    )
+
+
+def test_a_record_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """After a crash the name could else stand for nothing."""
+    synced, real = [], os.fsync
+    monkeypatch.setattr("os.fsync", lambda file: synced.append(os.readlink(f"/proc/self/fd/{file}")) or real(file))
+    config = DetectConfig(workdir=str(tmp_path), dataset="folder:cells")
+    checkpoint.save(config, "weights", tf.train.Checkpoint(x=tf.Variable(3.0)), 5)
+    assert f"{tmp_path}/detector/state.json.new" in synced

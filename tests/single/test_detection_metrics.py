@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from instcls_tf.evaluation.detection_metrics import (
+from instcls_tf.detection.annotations import Annotation
+from instcls_tf.detection.metrics import (
     OVERLAPS,
     Detections,
     average_precisions,
@@ -13,7 +14,6 @@ from instcls_tf.evaluation.detection_metrics import (
     overlaps,
     voc07_precisions,
 )
-from instcls_tf.evaluation.detection_sources import Annotation
 
 SQUARE = (0, 0, 10, 10)
 HALF = (0, 0, 10, 5)  # overlaps SQUARE by exactly 0.5
@@ -53,6 +53,16 @@ def test_right_wrong_right_of_two():
     seen = [found((SQUARE, 0.9), (away(3), 0.8), (away(1), 0.7))]
     assert at_half(voc07_precisions(truths, seen, 1)) == [round((6 + 5 * 2 / 3) / 11, 6)]
     assert at_half(coco_precisions(truths, seen, 1)) == [round((51 + 50 * 2 / 3) / 101, 6)]
+
+
+@pytest.mark.parametrize(("right", "reached"), [(2, 3), (3, 3), (4, 5), (6, 6), (7, 7), (8, 9), (10, 11)])
+def test_recalls_are_the_published_evaluators(right, reached):
+    """Of 10 objects, 3, 6 and 7 found ones stay a last bit below the recalls that add up from tenths."""
+    truths = (truth(*(away(index) for index in range(10))),)
+    seen = [found(*((away(index), 0.9) for index in range(right)))]
+    in_sums_of_tenths = sum(recall <= right / 10 for recall in np.arange(0.0, 1.1, 0.1))
+    assert in_sums_of_tenths == reached
+    assert at_half(voc07_precisions(truths, seen, 1)) == [round(reached / 11, 6)]
 
 
 def test_a_second_detection_of_an_object_is_wrong():
@@ -113,7 +123,7 @@ def test_equals_pycocotools_at_its_recalls():
         scores = random.permutation(1000)[: len(boxes)] / 1000 + random.random()
         seen.append(Detections(np.array(boxes).reshape(-1, 4), scores, np.array([label for _, label in guesses], int)))
     ours = voc07_precisions(tuple(truths), seen, 3)
-    theirs = coco_precisions(tuple(truths), seen, 3, recalls=np.arange(11) / 10)
+    theirs = coco_precisions(tuple(truths), seen, 3, recalls=np.arange(0.0, 1.1, 0.1))
     assert ours.shape == (len(OVERLAPS), 3) and 0.2 < ours[0].mean() < 0.95 and ours[-1].mean() < ours[0].mean() / 2
     np.testing.assert_allclose(ours, theirs, atol=1e-9)
     assert not np.allclose(ours, coco_precisions(tuple(truths), seen, 3), atol=1e-3)

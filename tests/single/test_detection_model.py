@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from instcls_tf import networks
+from instcls_tf.detection.finetune import WarmupSteps
+from instcls_tf.detection.model import build_detector, detection_losses, find_objects
+from instcls_tf.encoder import networks
 from instcls_tf.errors import UserError
-from instcls_tf.evaluation.detection import WarmupSteps
-from instcls_tf.evaluation.detection_model import build_detector, detection_losses, find_objects
 
 SIZE = 64
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from instcls_tf.data.image_suffixes import IMAGE_SUFFIXES
+from instcls_tf.detection.sources import open_detection_data
 from instcls_tf.errors import UserError
-from instcls_tf.evaluation.detection_sources import open_detection_data
 from tests.voc import write_annotation, write_voc
 
 
@@ -68,8 +71,8 @@ MISTAKES = {
         "{root}/Annotations/test_0.xml: cannot read the labels of image 'test_0' (No such file or directory)",
     ),
     "outside": (
-        {ANNOTATION: [("red", 5, 5, 49, 9, 0)]},
-        "{root}/Annotations/test_0.xml: the box of a 'red' (xmin=5, ymin=5, xmax=49, ymax=9) leaves the image of"
+        {ANNOTATION: [("red", 5, 5, 51, 9, 0)]},
+        "{root}/Annotations/test_0.xml: the box of a 'red' (xmin=5, ymin=5, xmax=51, ymax=9) leaves the image of"
         " 48 x 36 pixels",
     ),
     "negative": (
@@ -104,7 +107,7 @@ MISTAKES = {
     ),
     "no image": (
         {"JPEGImages/test_1.jpg": None},
-        "{root}/JPEGImages/test_1: no such image (.jpg, .jpeg, .png, .webp, .bmp, .gif)",
+        f"{{root}}/JPEGImages/test_1: no such image ({', '.join(IMAGE_SUFFIXES)})",
     ),
     "only difficult objects": (
         {ANNOTATION: [("red", 1, 5, 4, 9, 1)], "ImageSets/Main/test.txt": "test_0\n"},
@@ -128,6 +131,141 @@ def test_mistakes_in_the_data(tmp_path, root, mistake):
     assert str(error.value) == sentence.format(top=tmp_path, root=root)
 
 
+def test_all_that_is_wrong_is_said_at_once(tmp_path, root):
+    annotations = root / "Annotations"
+    write_annotation(annotations / "trainval_0.xml", [("red", 5, 5, 60, 9, 0), ("red", 9, 5, 4, 9, 0)], 48, 36)
+    (annotations / "trainval_1.xml").write_text("labels: none")
+    (annotations / "test_0.xml").unlink()
+    # Whether its class is unknown cannot be said while a file of the split that is trained on cannot be read.
+    write_annotation(annotations / "test_1.xml", [("blue", 1, 5, 4, 9, 0)], 48, 36)
+    (root / "JPEGImages" / "trainval_2.jpg").unlink()
+    with pytest.raises(UserError) as error:
+        open_below(tmp_path)
+    assert str(error.value) == (
+        f"--dataset=folder:{tmp_path}: 5 things are wrong in it: "
+        f"{annotations}/trainval_0.xml: the box of a 'red' (xmin=5, ymin=5, xmax=60, ymax=9) leaves the image of 48 x"
+        f" 36 pixels; "
+        f"{annotations}/trainval_0.xml: the box of a 'red' is inside out (xmin=9, ymin=5, xmax=4, ymax=9); "
+        f"{annotations}/trainval_1.xml: not XML (syntax error: line 1, column 0); "
+        f"{annotations}/test_0.xml: cannot read the labels of image 'test_0' (No such file or directory); "
+        f"{root}/JPEGImages/trainval_2: no such image ({', '.join(IMAGE_SUFFIXES)})"
+    )
+
+
+def test_ten_of_many_wrong_files_are_named(tmp_path):
+    write_voc(tmp_path, {"trainval": 25, "test": 2})
+    for index in range(25):
+        write_annotation(tmp_path / "Annotations" / f"trainval_{index}.xml", [("red", 5, 5, 60, 9, 0)], 48, 36)
+    with pytest.raises(UserError) as error:
+        open_below(tmp_path)
+    assert "25 things are wrong in it: " in str(error.value) and str(error.value).endswith("; …")
+    assert str(error.value).count(".xml: the box of a 'red'") == 10
+
+
+def test_unknown_classes_are_said_at_once(tmp_path, root):
+    for index in range(2):
+        items = [(label, 1, 5, 4, 9, 0) for label in ("blue", "red", "blue", "pink")]
+        write_annotation(root / "Annotations" / f"test_{index}.xml", items, 48, 36)
+    with pytest.raises(UserError) as error:
+        open_below(tmp_path)
+    assert "4 things are wrong in it: " in str(error.value)
+    assert str(error.value).count("'blue' of the test split is not in the split that is trained on") == 2
+
+
+# What a box of a 48 x 36 image is on its continuous plane.
+LITTLE_OUTSIDE = {
+    (5, 5, 49, 9): (4, 4, 48, 9),
+    (5, 5, 50, 38): (4, 4, 48, 36),
+    (0, 0, 10, 10): (0, 0, 10, 10),
+    (-1, -1, 10, 10): (0, 0, 10, 10),
+    (0, 3, 0, 9): (0, 2, 1, 9),
+    (49, 3, 49, 9): (47, 2, 48, 9),
+    (5, 37, 9, 38): (4, 35, 9, 36),
+}
+
+
+@pytest.mark.parametrize("corners", LITTLE_OUTSIDE)
+def test_boxes_a_pixel_or_two_outside_are_clipped_and_listed(tmp_path, root, corners):
+    items = [("red", *corners, 0), ("red", 1, 1, 48, 36, 0), ("green", *corners, 0)]
+    write_annotation(root / "Annotations" / "test_0.xml", items, 48, 36)
+    train, test = open_below(tmp_path)
+    inside = LITTLE_OUTSIDE[corners]
+    np.testing.assert_array_equal(test.annotations[0].boxes, [inside, [0, 0, 48, 36], inside])
+    assert train.notes == ()
+    assert test.notes == (
+        "2 box(es) of the test split leave their images by up to 2 pixels and are clipped, in 1 file(s): 'test_0'",
+    )
+
+
+@pytest.mark.parametrize("corners", [(5, 5, 51, 9), (-2, 5, 9, 9), (5, -2, 9, 9), (5, 5, 9, 39), (51, 5, 51, 9)])
+def test_boxes_further_outside_are_refused(tmp_path, root, corners):
+    write_annotation(root / "Annotations" / "test_0.xml", [("red", *corners, 0)], 48, 36)
+    with pytest.raises(UserError, match="leaves the image of 48 x 36 pixels"):
+        open_below(tmp_path)
+
+
+SPLIT = "ImageSets/Main/test.txt"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbftest_0\r\ntest_1\r\n",
+        b"test_0.jpg\ntest_1.JPG\n",
+        b"\xef\xbb\xbf test_0.jpeg \n\n\ttest_1",
+        b"test_0.png\ntest_1\n",
+    ],
+)
+def test_split_files_of_other_systems_and_tools_are_read(tmp_path, root, content):
+    expected = open_below(tmp_path)[1]
+    (root / SPLIT).write_bytes(content)
+    _, test = open_below(tmp_path)
+    assert [image.name for image in test.annotations] == ["test_0", "test_1"]
+    assert test.paths == expected.paths and test.digest() == expected.digest()
+
+
+def test_a_name_that_is_there_with_its_suffix_is_that_one(tmp_path, root):
+    for folder, suffix in (("Annotations", "xml"), ("JPEGImages", "jpg")):
+        (root / folder / f"test_0.{suffix}").rename(root / folder / f"test_0.jpg.{suffix}")
+    (root / SPLIT).write_text("test_0.jpg\ntest_1\n")
+    _, test = open_below(tmp_path)
+    assert [image.name for image in test.annotations] == ["test_0.jpg", "test_1"]
+
+
+def test_a_split_file_in_utf_16_is_refused(tmp_path, root):
+    (root / SPLIT).write_bytes("test_0\r\n".encode("utf-16"))
+    with pytest.raises(UserError) as error:
+        open_below(tmp_path)
+    assert str(error.value) == f"{root}/{SPLIT}: is in UTF-16, wanted UTF-8"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_annotations_with_a_byte_order_mark_are_read(tmp_path, root, encoding):
+    expected = open_below(tmp_path)[1].digest()
+    path = root / ANNOTATION
+    path.write_text(path.read_text(), encoding=encoding)
+    assert open_below(tmp_path)[1].digest() == expected
+
+
+def test_annotations_with_elements_nested_deeply_are_answered(tmp_path, root):
+    path = root / ANNOTATION
+    path.write_text(path.read_text().replace("</size>", "</size>" + "<a>" * 50_000 + "</a>" * 50_000))
+    assert len(open_below(tmp_path)[1].annotations) == 2
+
+
+def test_folders_that_programs_made_hold_no_data_set(tmp_path, root):
+    for name in ("__MACOSX", ".Trash-1000"):
+        write_voc(tmp_path / name, {"trainval": 1, "test": 1})
+    os.symlink("loop", tmp_path / "loop")
+    assert len(open_below(tmp_path)[0].annotations) == 3
+
+
+def test_a_path_without_its_prefix(tmp_path, root):
+    with pytest.raises(UserError) as error:
+        open_detection_data(str(tmp_path), "trainval", "test")
+    assert str(error.value) == f"--dataset={tmp_path}: did you mean folder:{tmp_path}?"
+
+
 def test_folders_that_are_no_data_set(tmp_path, root):
     for path, sentence in [
         (tmp_path / "none", "no such folder"),
@@ -144,7 +282,7 @@ def test_folders_that_are_no_data_set(tmp_path, root):
 
 def test_reading_a_folder_does_not_import_tensorflow(tmp_path, root):
     code = (
-        "import sys; from instcls_tf.evaluation.detection_sources import open_detection_data\n"
+        "import sys; from instcls_tf.detection.sources import open_detection_data\n"
         f"open_detection_data('folder:{tmp_path}', 'trainval', 'test'); print('tensorflow' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -154,6 +292,10 @@ def test_reading_a_folder_does_not_import_tensorflow(tmp_path, root):
 def test_tfds_holds_the_same(tmp_path, root):
     import tensorflow_datasets as tfds
 
+    exif = Image.Exif()
+    exif[0x0112] = 6  # One is stored lying down, and shown as its annotation says.
+    path = root / "JPEGImages" / "test_0.jpg"
+    Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
     folders = open_below(tmp_path)
     features = tfds.features.FeaturesDict(
         {

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from instcls_tf import networks
-from instcls_tf.encoder_sizes import encoder_sizes
+from instcls_tf.encoder import networks
+from instcls_tf.encoder.sizes import encoder_sizes
 
 _KEPT = tuple(
     getattr(tf.keras.layers, name)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from instcls_tf import checkpoint
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.sources import DigitsSource, open_source
+from instcls_tf.encoder import networks
 from instcls_tf.errors import UserError
 from instcls_tf.evaluation import feature_store, features
-from instcls_tf.evaluation.feature_store import Stored, load_features, source_digest, stored_features, write_output
-from instcls_tf.run_log import Progress
+from instcls_tf.evaluation.feature_store import Stored, load_features, stored_features, write_output
+from instcls_tf.progress import Progress
 from tests.end_to_end.runs import write_images
 
 CONFIG = PretrainConfig(
@@ -33,7 +33,7 @@ def source() -> DigitsSource:
 
 @pytest.fixture(scope="module")
 def encoder() -> tf.keras.Model:
-    return checkpoint.make_encoder(CONFIG)
+    return networks.make_encoder(CONFIG)
 
 
 def test_features_are_computed_once_per_checkpoint_and_dataset(tmp_path, source, encoder, monkeypatch):
@@ -41,10 +41,9 @@ def test_features_are_computed_once_per_checkpoint_and_dataset(tmp_path, source,
     stream = features.stream
     monkeypatch.setattr(features, "stream", lambda *args, **kwargs: passes.append(1) or stream(*args, **kwargs))
 
-    def stored(encoder=encoder, source=source, image_size=8):
-        return stored_features(
-            str(tmp_path), encoder, source, "train", image_size=image_size, progress=Progress(visible=False)
-        )
+    def stored(encoder=encoder, source=source, **changes):
+        settings = {"image_size": 8, "center_crop_fraction": 1.0, **changes}
+        return stored_features(str(tmp_path), encoder, source, "train", progress=Progress(visible=False), **settings)
 
     first = stored()
     expected = features.extract(encoder.get_layer("backbone"), source, image_size=8)
@@ -59,20 +58,27 @@ def test_features_are_computed_once_per_checkpoint_and_dataset(tmp_path, source,
     assert len(passes) == 1
     stored(image_size=9)
     assert len(passes) == 2
+    centre = stored(center_crop_fraction=0.5)
+    assert len(passes) == 3
+    expected = features.extract(encoder.get_layer("backbone"), source, image_size=8, center_crop_fraction=0.5)
+    np.testing.assert_allclose(centre.backbone, expected.vectors, atol=1e-6)
+    assert np.abs(centre.backbone - first.backbone).max() > 1e-3
+    passes.clear()
     kernel = encoder.trainable_variables[0]
     kernel.assign_add(tf.ones_like(kernel))
     moved = stored()
-    assert len(passes) == 3
+    assert len(passes) == 1
     assert np.abs(moved.backbone - first.backbone).max() > 1e-3
 
 
 def test_images_that_a_source_leaves_out_have_no_row(tmp_path, source, encoder, monkeypatch):
-    def without_seven(model, source, *, image_size, progress):
+    def without_seven(model, source, **_):
         ids = np.delete(np.arange(50), 7)
         yield features.Batch(ids, source.labels[ids], [np.repeat(ids[:, np.newaxis], 2, 1), ids[:, np.newaxis]])
 
     monkeypatch.setattr(features, "stream", without_seven)
-    stored = stored_features(str(tmp_path), encoder, source, "train", image_size=8, progress=Progress(visible=False))
+    settings = {"image_size": 8, "center_crop_fraction": 1.0, "progress": Progress(visible=False)}
+    stored = stored_features(str(tmp_path), encoder, source, "train", **settings)
     np.testing.assert_array_equal(stored.ids, np.delete(np.arange(50), 7))
     np.testing.assert_array_equal(stored.backbone[:, 0], stored.ids)
     np.testing.assert_array_equal(stored.labels, source.labels[stored.ids])
@@ -81,10 +87,10 @@ def test_images_that_a_source_leaves_out_have_no_row(tmp_path, source, encoder, 
 def test_digest_of_a_folder_sees_a_changed_file(tmp_path):
     write_images(tmp_path, ["a/0.jpg", "a/1.jpg"])
     dataset = f"folder:{tmp_path}"
-    before = source_digest(open_source(dataset))
-    assert source_digest(open_source(dataset)) == before
+    before = open_source(dataset).content_digest()
+    assert open_source(dataset).content_digest() == before
     (tmp_path / "a/1.jpg").write_bytes((tmp_path / "a/0.jpg").read_bytes())
-    assert source_digest(open_source(dataset)) != before
+    assert open_source(dataset).content_digest() != before
 
 
 @pytest.mark.parametrize("name", ["one.npz", "folder"])
@@ -165,6 +171,6 @@ def test_images_that_cannot_be_read_have_a_key_and_no_row(tmp_path, encoder):
     write_images(tmp_path, ["train/a/1.jpg", "train/a/2.jpg", "train/b/3.jpg"])
     (tmp_path / "train" / "b" / "4.jpg").symlink_to(tmp_path / "nowhere.jpg")
     folder = open_source(f"folder:{tmp_path}")
-    assert source_digest(folder) == source_digest(open_source(f"folder:{tmp_path}"))
+    assert folder.content_digest() == open_source(f"folder:{tmp_path}").content_digest()
     vectors, labels = features.extract(features.pixels, folder, image_size=8)
     assert vectors.shape == (3, 192) and labels.tolist() == [0, 0, 1]

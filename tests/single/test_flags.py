@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import os
 import re
 import subprocess
@@ -15,9 +16,10 @@ from absl import flags as absl_flags
 
 from flags import command, evaluation, pretraining
 from instcls_tf.config import PretrainConfig
+from instcls_tf.distributed.launcher import launched_rank_and_size
 from instcls_tf.errors import UserError
-from instcls_tf.launcher import _VARIABLES
-from tests.single.test_config import CHANGED
+from tests.commands import TIMEOUT, run_calls
+from tests.recipes import CHANGED
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = sorted((ROOT / "flags" / "presets").glob("*.flags"))
@@ -26,50 +28,48 @@ FIELDS = {field.name: field for field in dataclasses.fields(PretrainConfig)}
 
 
 @pytest.fixture
-def values(monkeypatch) -> absl_flags.FlagValues:
+def values() -> absl_flags.FlagValues:
     """The flags of `pretrain`, apart from those of this process."""
     values = absl_flags.FlagValues()
-    define = {kind: functools.partial(define, flag_values=values) for kind, define in pretraining._DEFINE.items()}
-    monkeypatch.setattr(pretraining, "FLAGS", values)
-    monkeypatch.setattr(pretraining, "_DEFINE", define)
-    pretraining.define()
+    pretraining.define(flag_values=values)
     return values
 
 
 def test_every_field_has_a_flag_with_its_default_and_a_description(values):
-    assert set(pretraining._DESCRIPTIONS) == set(FIELDS)
+    assert set(pretraining.DESCRIPTIONS) == set(FIELDS)
     assert set(values) == set(FIELDS)
     for name, field in FIELDS.items():
         assert values[name].default == field.default, name
         assert len(values[name].help) > 10, name
     values(["pretrain"])
-    assert pretraining.config_from_flags() == PretrainConfig()
+    assert pretraining.config_from_flags(values) == PretrainConfig()
 
 
 def test_choices_stand_in_the_description(values):
-    for name, choices in pretraining._CHOICES.items():
+    for name, choices in pretraining.CHOICES.items():
         assert values[name].help.endswith(f"One of: {', '.join(choices)}.")
 
 
-def test_only_some_flags(monkeypatch):
+def test_only_some_flags():
     values = absl_flags.FlagValues()
-    define = {kind: functools.partial(define, flag_values=values) for kind, define in pretraining._DEFINE.items()}
-    monkeypatch.setattr(pretraining, "_DEFINE", define)
-    pretraining.define(only=("seed", "workdir"))
-    assert set(values) == {"seed", "workdir"}
+    pretraining.define(only=("seed", "epochs"), flag_values=values)
+    assert set(values) == {"seed", "epochs"}
+    values(["command", "--seed=3"])
+    config = pretraining.config_from_flags(values, workdir="run")
+    assert config == PretrainConfig(seed=3, workdir="run")
 
 
 def test_run_flags_are_a_flagfile_that_replays_the_run(values, tmp_path):
     path = tmp_path / "run.flags"
     path.write_text(CHANGED.as_flags())
     assert values(["pretrain", f"--flagfile={path}"]) == ["pretrain"]
-    assert pretraining.config_from_flags() == CHANGED
+    assert pretraining.config_from_flags(values) == CHANGED
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_preset_is_a_valid_recipe(values, path):
     assert values(["pretrain", f"--flagfile={path}", "--workdir=run"]) == ["pretrain"]
-    config = pretraining.config_from_flags()
+    config = pretraining.config_from_flags(values)
     config.validate()
     config.validate_with_data(1437 if config.dataset == "digits" else 5000)
     changed = {name for name, field in FIELDS.items() if getattr(config, name) != field.default}
@@ -89,6 +89,11 @@ def test_header_of_a_preset_names_command_hardware_and_numbers(path):
     assert re.search(r"^# Paper: .*ours: +\S", text, re.MULTILINE)
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_script_only_parses_calls_and_answers(name):
+    assert len((ROOT / "scripts" / f"{name}.py").read_text().splitlines()) <= 30
+
+
 # ------------------------------------------------------------------------------------------------- as a user types it
 
 
@@ -97,9 +102,8 @@ def no_tensorflow(tmp_path_factory) -> dict[str, str]:
     """An environment in which importing TensorFlow ends the command."""
     folder = tmp_path_factory.mktemp("path")
     (folder / "tensorflow.py").write_text("raise SystemExit('tensorflow was imported')\n")
-    launched = [name for pair in _VARIABLES for name in pair]
-    kept = {name: value for name, value in os.environ.items() if name not in launched}
-    return {**kept, "PYTHONPATH": str(folder)}
+    assert launched_rank_and_size() is None, "the tests run without a launcher"
+    return {**os.environ, "PYTHONPATH": str(folder)}
 
 
 def run(environment: dict[str, str], name: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -109,7 +113,7 @@ def run(environment: dict[str, str], name: str, *arguments: str) -> subprocess.C
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=TIMEOUT,
     )
 
 
@@ -126,6 +130,14 @@ def run(environment: dict[str, str], name: str, *arguments: str) -> subprocess.C
         (["--epochs", "3", "4"], "'4' is not a flag: every setting is given as --name=value"),
         (["--flagfile=no/such.flags"], "--flagfile: cannot read no/such.flags (No such file or directory)"),
         ([], "--workdir is missing: name the folder that receives the run"),
+        (
+            ["--workdir=a[1]"],
+            r"--workdir=a[1]: holds [ ], which TensorFlow reads as a pattern, wanted a path without any"
+            " of [ ] * ? \\",
+        ),
+        (["--data_dir=a\nb"], r"--data_dir='a\nb': wanted a path without control characters, in UTF-8"),
+        (["--stem\x1b[2J=x"], r"--stem\x1b[2J: no such flag"),
+        (["--encoder=\x1b[2J", "--workdir=run"], r"--encoder='\x1b[2J': must be one of resnet50, resnet18"),
         (["--workdir=run", "--stem=big"], "--stem=big: must be one of imagenet, small"),
     ],
     ids=lambda value: "_".join(value) if isinstance(value, list) else "",
@@ -143,32 +155,95 @@ def test_too_many_workers_for_the_batch(no_tensorflow):
     assert (result.returncode, result.stderr) == (2, "error: --batch_size=4: must be at least the 5 workers\n")
 
 
+# Whose help speaks of files and folders, but which are no paths: prefixes and names stand before those in them.
+NO_PATHS = {"dataset", "train_split"}
+SUBJECTS = ("input", "classifier", "step", "hard_negatives", "memory", "scaling")
+# Imports a script, which defines its flags, gives a path to all whose help speaks of one, and shows how they are read.
+_READ_PATHS = """
+import importlib, json, re, sys
+from absl import flags
+name, *subject = sys.argv[1:]
+importlib.import_module(f"scripts.{name}")
+if subject:
+    from flags import benchmark
+    sys.argv[1:] = subject
+    benchmark.take_subject()
+modules = flags.FLAGS.flags_by_module_dict()
+own = [flag for module in modules if module.startswith("flags.") for flag in modules[module]]
+speaks_of_one = re.compile("folder|file|where tfds keeps", re.IGNORECASE)
+strings = [flag.name for flag in own if flag.flag_type() == "string" and speaks_of_one.search(flag.help)]
+flags.FLAGS(["command", *(f"--{name}=~/x" for name in strings)])
+print(json.dumps({name: flags.FLAGS[name].value for name in strings}))
+"""
+
+
+def test_home_is_expanded_in_every_path(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    calls = [[name] for name in COMMANDS if name != "benchmark"] + [["benchmark", subject] for subject in SUBJECTS]
+    found = set()
+    for call, shown in zip(calls, run_calls(_READ_PATHS, calls, ["flags.command"])):
+        assert shown.stderr == "", call
+        values = json.loads(shown.stdout)
+        assert {name for name, value in values.items() if value != "/home/me/x"} <= NO_PATHS, call
+        found |= values.keys()
+    assert found == NO_PATHS | {
+        "workdir",
+        "data_dir",
+        "output",
+        "train_features",
+        "test_features",
+        "init",
+        "picture",
+        "simclr",
+        "environments",
+    }
+
+
 SUBJECT = {"benchmark": ("classifier",)}
 
 
-def test_help_of_benchmark_names_its_subjects(no_tensorflow):
-    result = run(no_tensorflow, "benchmark", "--help")
+@pytest.fixture(scope="module")
+def help_of(no_tensorflow):
+    """Runs a command with --help once."""
+    return functools.cache(lambda name, *subject: run(no_tensorflow, name, *subject, "--help"))
+
+
+def test_help_of_benchmark_names_its_subjects(help_of):
+    result = help_of("benchmark")
     assert (result.returncode, result.stderr) == (0, "")
     for subject in ("input", "classifier", "step", "hard_negatives", "memory", "scaling"):
         assert re.search(rf"^  {subject}  +\w", result.stdout, re.MULTILINE), subject
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_shows_what_the_command_does_and_its_flags(no_tensorflow, name):
-    result = run(no_tensorflow, name, *SUBJECT.get(name, ()), "--help")
+def test_help_shows_what_the_command_does_and_its_flags(help_of, name):
+    result = help_of(name, *SUBJECT.get(name, ()))
     assert (result.returncode, result.stderr) == (0, "")
-    assert f"python -m scripts.{name}" in result.stdout
+    assert f"python -m scripts.{name} " in result.stdout
     assert "\nFlags:\n" in result.stdout
-    assert re.search(r"^ +--\w+: \S", result.stdout, re.MULTILINE)
+    assert re.search(r"^  --\w+: \w", result.stdout, re.MULTILINE)
 
 
-def test_help_of_pretrain_shows_every_flag(no_tensorflow):
-    shown = run(no_tensorflow, "pretrain", "-h").stdout
+def test_help_of_pretrain_shows_every_flag(no_tensorflow, help_of):
+    shown = help_of("pretrain").stdout
+    assert run(no_tensorflow, "pretrain", "-h").stdout == shown
     for name, field in FIELDS.items():
         assert re.search(rf"^ +--(\[no\])?{name}: \S", shown, re.MULTILINE), name
         if field.default not in (None, ""):
             default = re.escape(str(field.default).lower())
             assert re.search(rf"--(\[no\])?{name}: (.(?!\n  -))*?\n +\(default: '{default}(\.0)?'\)", shown, re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("linear_eval", "crop_flip, digits, none"),
+        ("finetune", "top1, mean_per_class"),
+        ("detect", "checkpoint, scratch"),
+    ],
+)
+def test_help_lists_the_words_of_a_choice(help_of, name, words):
+    assert f" One of: {words}." in " ".join(help_of(name).stdout.split())
 
 
 @pytest.mark.parametrize("ending", ["exit", "_exit"])
@@ -207,8 +282,11 @@ def evaluation_values(monkeypatch) -> absl_flags.FlagValues:
 
 
 def test_named_runs(evaluation_values):
-    evaluation_values.runs = "a=runs/a,with prior=runs/b=1"
-    assert evaluation.named_runs() == {"a": "runs/a", "with prior": "runs/b=1"}
+    evaluation_values.runs = "a=~/runs/a,with prior=runs/b=1"
+    assert evaluation.named_runs() == {"a": os.path.expanduser("~/runs/a"), "with prior": "runs/b=1"}
+    evaluation_values.runs = "a=runs/*"
+    with pytest.raises(UserError, match=r"^--runs=runs/\*: holds \*, which TensorFlow reads as a pattern"):
+        evaluation.named_runs()
 
 
 @pytest.mark.parametrize("text", ["runs/a", "a=", "=runs/a", "a=runs/a,", "a=runs/a,a=runs/b"])
@@ -226,9 +304,3 @@ def test_required_and_choice(evaluation_values):
         evaluation.choice("features", ("backbone", "pixels"))
     evaluation_values.features = "pixels"
     assert evaluation.choice("features", ("backbone", "pixels")) == "pixels"
-
-
-def test_answer_is_printed_last_and_written(tmp_path, capsys):
-    evaluation.answer("knn_eval", str(tmp_path), {"top1": 0.5})
-    assert capsys.readouterr().out == '{"top1": 0.5}\n'
-    assert (tmp_path / "knn_eval.json").read_text() == '{"top1": 0.5}'

@@ -2,14 +2,23 @@
 
 import os
 import socket
+import zlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 
+from instcls_tf.config import PretrainConfig
 from instcls_tf.data import pipeline
+from instcls_tf.data.folder import refuse_picture_among_images
 from instcls_tf.data.sources import open_source
+from instcls_tf.errors import UserError
+from instcls_tf.plan.answer import plan_run
+from instcls_tf.report.comparison import compare_runs
+from instcls_tf.report.view_grid import draw_views
+from instcls_tf.run.workdir import begin_run
+from tests.end_to_end.runs import write_images
 
 SIZE = 8
 
@@ -42,6 +51,7 @@ def plant(folder) -> set[str]:
         os.chdir(here)
     bomb = bytearray(png)
     bomb[16:24] = (60_000).to_bytes(4, "big") * 2
+    bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4, "big")
     (folder / "bomb.png").write_bytes(bomb)
     bad = {path.name for path in folder.iterdir()}
     # What is none of the dataset's
@@ -86,6 +96,7 @@ def test_exactly_the_bad_files_are_reported(tmp_path, workers):
     assert reasons["pipe.jpg"] == reasons["socket.jpg"] == "not a regular file"
     assert reasons["broken_link.jpg"] == "no such file or directory"
     assert "truncated" in reasons["cut.jpg"]
+    assert reasons["bomb.png"] == "3600000000 pixels, more than --max_pixels=120000000"
 
 
 def test_rare_kinds_have_the_right_colours(tmp_path):
@@ -115,3 +126,50 @@ def test_names_that_are_not_text_reach_the_file(tmp_path):
     source = open_source(f"folder:{tmp_path}")
     greys = {path: int(source.loader()(tf.constant(i, tf.int64))[0, 0, 0]) for i, path in enumerate(source.paths)}
     assert greys == {"new\nline.png": 11, os.fsdecode(b"\xff\xfe.png"): 10}
+
+
+def of_show_views(config, output):
+    draw_views(config, output, images=1, columns=1)
+
+
+def of_compare(config, output):
+    compare_runs({"a": config.workdir}, output)
+
+
+def of_plan(config, output):
+    plan_run(config, 1000, 1, 8.0, "cpu", output)
+
+
+@pytest.mark.parametrize(
+    ("command", "place", "picture"),
+    [
+        (of_show_views, "views.png", "views.png"),
+        (of_plan, "new/plan.jpg", "plan.jpg"),
+        (of_compare, "results", "comparison.png"),
+        (of_compare, "", "comparison.png"),
+    ],
+)
+def test_a_picture_among_the_images_is_refused(tmp_path, command, place, picture):
+    """It would be an image of the dataset, and a run that began before could not go on."""
+    photos, output = tmp_path / "photos", str(tmp_path / "photos" / place)
+    write_images(photos, ["0.jpg", "1.jpg"])
+    config = PretrainConfig(dataset=f"folder:{photos}", workdir=str(tmp_path / "run"))
+    begin_run(config)
+    with pytest.raises(UserError) as refusal:
+        command(config, output)
+    assert str(refusal.value) == (
+        f"--output={output}: lies among the images of --dataset=folder:{photos}, of which {picture} would be one,"
+        f" wanted a place outside"
+    )
+    assert sorted(os.listdir(photos)) == ["0.jpg", "1.jpg"]
+
+
+def test_pictures_beside_the_images_are_written(tmp_path):
+    write_images(tmp_path / "photos", ["train/a/0.jpg", "test/a/1.jpg"])
+    dataset = f"folder:{tmp_path / 'photos'}"
+    for place in ("photos/views.png", "photos/results/views.png", "views.png", "photos/train/a/views.txt"):
+        refuse_picture_among_images(dataset, str(tmp_path / place), "")
+    refuse_picture_among_images("digits", "views.png", "")
+    for place in ("photos/train/views.png", "photos/test/a/views.png", "photos/val/x.PNG"):
+        with pytest.raises(UserError):
+            refuse_picture_among_images(dataset, str(tmp_path / place), "")

@@ -8,30 +8,46 @@ from pathlib import Path
 
 import pytest
 
-from instcls_tf.kernels import build
+from instcls_tf.classifier.kernels import build
+from instcls_tf.compiler import Library
+from instcls_tf.data.kernels import views
 from tests.kernels import FAMILIES, skip_unless_usable
 
-DRIVER = Path(__file__).parents[1] / "kernels" / "random_passes.cc"
+DRIVERS = Path(__file__).parents[1] / "kernels"
 FLAGS = ("-std=c++17", "-O1", "-g", "-Wno-psabi", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+def compiled(library: Library, driver: str, name: str, folder: Path) -> Path:
+    """The driver with the kernels of one family."""
+    skip_unless_usable(name)
+    kernels = FAMILIES[name]
+    sources = [DRIVERS / driver, library.folder / f"{library.name}.cc"]
+    family = [*library.families[kernels], *library.flags, f"-DINSTCLS_KERNELS={kernels}", f"-I{library.folder}"]
+    subprocess.run([os.environ.get("CXX", "g++"), *FLAGS, *family, *sources, "-o", folder / name], check=True)
+    return folder / name
+
+
+CASES = [
+    pytest.param((library, driver, name), id=f"{library.name}-{name}")
+    for library, driver in [(build.LIBRARY, "random_passes.cc"), (views.LIBRARY, "random_views.cc")]
+    for name in FAMILIES
+    if FAMILIES[name] not in library.left_out
+]
+
+
+@pytest.fixture(scope="module", params=CASES)
 def driver(request, tmp_path_factory) -> Path:
-    skip_unless_usable(request.param)
-    kernels = FAMILIES[request.param]
-    program = tmp_path_factory.mktemp("kernels") / request.param
-    sources = [DRIVER, Path(build.__file__).parent / "streamed_softmax.cc"]
-    family = [*build._families()[kernels], f"-DINSTCLS_KERNELS={kernels}", f"-I{sources[1].parent}"]
-    subprocess.run([os.environ.get("CXX", "g++"), *FLAGS, *family, *sources, "-o", program], check=True)
-    return program
+    """Of the classifier's passes, which agree for all widths of tiles, and of views, whose pixels stay in range."""
+    library, source, name = request.param
+    return compiled(library, source, name, tmp_path_factory.mktemp(library.name))
 
 
-def test_passes_stay_in_bounds_and_agree_for_all_widths_of_tiles(driver):
+def test_kernels_stay_in_bounds_and_agree(driver):
     finished = subprocess.run([driver, "300"], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
 
 
-def test_a_table_that_is_too_short_is_seen(driver):
+def test_an_array_that_is_too_short_is_seen(driver):
     finished = subprocess.run([driver, "20", "short"], capture_output=True, text=True)
     assert finished.returncode != 0
     assert "heap-buffer-overflow" in finished.stderr

@@ -5,18 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from instcls_tf.data.decoding import BadImages
+from instcls_tf.data import labelled
+from instcls_tf.data.decoding import BadImages, Reading
+from instcls_tf.data.labelled import balanced_subset, default_test_split, labels_of, open_fraction, open_splits, take
 from instcls_tf.data.sources import DigitsSource, open_source
 from instcls_tf.errors import UserError
-from instcls_tf.evaluation import labelled
-from instcls_tf.evaluation.labelled import (
-    balanced_subset,
-    default_test_split,
-    labels_of,
-    open_fraction,
-    open_splits,
-    take,
-)
 from tests.end_to_end.runs import write_images
 
 LABELS = np.repeat([0, 1, 2], [100, 60, 3])
@@ -115,7 +108,7 @@ class Stream:
     name, class_names, random_access, num_instances = "stream", ("a", "b"), False, 3
 
     def __init__(self, encoded: bytes):
-        self.encoded, self.bad = encoded, BadImages()
+        self.encoded, self.bad, self.reading = encoded, BadImages(), Reading(max_pixels=500)
 
     def records(self, begin, end, in_order):
         import tensorflow as tf
@@ -133,17 +126,26 @@ def test_a_subset_of_a_stream_is_held_in_memory(folder, tmp_path):
     np.testing.assert_array_equal(part.labels, [0, 1])
     assert part.names == (b"r1", b"r2")
     assert part.loader()(1).shape == [20, 24, 3]
+    stream.reading = Reading(max_pixels=400)
+    assert take(stream, np.array([1, 2])).loader()(1).shape == [0, 0, 3]
 
 
 def test_imagenet_has_published_subsets(monkeypatch):
     asked = []
-    monkeypatch.setattr(labelled, "open_source", lambda *arguments: asked.append(arguments) or open_source("digits"))
+
+    def open_and_note(*arguments, reading):
+        asked.append((*arguments, reading))
+        return open_source("digits")
+
+    monkeypatch.setattr(labelled, "open_source", open_and_note)
     splits = open_splits("digits")
     asked.clear()
+    black = Reading(background="black")
     for fraction in (0.01, 0.1):
-        open_fraction(splits, "imagenet2012", "data", fraction, seed=0)
-    names = [("imagenet2012_subset/1pct", "train", "data"), ("imagenet2012_subset/10pct", "train", "data")]
-    assert asked == names
+        open_fraction(splits, "imagenet2012", "data", fraction, seed=0, reading=black)
+    subsets = ["imagenet2012_subset/1pct", "imagenet2012_subset/10pct"]
+    wanted = [(name, "train", "data", black) for name in subsets]
+    assert asked == wanted
     assert open_fraction(splits, "imagenet2012", "data", 1.0, seed=0) is splits.train
     assert open_fraction(splits, "digits", None, 0.1, seed=0).num_instances == 140
-    assert asked == names
+    assert asked == wanted

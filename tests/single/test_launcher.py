@@ -2,7 +2,7 @@
 
 import pytest
 
-from instcls_tf import launcher
+from instcls_tf.distributed import launcher
 
 PAIRS = {
     "horovodrun": ("HOROVOD_RANK", "HOROVOD_SIZE"),

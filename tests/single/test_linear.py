@@ -11,16 +11,16 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler, normalize
 
-from instcls_tf import checkpoint, networks
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data import pipeline
+from instcls_tf.data.labelled import Splits, open_splits, take
+from instcls_tf.encoder import networks
 from instcls_tf.errors import UserError
 from instcls_tf.evaluation import frozen, linear
 from instcls_tf.evaluation.features import Features, extract
-from instcls_tf.evaluation.labelled import Splits, open_splits, take
 from instcls_tf.evaluation.linear_cached import cached_accuracy
-from instcls_tf.evaluation.recipes import CachedRecipe, LinearRecipe
-from instcls_tf.run_log import Progress
+from instcls_tf.evaluation.recipes import CachedRecipe, FinetuneRecipe, LinearRecipe
+from instcls_tf.progress import Progress
 
 QUIET = Progress(visible=False)
 # With zeroed gammas an untrained network would see nothing of 8 x 8 pixels but a corner.
@@ -28,6 +28,7 @@ CONFIG = PretrainConfig(
     dataset="digits", image_size=8, encoder="resnet18", width_multiplier=0.125, stem="small", embedding_size=16,
     zero_init_last_gamma=False,
 )  # fmt: skip
+SEEN = {"image_size": 8, "center_crop_fraction": 1.0}
 QUICK = LinearRecipe(epochs=6, batch_size=200, learning_rate=1.0, augmentation="none")
 
 
@@ -40,7 +41,7 @@ def splits() -> Splits:
 @pytest.fixture
 def encoder(splits) -> tf.keras.Model:
     """A random network whose BN has seen the images: one that has not says next to nothing about them."""
-    model = checkpoint.make_encoder(CONFIG)
+    model = networks.make_encoder(CONFIG)
     ((images, _, _),) = pipeline.inference_batches(splits.train, image_size=8, batch_size=400)
     for _ in range(30):
         model(images, training=True)
@@ -50,7 +51,7 @@ def encoder(splits) -> tf.keras.Model:
 def evaluate(encoder, splits, recipe=QUICK):
     seen = extract(encoder.get_layer(recipe.features), splits.train, image_size=8).vectors
     scaling = linear.scaling_of(recipe.normalize_features, seen)
-    return linear.linear_accuracy(encoder, splits, recipe, image_size=8, scaling=scaling, progress=QUIET)
+    return linear.linear_accuracy(encoder, splits, recipe, **SEEN, scaling=scaling, progress=QUIET)
 
 
 def test_learns_and_leaves_the_encoder_alone(encoder, splits):
@@ -80,12 +81,12 @@ def test_the_check_sees_the_last_bit_of_any_variable(encoder, which):
 
 
 def test_divergence_is_one_sentence(encoder, splits):
-    with pytest.raises(UserError, match=r"^--learning_rate=1e\+38: the training diverged, wanted a lower one$"):
+    with pytest.raises(UserError, match=r"^--learning_rate=1e\+38: diverged at step \d+, wanted a lower one$"):
         linear.linear_accuracy(
             encoder,
             splits,
             dataclasses.replace(QUICK, epochs=2, learning_rate=1e38),
-            image_size=8,
+            **SEEN,
             scaling=linear.scaling_of("none", np.zeros([1, 64])),
             progress=QUIET,
         )
@@ -93,7 +94,7 @@ def test_divergence_is_one_sentence(encoder, splits):
 
 def test_views_of_the_protocol_are_crops_and_flips(splits):
     """Of images that are one colour nothing is changed; of a ramp parts are cut, and half of them are mirrored."""
-    views = linear.make_linear_views("crop_flip", 8, seed=0)
+    views = linear.make_linear_views("crop_flip", 8, seed=0, crop_min_area=0.08, center_crop_fraction=1.0)
     draws = views.draws(tf.constant(0, tf.int64), 50, 1)
     flat = tf.fill([16, 16, 3], tf.constant(77, tf.uint8))
     ramp = tf.broadcast_to(np.arange(16, dtype=np.uint8)[None, :, None], [16, 16, 3])
@@ -109,6 +110,53 @@ def test_views_of_the_protocol_are_crops_and_flips(splits):
     assert 15 < mirrored < 35
 
 
+def test_crops_of_the_protocol_go_down_to_a_twelfth():
+    """Of a 100 x 100 image whose pixels say where they are, the spread of a view's pixels is its crop's size."""
+    rows, columns = np.mgrid[:100, :100]
+    where = tf.constant(np.stack([rows, columns, rows], axis=-1).astype(np.uint8))
+    for recipe in (LinearRecipe(), FinetuneRecipe()):
+        views = linear.make_linear_views(recipe.augmentation, 32, 0, recipe.crop_min_area, 0.5)
+        draws = views.draws(tf.constant(0, tf.int64), 150, 2)
+        views = tf.concat([views.crop(where, draw) for draw in draws], axis=0).numpy()
+        spans = views.max(axis=(1, 2)) - views.min(axis=(1, 2))  # [300, 3]
+        areas = spans[:, 0] * spans[:, 1] / 100**2
+        assert 0.05 < areas.min() < 0.12 and areas.max() > 0.8 and abs(areas.mean() - 0.46) < 0.05
+
+
+@pytest.mark.parametrize("fraction", [0.5, 1.0])
+def test_without_random_crops_it_trains_on_what_it_judges_by(splits, fraction):
+    settings = {"batch_size": 4, "center_crop_fraction": fraction}
+    recipe = dataclasses.replace(QUICK, augmentation="none")
+    labels = np.arange(splits.train.num_instances)  # so that a label is an id
+    ((images, ids), *_) = linear.labelled_batches(splits.train, recipe, 8, labels, steps=1, **settings)
+    judged = {}
+    for batch, batch_ids, _ in pipeline.inference_batches(splits.train, image_size=8, **settings):
+        judged.update(zip(batch_ids.numpy().tolist(), batch.numpy()))
+    for image, instance_id in zip(images.numpy(), ids.numpy().tolist()):
+        np.testing.assert_array_equal(image, judged[instance_id])
+
+
+def test_judges_on_the_centre(encoder, splits, monkeypatch):
+    """The test images that are seen are what `inference_batches` gives for the fraction, and other ones for another."""
+    seen = []
+    real = linear.accuracy_of
+
+    def watch(predict, source, **settings):
+        seen.append(settings["center_crop_fraction"])
+        return real(predict, source, **settings)
+
+    monkeypatch.setattr(linear, "accuracy_of", watch)
+    scaling = linear.scaling_of("none", np.zeros([1, 64]))
+    results = [
+        linear.linear_accuracy(
+            encoder, splits, dataclasses.replace(QUICK, epochs=2), image_size=8, center_crop_fraction=fraction,
+            scaling=scaling, progress=QUIET,
+        )["top1"]
+        for fraction in (1.0, 0.5)
+    ]  # fmt: skip
+    assert seen == [1.0, 0.5] and results[0] != results[1]
+
+
 def test_standardized_features():
     rows = np.random.default_rng(0).normal(3, [1.0, 20.0, 0.0], size=[1000, 3]).astype(np.float32)
     scaled = linear.scaling_of("standardize", rows)(rows)
@@ -121,7 +169,9 @@ def test_standardized_features():
 def test_every_worker_knows_the_labels_of_its_images(splits):
     labels = np.asarray(splits.train.labels)
     recipe = dataclasses.replace(QUICK, augmentation="none")
-    batches = linear.labelled_batches(splits.train, recipe, 8, labels, batch_size=100, steps=4)
+    batches = linear.labelled_batches(
+        splits.train, recipe, 8, labels, batch_size=100, steps=4, center_crop_fraction=1.0
+    )
     seen = [
         (image.tobytes(), label) for images, batch in batches for image, label in zip(images.numpy(), batch.numpy())
     ]
@@ -190,5 +240,5 @@ def test_record_files_are_read_in_a_bounded_number_of_streams(monkeypatch, batch
     asked = {}
     nothing = tf.data.Dataset.from_tensors((tf.zeros([1, 1, 8, 8, 3]), tf.zeros([1], tf.int32)))
     monkeypatch.setattr(pipeline, "training_batches", lambda source, **options: asked.update(options) or nothing)
-    linear.labelled_batches(None, LinearRecipe(), 8, np.zeros([2], np.int32), batch_size, 1)
+    linear.labelled_batches(None, LinearRecipe(), 8, np.zeros([2], np.int32), batch_size, 1, 1.0)
     assert asked["micro_batch"] == micro_batch

@@ -31,7 +31,36 @@ def test_every_name_survives_writing_and_reading(tmp_path):
     paths, sizes = manifest.read(path)
     assert list(paths.iter_bytes()) == ODD_NAMES
     assert sizes.tolist() == [0, 10, 20, 30, 40, 50, 60]
-    assert (tmp_path / "manifest.tsv").read_bytes().splitlines()[0] == b"0\t0\ta.jpg"
+    assert (tmp_path / "manifest.tsv").read_bytes().splitlines()[:2] == [b"# 7 images", b"0\t0\ta.jpg"]
+
+
+def test_a_manifest_of_an_earlier_version(tmp_path):
+    (tmp_path / "manifest.tsv").write_bytes(b"0\t5\ta.jpg\n1\t6\tb.jpg\n")
+    paths, sizes = manifest.read(str(tmp_path / "manifest.tsv"))
+    assert list(paths.iter_bytes()) == [b"a.jpg", b"b.jpg"] and sizes.tolist() == [5, 6]
+
+
+def test_a_manifest_that_is_cut_at_a_line_end(tmp_path):
+    """Not taken for one of fewer images, the others of which would be new."""
+    path = tmp_path / "manifest.tsv"
+    manifest.write(str(path), _paths(ODD_NAMES), np.arange(len(ODD_NAMES)))
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-2]))
+    with pytest.raises(UserError, match=f"^{path}: cut off, it has 5 lines of 7: bring it back from a copy$"):
+        manifest.read(str(path))
+    for text in (lines[0], b"# some images\n" + lines[1], b""):
+        path.write_bytes(text)
+        with pytest.raises(UserError, match=f"^{path}: "):
+            manifest.read(str(path))
+
+
+@pytest.mark.parametrize("change", [lambda text: b"\xef\xbb\xbf" + text, lambda text: text.replace(b"\n", b"\r\n")])
+def test_a_manifest_that_an_editor_of_another_system_saved(tmp_path, change):
+    path = tmp_path / "manifest.tsv"
+    manifest.write(str(path), _paths(ODD_NAMES), np.arange(len(ODD_NAMES)))
+    path.write_bytes(change(path.read_bytes()))
+    paths, sizes = manifest.read(str(path))
+    assert list(paths.iter_bytes()) == ODD_NAMES and sizes.tolist() == list(range(len(ODD_NAMES)))
 
 
 @pytest.mark.parametrize("text", [b"0\t5\ta.jpg\n2\t5\tb.jpg\n", b"0\t5\ta.jpg", b"0\tx\ta.jpg\n", b"0 5 a.jpg\n"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from instcls_tf import networks
+from instcls_tf.encoder import networks
 from instcls_tf.errors import UserError
 
 DEPTHS = {"resnet50": (3, 4, 6, 3), "resnet18": (2, 2, 2, 2)}

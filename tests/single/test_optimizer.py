@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from instcls_tf.optimizer import MomentumSGD, WarmupCosine, momentum_update
+from instcls_tf.optimizer import Extended, MomentumSGD, WarmupCosine, momentum_update
 from tests import reference
 from tests.reference import relative_error
 
@@ -152,3 +152,12 @@ def test_config_makes_the_same_optimizer_again():
     assert (again.name, again.momentum_factor, again.l2_weight_decay) == ("mine", 0.8, 0.03)
     assert float(again.learning_rate) == pytest.approx(0.4)
     assert float(MomentumSGD.from_config(MomentumSGD(0.25, 0.9, 0.0).get_config()).learning_rate) == 0.25
+
+
+def test_an_extension_begins_anew():
+    schedule = Extended(WarmupCosine(2.0, 2, 8), 8, WarmupCosine(2.0, 1, 4))
+    expected = [WarmupCosine(2.0, 2, 8)(step) for step in range(8)] + [
+        WarmupCosine(2.0, 1, 4)(step) for step in range(4)
+    ]
+    np.testing.assert_allclose([schedule(step) for step in range(12)], expected)
+    assert schedule(7) < 0.2 and schedule(9) == 2.0

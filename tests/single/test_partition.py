@@ -3,7 +3,7 @@
 import pytest
 import tensorflow as tf
 
-from instcls_tf.partition import bounds
+from instcls_tf.distributed.partition import bounds
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 7])

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from instcls_tf.data.augment import make_views
+from instcls_tf.data.permutation import permute
 from instcls_tf.data.pipeline import inference_batches, steps_per_epoch, training_batches
-from instcls_tf.data.records import permute
+from instcls_tf.data.sliding_window import sliding_window_ids
 from instcls_tf.data.sources import DigitsSource, open_source
 
 SIZE = 8
@@ -31,11 +33,11 @@ def _source(count):
     return DigitsSource("grey", ("even", "odd"), images, (np.arange(count) % 2).astype(np.int32))
 
 
-def _train(source, batch, workers, last, first=0, seed=5, preset="none", num_views=1, micro=1):
+def _train(source, batch, workers, last, first=0, seed=5, preset="none", num_views=1, micro=1, **others):
     """Per worker, the list of its batches."""
     views = make_views(preset, SIZE, seed)
     settings = {"views": views, "batch_size": batch, "micro_batch": micro, "num_views": num_views, "seed": seed}
-    settings["num_workers"] = workers
+    settings.update(num_workers=workers, **others)
     return [
         list(training_batches(source, first_step=first, last_step=last, rank=rank, **settings).as_numpy_iterator())
         for rank in range(workers)
@@ -165,6 +167,21 @@ def test_resume_continues_with_the_same_ids_and_pixels(first):
             np.testing.assert_array_equal(pixels[ids >= 0], other_pixels[ids >= 0])
 
 
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_a_window_slides_over_all_images(workers):
+    """13 images, windows of 5 that move on by 2: two steps each, of 3 and 2 images, in the window's own order."""
+    steps = _global(_train(_source(13), 3, workers, 26, window=(5, 2)))
+    windows = [np.concatenate(pair).tolist() for pair in zip(steps[::2], steps[1::2])]
+    assert [len(step) for step in steps[:4]] == [3, 2, 3, 2]
+    for number, window in enumerate(windows):
+        places = tf.range(5, dtype=tf.int64)
+        assert window == sliding_window_ids(places, 5, number, 13, 5, 2).numpy().tolist()
+    visits = np.bincount(np.concatenate(windows), minlength=13)
+    assert visits.tolist() == [5] * 13  # the window has been all around twice, 26 places of 13
+    rest = _global(_train(_source(13), 3, workers, 26, first=9, window=(5, 2)))
+    assert [step.tolist() for step in rest] == [step.tolist() for step in steps[9:]]
+
+
 def test_pixels_do_not_depend_on_the_number_of_workers():
     source = open_source("digits")
     alone = _global(_train(source, 50, 1, 30, first=26, preset="digits", num_views=2), part=0)
@@ -237,6 +254,29 @@ def test_inference_passes_once_with_labels(kind, workers, tfds_source):
         assert np.array_equal(grey[ids >= 0], GREY * ids[ids >= 0])
     if workers == 1:
         assert ids.tolist() == list(range(23))
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.875, 0.5])
+def test_inference_sees_what_resizing_and_cropping_the_centre_leaves(tmp_path, fraction):
+    """At 0.875 of 224: the shorter side to 256 and the centre 224 of it, as everybody judges on ImageNet."""
+    random = np.random.default_rng(0)
+    shapes = [(300, 400), (280, 260), (512, 384)]
+    for index, (height, width) in enumerate(shapes):
+        coarse = Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+        coarse.resize((width, height), Image.Resampling.BICUBIC).save(tmp_path / f"{index}.png")
+    source = open_source(f"folder:{tmp_path}")
+    ((images, ids, _),) = inference_batches(source, image_size=224, batch_size=3, center_crop_fraction=fraction)
+    for image, index in zip(images.numpy(), ids.numpy()):
+        with Image.open(tmp_path / f"{index}.png") as picture:
+            height, width = shapes[index]
+            scale = round(224 / fraction) / min(height, width)
+            resized = picture.resize((round(width * scale), round(height * scale)), Image.Resampling.BILINEAR)
+        left, top = (round((side - 224) / 2) for side in resized.size)
+        expected = np.asarray(resized.crop((left, top, left + 224, top + 224)), np.float64)
+        assert np.abs(image - expected).mean() < 2.0, "the same but for parts of a pixel"
+        if fraction < 1:
+            whole = np.asarray(resized.resize((224, 224)), np.float64)
+            assert np.abs(image - whole).mean() > 10.0
 
 
 @pytest.mark.parametrize("kind", ["memory", "stream"])

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
-from instcls_tf import classifier_sizes, planner, tiles
 from instcls_tf.config import PretrainConfig
-from instcls_tf.encoder_sizes import encoder_sizes
+from instcls_tf.encoder.sizes import encoder_sizes
 from instcls_tf.errors import UserError
+from instcls_tf.plan import classifier_bytes, planner
 
 # 4 instances with 2 views: B = 8 rows of D = 2; K = 3; N = 10 classes on T = 3 workers, the first of which owns 4.
 TINY = PretrainConfig(
@@ -55,9 +54,9 @@ def test_memory_of_the_classifier(plan):
 def test_a_classifier_alone_steps_or_draws_its_rows():
     state = 2 * 10 * 2 * 4
     tile, batch = 10 * (2 * 32 + 64) * 4 + 2 * 64 * 32 * 4, 8 * 8 * 2 * 4 + 8 * 16 + 8 * 48
-    assert classifier_sizes.peak_bytes(10, 1, 8, 2, 0) == state + 6 + tile + batch
+    assert classifier_bytes.peak_bytes(10, 1, 8, 2, 0) == state + 6 + tile + batch
     drawing = 4 * 8192 * 128 * 4
-    assert classifier_sizes.peak_bytes(9000, 1, 8, 128, 0) == round(1.04 * 2 * 9000 * 128 * 4) + drawing
+    assert classifier_bytes.peak_bytes(9000, 1, 8, 128, 0) == round(1.04 * 2 * 9000 * 128 * 4) + drawing
 
 
 def test_bfloat16_halves_what_is_kept(plan):
@@ -72,10 +71,10 @@ def test_memory_of_the_encoder(plan):
     assert memory["encoder weights"] == 4 * (SIZES.parameters + SIZES.statistics)
     assert memory["encoder momentum"] == 4 * SIZES.parameters
     assert memory["encoder gradients"] == 2 * 4 * SIZES.parameters
-    assert memory["activations of a BN group"] == 2 * 4 * (SIZES.activations + 2 * SIZES.largest_activation)
+    assert memory["activations"] == 2 * 4 * (SIZES.activations + 2 * SIZES.largest_activation)
     assert memory["views of a step"] == 2 * 2 * 3 * 8 * 8, "the first worker has 2 of the 4 groups"
     mixed = planner.make_plan(TINY.replace(precision="mixed_bfloat16"), 10, 3).memory
-    assert 2 * mixed["activations of a BN group"] == memory["activations of a BN group"]
+    assert 2 * mixed["activations"] == memory["activations"]
     assert mixed["encoder weights"] == memory["encoder weights"] + 2 * SIZES.parameters
     alone = planner.make_plan(TINY.replace(micro_batch=4), 10, 1).memory
     assert alone["encoder gradients"] == 4 * SIZES.parameters
@@ -88,12 +87,12 @@ def test_memory_of_plain_data_parallelism(plan):
     assert memory["logits of the local rows"] == 3 * 10 * 4
     assert memory["allocator"] == 18  # 4 % of 440 bytes
     assert plan.data_parallel_peak_bytes == sum(memory.values())
-    assert classifier_sizes.data_parallel_bytes(10, 1, 8, 2)["gradient of class weights"] == 10 * 2 * 4
+    assert classifier_bytes.data_parallel_bytes(10, 1, 8, 2)["gradient of class weights"] == 10 * 2 * 4
 
 
 def test_the_peak_is_a_step_or_a_search(plan):
     assert plan.search_bytes == 2 * 48 + 2 * 10 * 2 * 4 + 2 * 2**22 * 4
-    absent = sum(plan.memory[name] for name in ("gathered batch", "activations of a BN group", "views of a step"))
+    absent = sum(plan.memory[name] for name in ("gathered batch", "activations", "views of a step"))
     assert plan.search_bytes > absent
     assert plan.peak_bytes == sum(plan.memory.values()) - absent + plan.search_bytes
     without = planner.make_plan(TINY.replace(smoothing=0.0), 10, 3)
@@ -103,11 +102,26 @@ def test_the_peak_is_a_step_or_a_search(plan):
     assert large_images.peak_bytes == sum(large_images.memory.values())
 
 
+def test_a_worker_that_keeps_the_activations_of_all_its_groups():
+    """B / V = 4 instances in groups of 1: two of them on one of three workers, 16 rows of four on one."""
+    config = TINY.replace(micro_batch=1)
+    for workers, groups in [(1, 4), (3, 2)]:
+        again, kept = (planner.make_plan(config.replace(recompute=of), 10, workers).memory for of in ("auto", "never"))
+        assert kept["activations"] == groups * again["activations"]
+
+
+def test_the_contrast_within_the_batch():
+    """8 rows, at most 3 of them here: 8 matrices of [3, 8]; D = 2 numbers, id, rank and 5 numbers a row travel."""
+    plain, contrast = planner.make_plan(TINY, 10, 3), planner.make_plan(TINY.replace(batch_contrast=1.0), 10, 3)
+    assert contrast.memory == {**plain.memory, "batch contrast": 8 * 3 * 8 * 4}
+    assert contrast.wire_step == {**plain.wire_step, "batch contrast": 8 * (2 * 4 + 2 * 4 + 5 * 4) * 2 // 3}
+
+
 def test_bytes_on_the_wire(plan):
     assert plan.wire_step == {
         "embeddings": 64 * 2 // 3,
-        "instance ids": 128 * 2 // 3,
-        "hard negatives of the batch": 2 * 96 * 2 // 3 + 96 * 2 // 3,
+        "instance ids": 64 * 2 // 3,
+        "hard negatives of the batch": 48 * 2 // 3,
         "softmax sums and maximum": 2 * 128 * 2 // 3,
         "gradient of the embeddings": 2 * 64 * 2 // 3,
         "encoder gradients": 2 * 4 * SIZES.parameters * 2 // 3,
@@ -127,26 +141,6 @@ def test_bytes_on_the_wire(plan):
 def test_one_worker_sends_nothing():
     alone = planner.make_plan(TINY, 10, 1)
     assert sum(alone.wire_step.values()) + sum(alone.wire_epoch.values()) + alone.wire_prior == 0
-
-
-def test_tiles_are_those_of_the_classifier(monkeypatch):
-    monkeypatch.setattr(tiles, "_has_gpu", lambda: True)
-    for batch_rows, size in ((64, 128), (1024, 128), (8192, 2048), (100_000, 128), (1_000_000, 128)):
-        assert classifier_sizes.tile_classes(batch_rows, size) == tiles.tile_classes(batch_rows, size), (
-            batch_rows,
-            size,
-        )
-
-
-def test_tiles_are_those_of_the_kernels():
-    header = (Path(planner.__file__).parent / "kernels" / "streamed_softmax.h").read_text()
-    source, operations = (
-        (Path(planner.__file__).parent / "kernels" / f"streamed_softmax{suffix}.cc").read_text()
-        for suffix in ("", "_ops")
-    )
-    assert f"kBlockRows = {classifier_sizes._KERNEL_BLOCK};" in source
-    assert f"kLeast = {classifier_sizes._KERNEL_LEAST_CLASSES};" in operations
-    assert f"kPanel = {classifier_sizes._KERNEL_PANEL};" in header
 
 
 def test_the_largest_number_that_fits():

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from instcls_tf import networks
-from instcls_tf.classifier import ShardedClassifier
+from instcls_tf.classifier.prior import _update_moving, initialize_classifier
+from instcls_tf.classifier.sharded_classifier import ShardedClassifier
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data import pipeline
+from instcls_tf.data.bad_files import BadFiles
+from instcls_tf.data.decoding import BadImages
 from instcls_tf.data.sources import DigitsSource, open_source
-from instcls_tf.prior import _update_moving, initialize_classifier
+from instcls_tf.encoder import networks
+from instcls_tf.errors import UserError
 from tests import reference
 from tests.reference import relative_error
 
@@ -41,14 +44,14 @@ def make_encoder() -> tf.keras.Model:
 
 
 def fill(source, progress=None, **changes) -> tuple[np.ndarray, tf.keras.Model]:
-    """The rows `[N, D]` of an initialisation and the encoder that it leaves."""
+    """The class weights `[N, D]` of an initialisation and the encoder that it leaves."""
     encoder, layer = make_encoder(), ShardedClassifier(source.num_instances, CONFIG.embedding_size, seed=CONFIG.seed)
     before = [variable.numpy() for variable in encoder.trainable_variables]
     arguments = [] if progress is None else [progress]
     initialize_classifier(CONFIG.replace(**changes), layer, encoder, source, *arguments)
     for variable, value in zip(encoder.trainable_variables, before):
         np.testing.assert_array_equal(variable, value)  # everything but BN is fixed
-    return layer.local_rows.numpy(), encoder
+    return layer.local_weights.numpy(), encoder
 
 
 def batches(source, epoch: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -61,18 +64,18 @@ def batches(source, epoch: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
 
 def plain_running_bn(source, burn_in: int) -> tuple[np.ndarray, tf.keras.Model]:
     """Embed with the statistics of previous iterations, then let this iteration's moments into the running average."""
-    encoder, rows = make_encoder(), np.zeros([source.num_instances, CONFIG.embedding_size])
+    encoder, weights = make_encoder(), np.zeros([source.num_instances, CONFIG.embedding_size])
     probe = networks.batch_norm_probe(encoder)
     for epoch in range(burn_in + 1):
         for images, ids in batches(source, epoch):
-            rows[ids] = reference.normalize(encoder(images, training=False).numpy())
+            weights[ids] = reference.normalize(encoder(images, training=False).numpy())
             _, inputs = probe(images, training=False)
             for layer, x in zip(networks.batch_norm_layers(encoder), inputs):
                 x = x.numpy().astype(np.float64)
                 mean, variance = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
                 layer.moving_mean.assign(0.9 * layer.moving_mean + 0.1 * mean)
                 layer.moving_variance.assign(0.9 * layer.moving_variance + 0.1 * variance)
-    return rows, encoder
+    return weights, encoder
 
 
 @pytest.fixture(scope="module")
@@ -83,57 +86,57 @@ def without_burn_in(source) -> tuple[np.ndarray, tf.keras.Model]:
 @pytest.mark.parametrize("burn_in", [0, 1])
 def test_running_bn_equals_a_plain_loop(source, without_burn_in, burn_in):
     expected, plain = plain_running_bn(source, burn_in)
-    rows, encoder = without_burn_in if burn_in == 0 else fill(source, classifier_init="raw_running_bn", bn_burn_in=1)
-    assert relative_error(rows, expected) < 1e-4
+    weights, encoder = without_burn_in if burn_in == 0 else fill(source, classifier_init="raw_running_bn", bn_burn_in=1)
+    assert relative_error(weights, expected) < 1e-4
     statistics = (np.concatenate(networks.batch_norm_statistics(model), axis=0) for model in (encoder, plain))
     assert relative_error(*statistics) < 1e-4
-    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-5)  # every class got its row
+    np.testing.assert_allclose(np.linalg.norm(weights, axis=1), 1, rtol=1e-5)  # every class got its weight
 
 
-def test_first_rows_are_taken_under_the_initial_statistics(source, without_burn_in):
+def test_first_weights_are_taken_under_the_initial_statistics(source, without_burn_in):
     encoder = make_encoder()  # means 0, variances 1
-    rows, _ = without_burn_in
+    weights, _ = without_burn_in
     (images, ids), (later_images, later_ids), *_ = batches(source)
-    assert relative_error(rows[ids], reference.normalize(encoder(images, training=False).numpy())) < 1e-5
+    assert relative_error(weights[ids], reference.normalize(encoder(images, training=False).numpy())) < 1e-5
     initial = reference.normalize(encoder(later_images, training=False).numpy())
-    assert relative_error(rows[later_ids], initial) > 1e-2
+    assert relative_error(weights[later_ids], initial) > 1e-2
 
 
 def test_a_batch_does_not_see_its_own_statistics(source, without_burn_in):
-    """Another picture in the second batch: no other row of that batch changes, but the third batch's rows do."""
-    rows, _ = without_burn_in
+    """Another picture in the second batch: no other weight of that batch changes, but the third batch's do."""
+    weights, _ = without_burn_in
     (_, first), (_, second), (_, third) = batches(source)
     images = source.images.copy()
     images[second[4]] = 255 - images[second[4]]
     changed, _ = fill(dataclasses.replace(source, images=images), classifier_init="raw_running_bn", bn_burn_in=0)
     same = np.concatenate([first, np.delete(second, 4)])
-    np.testing.assert_allclose(changed[same], rows[same], atol=1e-6)
-    assert relative_error(changed[third], rows[third]) > 1e-3
-    assert relative_error(changed[second[4]], rows[second[4]]) > 1e-3
+    np.testing.assert_allclose(changed[same], weights[same], atol=1e-6)
+    assert relative_error(changed[third], weights[third]) > 1e-3
+    assert relative_error(changed[second[4]], weights[second[4]]) > 1e-3
 
 
 def test_fixed_bn_leaves_the_initial_statistics(source):
-    rows, encoder = fill(source, classifier_init="raw_fixed_bn")
+    weights, encoder = fill(source, classifier_init="raw_fixed_bn")
     for layer in networks.batch_norm_layers(encoder):
         np.testing.assert_array_equal(layer.moving_mean, np.zeros(layer.moving_mean.shape))
         np.testing.assert_array_equal(layer.moving_variance, np.ones(layer.moving_variance.shape))
     for images, ids in batches(source):
         expected = reference.normalize(make_encoder()(images, training=False).numpy())
-        assert relative_error(rows[ids], expected) < 1e-5
+        assert relative_error(weights[ids], expected) < 1e-5
 
 
 def test_batch_bn_normalises_with_the_batch(source):
-    rows, _ = fill(source, classifier_init="raw_batch_bn")
+    weights, _ = fill(source, classifier_init="raw_batch_bn")
     encoder = make_encoder()
     for images, ids in batches(source):
-        assert relative_error(rows[ids], reference.normalize(encoder(images, training=True).numpy())) < 1e-4
+        assert relative_error(weights[ids], reference.normalize(encoder(images, training=True).numpy())) < 1e-4
 
 
 def test_random_is_gaussian_and_leaves_the_encoder(source):
-    rows, encoder = fill(source, classifier_init="random")
+    weights, encoder = fill(source, classifier_init="random")
     layer = ShardedClassifier(NUM_INSTANCES, CONFIG.embedding_size, seed=CONFIG.seed)
     layer.initialize_gaussian()
-    np.testing.assert_array_equal(rows, layer.local_rows)
+    np.testing.assert_array_equal(weights, layer.local_weights)
     for variable, other in zip(encoder.variables, make_encoder().variables):
         np.testing.assert_array_equal(variable, other)
 
@@ -142,6 +145,21 @@ def test_progress_names_the_stage(source):
     reports = []
     fill(source, progress=lambda *report: reports.append(report), classifier_init="raw_fixed_bn", bn_burn_in=1)
     assert reports == [("contrastive prior", done, 3) for done in (1, 2, 3)]  # a burn-in only if BN runs
+
+
+def test_the_images_are_checked_after_each_pass(source, tmp_path):
+    """A source that loses images during the burn-in is refused at its end."""
+    encoder, layer = make_encoder(), ShardedClassifier(source.num_instances, CONFIG.embedding_size)
+    spoilt = dataclasses.replace(source, bad=BadImages())
+    stages = []
+
+    def spoil(stage: str, done: int, total: int) -> None:
+        stages.append(stage)
+        spoilt.bad.add(f"{done}.png", "not an image")
+
+    with pytest.raises(UserError, match="3 of 72 images cannot be read"):
+        initialize_classifier(CONFIG, layer, encoder, spoilt, spoil, BadFiles(str(tmp_path), spoilt, 0.0))
+    assert stages == ["BN burn-in"] * 3
 
 
 def test_a_batch_of_bad_images_moves_no_statistics():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
 from pathlib import Path
 
@@ -34,6 +33,8 @@ def test_defaults_are_the_papers():
         (LinearRecipe(momentum=1.0), "--momentum=1.0: must be 0 or more and below 1"),
         (LinearRecipe(augmentation="x"), "--augmentation=x: must be one of crop_flip, digits, none"),
         (LinearRecipe(normalize_features="x"), "--normalize_features=x: must be one of none, l2, standardize"),
+        (LinearRecipe(crop_min_area=0.0), "--crop_min_area=0.0: must be above 0 and at most 1"),
+        (FinetuneRecipe(crop_min_area=1.5), "--crop_min_area=1.5: must be above 0 and at most 1"),
         (LinearRecipe(weight_decay=-1.0), "--weight_decay=-1.0: must be 0 or more"),
         (CachedRecipe(features="pixels"), "--features=pixels: must be one of backbone, projection"),
         (CachedRecipe(held_out=0.0), "--held_out=0.0: must be above 0 and at most 0.5"),
@@ -53,14 +54,9 @@ def test_limits(recipe, sentence):
 
 
 @pytest.fixture
-def values(monkeypatch) -> absl_flags.FlagValues:
+def values() -> absl_flags.FlagValues:
     """Flags apart from those of this process."""
-    values = absl_flags.FlagValues()
-    for name in ("DEFINE_integer", "DEFINE_float", "DEFINE_string"):
-        define = functools.partial(getattr(absl_flags, name), flag_values=values)
-        monkeypatch.setattr(recipe_flags.flags, name, define)
-    monkeypatch.setattr(recipe_flags, "FLAGS", values)
-    return values
+    return absl_flags.FlagValues()
 
 
 @pytest.mark.parametrize(
@@ -73,18 +69,21 @@ def values(monkeypatch) -> absl_flags.FlagValues:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_flags_have_the_recipes_defaults(values, kinds, read):
-    recipe_flags.define(*kinds)
+    recipe_flags.define(*kinds, flag_values=values)
     values(["command"])
-    assert getattr(recipe_flags, read)() == {"linear": LinearRecipe, "cached": CachedRecipe}.get(read, FinetuneRecipe)()
+    assert (
+        getattr(recipe_flags, read)(values)
+        == {"linear": LinearRecipe, "cached": CachedRecipe}.get(read, FinetuneRecipe)()
+    )
     fields = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     assert fields == set(values)
     assert all(len(values[name].help) > 10 for name in fields)
 
 
 def test_learning_rates_of_the_sweep(values):
-    recipe_flags.define(CachedRecipe)
+    recipe_flags.define(CachedRecipe, flag_values=values)
     values(["command", "--relative_learning_rates=0.5,2"])
-    assert recipe_flags.cached().relative_learning_rates == (0.5, 2.0)
+    assert recipe_flags.cached(values).relative_learning_rates == (0.5, 2.0)
 
 
 @pytest.mark.parametrize("text", ["", "a", "1,,2", "0", "-1", "inf"])
@@ -99,11 +98,12 @@ def test_learning_rates_that_are_none(text):
 def test_transfer_preset(values, path):
     import tensorflow_datasets as tfds
 
-    recipe_flags.define(FinetuneRecipe)
+    recipe_flags.define(FinetuneRecipe, flag_values=values)
     absl_flags.DEFINE_string("dataset", None, "", flag_values=values)
+    absl_flags.DEFINE_float("center_crop_fraction", None, "", flag_values=values)
     assert values(["finetune", f"--flagfile={path}"]) == ["finetune"]
-    recipe = recipe_flags.finetune()
-    assert recipe.fraction == 1
+    recipe = recipe_flags.finetune(values)
+    assert recipe.fraction == 1 and values.center_crop_fraction == 0.875 and recipe.crop_min_area == 0.08
     assert recipe.encoder_learning_rate is not None and recipe.classifier_learning_rate is not None
     name, _, config = values.dataset.partition("/")
     builder = tfds.builder_cls(name)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 
 import numpy as np
 import pytest
@@ -145,6 +146,51 @@ def test_wrong_records_are_explained(prepared, records, tmp_path):
     (prepared[1] / "train-00000.tfrecord").unlink()
     with pytest.raises(UserError, match=r"train-00000.tfrecord: no such file"):
         open_source(records)
+
+
+def test_all_shards_that_are_missing_are_named_at_once(prepared, records):
+    for index in (0, 2):
+        (prepared[1] / f"train-0000{index}.tfrecord").unlink()
+    with pytest.raises(UserError) as error:
+        open_source(records)
+    assert str(error.value).startswith(f"--dataset={records}: 2 shards are not as they were: {prepared[1]}/train-00000")
+    assert str(error.value).count("no such file") == 2
+
+
+def test_an_index_with_a_byte_order_mark_is_read(prepared, records):
+    index = prepared[1] / "index.json"
+    index.write_bytes(b"\xef\xbb\xbf" + index.read_bytes())
+    assert open_source(records).num_instances == COUNT
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"[]", b"", '{"format": 1}'.encode("utf-16"), b"\xff"])
+def test_an_index_that_is_none_is_explained(prepared, records, content):
+    index = prepared[1] / "index.json"
+    index.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        open_source(records)
+    assert str(error.value) == f"--dataset={records}: cannot understand {index}"
+
+
+def test_records_in_a_folder_whose_name_is_no_text(prepared, monkeypatch, tmp_path):
+    photos, _ = prepared
+    named = os.fsdecode(os.path.join(os.fsencode(tmp_path), b"caf\xe9"))
+    os.rename(photos, named)
+    _prepare(named, os.path.join(named, "records"), monkeypatch)
+    source = open_source(f"records:{named}/records")
+    seen = [i for _, ids, _ in pipeline.inference_batches(source, image_size=4, batch_size=9) for i in ids.numpy()]
+    assert sorted(i for i in seen if i >= 0) == list(range(COUNT))
+
+
+def test_prepare_says_what_it_leaves_out(prepared, tmp_path):
+    photos, _ = prepared
+    (photos / "train" / ".thumbnails").mkdir()
+    said = []
+    prepare(f"folder:{photos}", str(tmp_path / "other"), 1, say=said.append)
+    assert said == [f"folder:{photos}: 1 folder that programs made ('.thumbnails') was not looked into"]
+    with pytest.raises(UserError) as error:
+        prepare(str(photos), str(tmp_path / "third"), 1)
+    assert str(error.value) == f"--dataset={photos}: did you mean folder:{photos}?"
 
 
 def test_a_pass_in_order_reads_every_record_once(records, monkeypatch):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 
 import pytest
 import tensorflow as tf
 
-from instcls_tf import run_log
-from instcls_tf.run_log import MetricsLog, Progress, StepTimer
+from instcls_tf.progress import Progress
+from instcls_tf.run.log import MetricsLog, StepTimer
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ def test_a_stage_within_another_is_mentioned_when_it_takes_long(capsys, clock):
 def test_a_line_is_written_in_one_piece(monkeypatch):
     """`mpirun --tag-output` marks pieces, and would leave a mark at the end of a line that comes in two."""
     pieces = []
-    monkeypatch.setattr(run_log.sys.stderr, "write", pieces.append)
+    monkeypatch.setattr(sys.stderr, "write", pieces.append)
     Progress(visible=True).say("hello")
     assert [piece for piece in pieces if piece] == ["hello\n"]
 
@@ -128,7 +129,7 @@ def test_other_ranks_are_silent(capsys):
 
 
 def test_progress_on_a_terminal_is_one_bar_per_stage(monkeypatch, capsys):
-    monkeypatch.setattr(run_log.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     progress = Progress(visible=True)
     for stage in ("first", "second"):
         for done in (1, 2):
@@ -140,7 +141,7 @@ def test_progress_on_a_terminal_is_one_bar_per_stage(monkeypatch, capsys):
 
 
 def test_a_short_stage_within_another_shows_no_bar(monkeypatch, capsys):
-    monkeypatch.setattr(run_log.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     within = Progress(visible=True, within=True)
     for done in range(3):
         within("search", done, 2)
@@ -149,8 +150,12 @@ def test_a_short_stage_within_another_shows_no_bar(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (125, "2:05"), (108061, "30:01:01")])
-def test_clock(seconds, text):
-    assert run_log._clock(seconds) == text
+def test_time_is_told_as_a_clock_does(capsys, clock, seconds, text):
+    line = Progress(visible=True)
+    line("prior", 0, 1)
+    clock.now += seconds
+    line("prior", 1, 1)
+    assert capsys.readouterr().err == f"prior: step 1/1, took {text}\n"
 
 
 def test_step_timer(clock):
@@ -171,3 +176,20 @@ def test_step_timer(clock):
     assert timer.report(images=0) == {"images_per_second": 0.0, "data_wait_fraction": 0.0}
     with pytest.raises(StopIteration):
         timer.next(items)
+
+
+def test_a_log_that_cannot_be_written_warns_once(tmp_path, capsys):
+    log = MetricsLog(str(tmp_path), first_step=0)
+    log.write({"step": 10, "loss": 2.5})
+    path = tmp_path / "metrics.jsonl"
+    path.unlink()
+    path.mkdir()
+    for step in (20, 30):
+        log.write({"step": step, "loss": 2.0})
+    path.rmdir()
+    path.write_text('{"step": 30, "lo')
+    log.write({"step": 40, "loss": 1.5})
+    log.close()
+    assert path.read_text() == '{"step": 30, "lo\n{"step": 40, "loss": 1.5}\n'
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning == f"warning: {path}: cannot be written (Is a directory); the run goes on without its log"

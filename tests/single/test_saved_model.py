@@ -1,25 +1,22 @@
 """The exported SavedModel, read back the three ways that users read it: Serving, Keras and tf.saved_model.load."""
 
+import io
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tensorflow as tf
+import yaml
+from PIL import Image
 
-from instcls_tf import networks
-from instcls_tf.data.augment import make_views
+from instcls_tf.data.augment import Views
+from instcls_tf.encoder import networks
 from instcls_tf.errors import UserError
 from instcls_tf.export.saved_model import export_saved_model
+from tests.encoders import trained_encoder
 
 IMAGE_SIZE = 32
-
-
-def small_encoder() -> tf.keras.Model:
-    encoder = networks.build_encoder(encoder="resnet18", width_multiplier=0.125, stem="small", embedding_size=16)
-    rng = np.random.default_rng(1)
-    for layer in networks.batch_norm_layers(encoder):  # a trained network's statistics are not 0 and 1
-        gamma, variance = rng.uniform(0.5, 1.5, (2, layer.gamma.shape[0]))
-        beta, mean = rng.normal(0, 0.2, (2, layer.gamma.shape[0]))
-        layer.set_weights([gamma, beta, mean, variance])
-    return encoder
 
 
 def random_images(batch: int, size: int = IMAGE_SIZE) -> np.ndarray:
@@ -28,11 +25,15 @@ def random_images(batch: int, size: int = IMAGE_SIZE) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> tuple[tf.keras.Model, str]:
-    encoder = small_encoder()
+    encoder = trained_encoder()
     networks.batch_norm_probe(encoder)  # as after the contrastive prior
-    path = str(tmp_path_factory.mktemp("export") / "encoder" / "1")
-    export_saved_model(encoder, path, image_size=IMAGE_SIZE)
-    return encoder, path
+    target = tmp_path_factory.mktemp("export") / "encoder" / "1"
+    target.mkdir(parents=True)  # an empty folder is filled
+    mode = target.stat().st_mode  # the umask's; a temporary folder would be 0700
+    export_saved_model(encoder, str(target), image_size=IMAGE_SIZE, center_crop_fraction=0.875)
+    assert list(target.parent.iterdir()) == [target]
+    assert target.stat().st_mode == mode  # readable by others
+    return encoder, str(target)
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +49,9 @@ def test_signature_equals_the_encoder_in_inference_mode(exported, loaded, batch)
     assert set(outputs) == {"features", "projection"}
     features = encoder.get_layer("backbone")(images, training=False)
     projection = tf.math.l2_normalize(encoder(images, training=False), axis=1)
-    np.testing.assert_allclose(outputs["features"], features, atol=1e-5)
-    np.testing.assert_allclose(outputs["projection"], projection, atol=1e-5)
-    np.testing.assert_allclose(np.linalg.norm(outputs["projection"], axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(outputs["features"], features, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(outputs["projection"], projection, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(outputs["projection"], axis=1), 1, rtol=1e-5, atol=1e-5)
 
 
 def test_signature_takes_uint8_only(loaded):
@@ -71,14 +72,30 @@ def test_other_sizes_are_cropped_to_the_central_square(loaded):
         np.testing.assert_allclose(signature(images=tf.constant(images))["features"], expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(1, 0, 16, 3), (2, 16, 0, 3), (0, IMAGE_SIZE, IMAGE_SIZE, 3), (0, 0, 0, 3)])
+def test_what_is_no_image_is_answered_with_the_shape_wanted(exported, loaded, shape):
+    wanted = "[images: wanted uint8 [batch, height, width, 3] of at least one image of at least 1 x 1 pixels, found]"
+    with pytest.raises(tf.errors.InvalidArgumentError) as error:
+        loaded.signatures["serving_default"](images=tf.zeros(shape, tf.uint8))
+    assert f"assertion failed: {wanted} [{' '.join(map(str, shape))}]" in error.value.message
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:  # as Serving runs it
+        meta_graph = tf.compat.v1.saved_model.load(session, ["serve"], exported[1])
+        signature = meta_graph.signature_def["serving_default"]
+        outputs = [info.name for info in signature.outputs.values()]
+        with pytest.raises(tf.errors.InvalidArgumentError, match="wanted uint8"):
+            session.run(outputs, {signature.inputs["images"].name: np.zeros(shape, np.uint8)})
+
+
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (47, 61), (150, 133), (20, 31)])
 def test_signature_prepares_images_as_the_evaluation_does(exported, loaded, height, width):
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    views, draws = make_views("none", IMAGE_SIZE, 0), tf.zeros([1, 1])
+    # An image of the encoder's own size has been cut already.
+    fraction = 1.0 if height == width == IMAGE_SIZE else 0.875
+    views, draws = Views("none", IMAGE_SIZE, 0, (), center_crop_fraction=fraction), tf.zeros([1, 1])
     prepared = views.augment(views.crop(tf.constant(image), draws), draws)
     expected = exported[0].get_layer("backbone")(prepared, training=False)
     got = loaded.signatures["serving_default"](images=tf.constant(image[None]))["features"]
-    np.testing.assert_allclose(got, expected, atol=1e-5)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_serving_style_graph_session_reads_it(exported):
@@ -89,12 +106,74 @@ def test_serving_style_graph_session_reads_it(exported):
         signature = meta_graph.signature_def["serving_default"]
         names = {key: info.name for key, info in signature.outputs.items()}
         outputs = session.run(names, {signature.inputs["images"].name: images})
-    np.testing.assert_allclose(outputs["features"], encoder.get_layer("backbone")(images, training=False), atol=1e-5)
+    np.testing.assert_allclose(
+        outputs["features"], encoder.get_layer("backbone")(images, training=False), rtol=1e-5, atol=1e-5
+    )
 
 
-def test_gradients_reach_every_variable_after_loading(exported, loaded):
+def encoded(image: np.ndarray, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, kind, **options)
+    return file.getvalue()
+
+
+def test_projection_means_the_same_everywhere(exported, loaded):
     encoder, _ = exported
+    images = random_images(3)
+    expected = tf.math.l2_normalize(encoder(images, training=False), axis=1)
+    by_signature = loaded.signatures["projection"](images=tf.constant(images))
+    assert set(by_signature) == {"projection"}
+    np.testing.assert_allclose(by_signature["projection"], expected, atol=1e-5)
+    np.testing.assert_allclose(loaded.projection(loaded.backbone(images)), expected, atol=1e-5)
+
+
+def test_files_give_what_their_pixels_give(loaded):
+    images = random_images(3, size=48)
+    files = [encoded(image, kind) for image, kind in zip(images, ["PNG", "BMP", "PNG"])]
+    found = loaded.signatures["jpeg"](image_bytes=tf.constant(files))
+    expected = loaded.signatures["serving_default"](images=tf.constant(images))
+    assert found["ok"].numpy().tolist() == [True] * 3
+    for name in ("features", "projection"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-5)
+
+
+def test_one_bad_file_does_not_fail_the_batch(exported, loaded):
+    good = encoded(random_images(1)[0], "JPEG")
+    files = [good, good[: len(good) // 2], b"", b"no image", good]
+    found = loaded.signatures["jpeg"](image_bytes=tf.constant(files))
+    assert found["ok"].numpy().tolist() == [True, False, False, False, True]
+    for name in ("features", "projection"):
+        rows = found[name].numpy()
+        assert np.isfinite(rows).all() and not rows[1:4].any() and rows[0].any()
+        np.testing.assert_allclose(rows[0], rows[4], rtol=1e-6)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="image_bytes: wanted the bytes of at least one file"):
+        loaded.signatures["jpeg"](image_bytes=tf.constant([], tf.string))
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:  # as Serving runs it
+        meta_graph = tf.compat.v1.saved_model.load(session, ["serve"], exported[1])
+        signature = meta_graph.signature_def["jpeg"]
+        names = {key: info.name for key, info in signature.outputs.items()}
+        served = session.run(names, {signature.inputs["image_bytes"].name: files})
+    np.testing.assert_allclose(served["features"], found["features"], rtol=1e-5, atol=1e-5)
+
+
+def test_a_step_without_keras_changes_every_variable(exported):
+    encoder, path = exported
+    loaded = tf.saved_model.load(path)
     assert len(loaded.trainable_variables) == len(encoder.trainable_variables)
+    images = random_images(4)
+    np.testing.assert_allclose(
+        loaded.backbone(tf.cast(images, tf.float32), training=True), loaded.backbone(images, training=True), rtol=1e-6
+    )
+    before = [variable.numpy() for variable in loaded.variables]
+    with tf.GradientTape() as tape:
+        projection = loaded.projection(loaded.backbone(images, training=True))
+        loss = tf.reduce_sum(projection * np.random.default_rng(0).normal(size=projection.shape))
+    for variable, gradient in zip(loaded.trainable_variables, tape.gradient(loss, loaded.trainable_variables)):
+        variable.assign_sub(0.1 * gradient)
+    assert all((variable.numpy() != old).any() for variable, old in zip(loaded.variables, before))  # BN's as well
+
+
+def test_gradients_reach_every_variable_through_the_signature(loaded):
     with tf.GradientTape() as tape:
         outputs = loaded.signatures["serving_default"](images=tf.constant(random_images(4)))
         loss = tf.reduce_sum(outputs["projection"][:, 0])
@@ -103,11 +182,24 @@ def test_gradients_reach_every_variable_after_loading(exported, loaded):
     assert max(float(tf.reduce_max(tf.abs(gradient))) for gradient in gradients) > 0
 
 
+def test_the_card_tells_what_was_written(exported):
+    folder = Path(exported[1])
+    card = json.loads((folder / "assets.extra" / "model_card.json").read_text())
+    assert (card["format"], card["feature_size"], card["projection_size"]) == ("saved_model", 64, 16)
+    assert card["verified_in"] == f"tensorflow {tf.__version__}"
+    assert 0 <= card["max_error"] <= card["tolerance"] == 1e-5
+    assert [case["shape"] for case in card["self_check"]] == [[32, 32], [69, 98], [17, 22]]
+    front, _, text = (folder / "README.md").read_text().removeprefix("---\n").partition("---\n")
+    assert yaml.safe_load(front)["pipeline_tag"] == "image-feature-extraction"
+    assert "largest relative error" in text
+
+
 def test_keras_loads_a_model_to_fine_tune(exported):
     encoder, path = exported
     model = tf.keras.models.load_model(path)
     images = random_images(4)
-    np.testing.assert_allclose(model(images, training=False), encoder(images, training=False), atol=1e-4)
+    expected = tf.math.l2_normalize(encoder(images, training=False), axis=1)
+    np.testing.assert_allclose(model(images, training=False), expected, atol=1e-5)
     moving_mean = networks.batch_norm_layers(model)[0].moving_mean
     before = moving_mean.numpy()
     with tf.GradientTape() as tape:
@@ -126,7 +218,7 @@ def test_it_holds_the_encoders_variables_and_no_classifier(exported):
 def test_mixed_precision_encoder_returns_float32(tmp_path):
     tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
-        encoder = small_encoder()
+        encoder = trained_encoder()
     finally:
         tf.keras.mixed_precision.set_global_policy("float32")
     export_saved_model(encoder, str(tmp_path / "model"), image_size=IMAGE_SIZE)
@@ -141,37 +233,17 @@ def test_an_occupied_output_is_refused(tmp_path):
     encoder = tf.keras.Model()  # never reached
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").write_text("mine")
-    with pytest.raises(UserError, match=r"--output=.*folder is not empty"):
+    with pytest.raises(UserError, match=r"--output=.*folder: is not empty"):
         export_saved_model(encoder, str(tmp_path / "folder"), image_size=IMAGE_SIZE)
-    with pytest.raises(UserError, match=r"--output=.*file is a file"):
+    with pytest.raises(UserError, match=r"--output=.*file: is a file"):
         export_saved_model(encoder, str(tmp_path / "folder" / "file"), image_size=IMAGE_SIZE)
     with pytest.raises(UserError, match=r"--output=.*cannot be written"):
         export_saved_model(encoder, str(tmp_path / "folder" / "file" / "inside"), image_size=IMAGE_SIZE)
     assert (tmp_path / "folder" / "file").read_text() == "mine"
 
 
-class _HalfSavedEncoder(tf.keras.Model):
-    """Stands for an encoder whose saving stops half-way."""
-
-    def get_layer(self, name):
-        return tf.keras.Sequential(name=name)
-
-    def save(self, path, **kwargs):
-        tf.io.gfile.makedirs(path)
-        raise tf.errors.ResourceExhaustedError(None, None, "disk full")
-
-
-def test_a_failed_export_leaves_nothing_behind(tmp_path):
-    with pytest.raises(tf.errors.ResourceExhaustedError):
-        export_saved_model(_HalfSavedEncoder(), str(tmp_path / "model"), image_size=IMAGE_SIZE)
+@pytest.mark.parametrize("name", ["a*b", "a[1]"])
+def test_a_name_that_tensorflow_cannot_load_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match=r"--output=.*which TensorFlow reads as a pattern"):
+        export_saved_model(tf.keras.Model(), str(tmp_path / name), image_size=IMAGE_SIZE)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_empty_folder_is_filled_and_readable_by_others(tmp_path, exported):
-    target = tmp_path / "model"
-    target.mkdir()
-    mode = target.stat().st_mode  # the umask's; a temporary folder would be 0700
-    export_saved_model(exported[0], str(target), image_size=IMAGE_SIZE)
-    assert (target / "saved_model.pb").exists()
-    assert target.stat().st_mode == mode
-    assert list(tmp_path.iterdir()) == [target]

@@ -1,4 +1,4 @@
-"""The intra- and inter-instance cosines on rows made by hand."""
+"""The intra- and inter-instance cosines with class weights made by hand."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from instcls_tf.config import PretrainConfig, run_flags_path
+from instcls_tf.config import PretrainConfig
 from instcls_tf.data.sources import DigitsSource, open_source
 from instcls_tf.errors import UserError
 from instcls_tf.evaluation.similarity import measure_similarities, similarities_of_run
-from instcls_tf.report.similarity import _images, draw_histograms
+from instcls_tf.evaluation.weight_index import Index
+from instcls_tf.report.similarity import draw_histograms, draw_index
+from instcls_tf.run.workdir import run_flags_path
 from tests import reference
 
 NUM_INSTANCES, SIZE, GREY = 10, 6, 20
@@ -41,12 +43,12 @@ class Lookup:
 
 
 def test_equals_all_cosines(source):
-    embeddings, rows = vectors(1), vectors(2) * 5
-    cosines = reference.normalize(embeddings) @ reference.normalize(rows).T
+    embeddings, weights = vectors(1), vectors(2) * 5
+    cosines = reference.normalize(embeddings) @ reference.normalize(weights).T
     intra = np.trace(cosines) / NUM_INSTANCES
     inter = (cosines.sum() - np.trace(cosines)) / (NUM_INSTANCES * (NUM_INSTANCES - 1))
     encoder = Lookup(embeddings)
-    measured = measure_similarities(CONFIG, source, encoder, rows, NUM_INSTANCES, training=False)
+    measured = measure_similarities(CONFIG, source, encoder, weights, NUM_INSTANCES, training=False)
     assert measured.summary() == pytest.approx({"intra": intra, "inter": inter, "gap": intra - inter}, abs=1e-6)
     assert encoder.calls == [(8, False), (8, False), (4, False)]  # two views each
     np.testing.assert_allclose(np.sort(measured.intra), np.sort(np.repeat(np.diag(cosines), 2)), atol=1e-6)
@@ -55,7 +57,7 @@ def test_equals_all_cosines(source):
     assert all(np.abs(others - cosine).min() < 1e-5 for cosine in measured.inter_sample)
 
 
-def test_rows_that_are_the_embeddings(source):
+def test_class_weights_that_are_the_embeddings(source):
     table = np.eye(NUM_INSTANCES, dtype=np.float32)
     measured = measure_similarities(CONFIG, source, Lookup(table), table * 3, NUM_INSTANCES, training=True)
     assert measured.summary() == pytest.approx({"intra": 1.0, "inter": 0.0, "gap": 1.0}, abs=1e-6)
@@ -90,5 +92,9 @@ def test_a_bad_image_is_a_black_picture(tmp_path):
     for index in range(3):
         (tmp_path / f"{index}.png").write_bytes(tf.io.encode_png(np.full([4, 4, 3], 50 + index, np.uint8)).numpy())
     (tmp_path / "1.png").write_bytes(b"torn")
-    shown = _images(open_source(f"folder:{tmp_path}"), [0, 1, 2])
-    assert [int(shown[index].max()) for index in range(3)] == [50, 0, 52]
+    index = Index(open_source(f"folder:{tmp_path}"), np.ones(3), np.array([1, 0, 0]), pairs=[(0, 1)], outliers=[2])
+    draw_index(str(tmp_path / "drawn.png"), index)
+    drawn = tf.io.decode_png((tmp_path / "drawn.png").read_bytes(), channels=3).numpy()
+    areas = [np.all(drawn == grey, axis=-1).sum() for grey in (50, 0, 52)]
+    assert areas[0] > 1000 and areas[2] == pytest.approx(areas[0], rel=0.1)
+    assert areas[1] == pytest.approx(areas[0], rel=0.3)  # with the black of the letters

@@ -9,33 +9,29 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.framework import op_callbacks
 
-from instcls_tf import partition, softmax, tiles
-from instcls_tf.labels import label_distribution, select_targets
+from instcls_tf.classifier import softmax
+from instcls_tf.classifier.labels import label_distribution, select_targets
+from instcls_tf.classifier.local_classes import LocalClasses, Sgd
+from instcls_tf.classifier.portable_passes import PortablePasses
+from instcls_tf.classifier.softmax import Batch, Softmax, Totals
+from instcls_tf.config import SMOOTHING_LOSSES
+from instcls_tf.distributed import partition
 from tests import reference
 from tests.reference import relative_error
 
-NUM_CLASSES, SIZE, HARD = 101, 16, 5
+NUM_CLASSES, SIZE, NUM_HARD_NEGATIVES = 101, 16, 5
 # Both sides of every edge between two and between three shards, the outer edges, and one id without company.
 IDS = np.repeat([0, 33, 34, 50, 51, 67, 68, 100, 17], [2, 2, 2, 2, 2, 2, 2, 2, 1]).astype(np.int32)
 # (shards, classes per tile): one tile, tiles that end beyond their shards, and tiles that end with the first shard.
 SPLITS = [(1, 256), (2, 8), (3, 17)]
 LOSSES = [("marginal", 0.0), ("cross_entropy", 0.0), ("marginal", 0.2), ("cross_entropy", 0.2)]
-
-
-@pytest.fixture
-def tile_classes(monkeypatch):
-    """Sets the number of classes per tile."""
-
-    def set_tile_classes(number: int) -> None:
-        monkeypatch.setattr(tiles, "tile_classes", lambda *_: number)
-
-    return set_tile_classes
+# A step whose momentum is the gradient, and that moves nothing.
+GRADIENT_ALONE = Sgd(tf.constant(0.0), momentum_factor=0.0, weight_decay=0.0, seed=tf.constant(0))
 
 
 def weights() -> np.ndarray:
     random = np.random.default_rng(1)
-    rows = random.normal(size=[NUM_CLASSES, SIZE]) * random.uniform(0.5, 2.0, [NUM_CLASSES, 1])
-    return rows.astype(np.float32)
+    return (random.normal(size=[NUM_CLASSES, SIZE]) * random.uniform(0.5, 2.0, [NUM_CLASSES, 1])).astype(np.float32)
 
 
 def embeddings() -> np.ndarray:
@@ -45,7 +41,7 @@ def embeddings() -> np.ndarray:
 
 
 def hard_negatives() -> np.ndarray:
-    return reference.hard_negatives(weights().astype(np.float64), HARD)[IDS].astype(np.int32)
+    return reference.hard_negatives(weights().astype(np.float64), NUM_HARD_NEGATIVES)[IDS].astype(np.int32)
 
 
 class Result(NamedTuple):
@@ -58,43 +54,39 @@ class Result(NamedTuple):
     shift: softmax.Shift | None
 
 
-def stream(shards: int, smoothing_loss: str, smoothing: float, temperature: float, shift: str = "maxima") -> Result:
+def classes_of(weights: np.ndarray, first: int = 0) -> LocalClasses:
+    return LocalClasses(tf.Variable(weights), tf.Variable(tf.zeros_like(weights)), first)
+
+
+def stream(shards: int, tile: int, smoothing_loss: str, smoothing: float, temperature: float) -> Result:
     """One training step: what `shards` workers do and send, in one process."""
-    x, w = tf.constant(embeddings()), weights()
-    hard = tf.constant(hard_negatives()) if smoothing else None
-    classes, labels = label_distribution(tf.constant(IDS), hard, smoothing)
-    streams = []
+    which = Softmax(temperature, smoothing_loss)
+    lists = tf.constant(hard_negatives()) if smoothing else None
+    classes, labels = label_distribution(tf.constant(IDS), lists, smoothing)
+    workers = []
     for shard in range(shards):
         first, last = partition.bounds(NUM_CLASSES, shards, shard)
         columns = tf.where((classes >= first) & (classes < last), classes - first, -1)
-        rows = tf.constant(w[first:last])
-        targets = select_targets(columns, labels)
-        streams.append((lambda begin, end, rows=rows: rows[begin:end], tf.constant(last - first), x, targets))
-    if shift == "none":
-        shift = None
-    else:
-        maxima = [softmax.row_maxima(*part, temperature) for part in streams]
+        local = classes_of(weights()[first:last], first)
+        batch = Batch(tf.constant(embeddings()), select_targets(columns, labels))
+        workers.append((local, PortablePasses(local, which, tile), batch))
+    shift = None
+    if which.needs_shift:
+        maxima = [passes.local_maxima(batch) for _, passes, batch in workers]
         shift = softmax.Shift(*(tf.reduce_max(tf.stack(part), axis=0) for part in zip(*maxima)))
+    workers = [(local, passes, batch._replace(shift=shift)) for local, passes, batch in workers]
 
-    sums = [softmax.forward_pass(*part, shift, temperature, smoothing_loss) for part in streams]
+    sums = [passes.forward(batch) for _, passes, batch in workers]
     exp_sum, target_sum, own_logit = (
         tf.add_n([getattr(part, name) for part in sums]) for name in ("exp_sum", "target_sum", "own_logit")
     )
-    totals = (exp_sum, target_sum, temperature, smoothing_loss)
-    gradients = [[] for _ in streams]
-    for part, received in zip(streams, gradients):
-
-        def update(tile, gradient, read=part[0], received=received):
-            np.testing.assert_array_equal(tile.rows, read(tile.begin, tile.end))
-            received.append(gradient.numpy())
-            return tf.no_op()
-
-        moved = softmax.backward_pass(part[0], update, *part[1:], shift, *totals)
-        assert moved == part[1]
+    totals = Totals(exp_sum, target_sum)
+    for _, passes, batch in workers:
+        passes.backward(batch, totals, GRADIENT_ALONE)
     return Result(
-        tf.reduce_mean(softmax.loss_per_row(exp_sum, target_sum, shift, smoothing_loss)).numpy(),
-        tf.add_n([softmax.embedding_gradient(part, *totals) for part in sums]).numpy(),
-        np.concatenate([tile for received in gradients for tile in received]),
+        tf.reduce_mean(softmax.loss_per_row(totals, shift, smoothing_loss)).numpy(),
+        tf.add_n([softmax.embedding_gradient(part, totals, which) for part in sums]).numpy(),
+        np.concatenate([local.momentum.numpy() for local, *_ in workers]),
         exp_sum.numpy(),
         own_logit.numpy(),
         np.max([part.max_negative for part in sums], axis=0),
@@ -111,12 +103,11 @@ def dense_logits(temperature: float) -> np.ndarray:
     return reference.normalize(x) @ reference.normalize(w).T / temperature
 
 
-@pytest.mark.parametrize(("temperature", "shift"), [(0.15, "none"), (0.15, "maxima"), (0.01, "maxima")])
+@pytest.mark.parametrize("temperature", [0.15, 0.01])
 @pytest.mark.parametrize(("smoothing_loss", "smoothing"), LOSSES)
 @pytest.mark.parametrize(("shards", "tile"), SPLITS)
-def test_equals_dense_reference(tile_classes, shards, tile, smoothing_loss, smoothing, temperature, shift):
-    tile_classes(tile)
-    actual = stream(shards, smoothing_loss, smoothing, temperature, shift)
+def test_equals_dense_reference(shards, tile, smoothing_loss, smoothing, temperature):
+    actual = stream(shards, tile, smoothing_loss, smoothing, temperature)
     x, w = embeddings().astype(np.float64), weights().astype(np.float64)
     loss, dx, dw, top1 = reference.softmax_loss(x, w, dense_labels(smoothing), temperature, smoothing_loss)
     tolerance = 1e-5 if temperature > 0.1 else 1e-4  # logits reach 100 at the lower one
@@ -128,9 +119,9 @@ def test_equals_dense_reference(tile_classes, shards, tile, smoothing_loss, smoo
 
 
 @pytest.mark.parametrize(("shards", "tile"), [*SPLITS, (3, 1)])
-def test_partial_sums_are_the_sums_over_all_classes(tile_classes, shards, tile):
-    tile_classes(tile)
-    actual, logits = stream(shards, "marginal", 0.2, 0.15), dense_logits(0.15)
+def test_partial_sums_are_the_sums_over_all_classes(shards, tile):
+    temperature = 0.02  # which needs a shift
+    actual, logits = stream(shards, tile, "marginal", 0.2, temperature), dense_logits(temperature)
     np.testing.assert_allclose(actual.shift.logits, logits.max(axis=1), rtol=1e-5)
     of_targets = np.where(dense_labels(0.2) > 0, logits, -np.inf).max(axis=1)
     np.testing.assert_allclose(actual.shift.targets, of_targets, rtol=1e-5)
@@ -143,9 +134,8 @@ def test_partial_sums_are_the_sums_over_all_classes(tile_classes, shards, tile):
     np.testing.assert_allclose(actual.max_negative, logits.max(axis=1), rtol=1e-5)
 
 
-def test_without_smoothing_both_losses_are_eq_1(tile_classes):
-    tile_classes(8)
-    marginal, cross_entropy = (stream(2, loss, 0.0, 0.15) for loss in ("marginal", "cross_entropy"))
+def test_without_smoothing_both_losses_are_eq_1():
+    marginal, cross_entropy = (stream(2, 8, loss, 0.0, 0.15) for loss in ("marginal", "cross_entropy"))
     logits = dense_logits(0.15)
     eq1 = np.mean(np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(IDS)), IDS])
     for actual in (marginal, cross_entropy):
@@ -153,13 +143,12 @@ def test_without_smoothing_both_losses_are_eq_1(tile_classes):
     assert relative_error(marginal.embedding_gradient, cross_entropy.embedding_gradient) < 1e-5
     assert relative_error(marginal.weight_gradient, cross_entropy.weight_gradient) < 1e-5
     # ... and with smoothing they are not the same thing.
-    assert stream(2, "cross_entropy", 0.2, 0.15).loss > stream(2, "marginal", 0.2, 0.15).loss + 0.1
+    assert stream(2, 8, "cross_entropy", 0.2, 0.15).loss > stream(2, 8, "marginal", 0.2, 0.15).loss + 0.1
 
 
 @pytest.mark.parametrize(("smoothing_loss", "smoothing"), LOSSES)
-def test_gradient_is_the_slope_of_the_loss(tile_classes, smoothing_loss, smoothing):
+def test_gradient_is_the_slope_of_the_loss(smoothing_loss, smoothing):
     """Central differences of the loss alone, written once more in float64, along random directions."""
-    tile_classes(7)
     x, w = embeddings().astype(np.float64), weights().astype(np.float64)
     y = dense_labels(smoothing)
 
@@ -169,7 +158,7 @@ def test_gradient_is_the_slope_of_the_loss(tile_classes, smoothing_loss, smoothi
         rows = np.log((y * np.exp(log_p)).sum(1)) if smoothing_loss == "marginal" else (y * log_p).sum(1)
         return -rows.mean()
 
-    actual = stream(3, smoothing_loss, smoothing, 0.15)
+    actual = stream(3, 7, smoothing_loss, smoothing, 0.15)
     random, step = np.random.default_rng(3), 1e-5
     for _ in range(3):
         dx, dw = random.normal(size=x.shape), random.normal(size=w.shape)
@@ -180,20 +169,19 @@ def test_gradient_is_the_slope_of_the_loss(tile_classes, smoothing_loss, smoothi
 
 
 @pytest.mark.parametrize("temperature", [0.02, 0.0249, 0.025])
-@pytest.mark.parametrize("smoothing_loss", softmax.SMOOTHING_LOSSES)
+@pytest.mark.parametrize("smoothing_loss", SMOOTHING_LOSSES)
 def test_shift_keeps_the_worst_row_finite(smoothing_loss, temperature):
     """The own class opposite to the embedding, another one on it: exp spans the whole range of float32."""
-    w = tf.constant([[-1.0, 0.0], [1.0, 0.0]])
-    x = tf.constant([[1.0, 0.0]])
-    targets = select_targets(tf.constant([[0]]), tf.constant([[1.0]]))
-    part = (lambda begin, end: w[begin:end], tf.constant(2), x, targets)
-    cold = temperature < softmax.SMALLEST_UNSHIFTED_TEMPERATURE
-    shift = softmax.row_maxima(*part, temperature) if cold else None
-    sums = softmax.forward_pass(*part, shift, temperature, smoothing_loss)
-    loss = softmax.loss_per_row(sums.exp_sum, sums.target_sum, shift, smoothing_loss)
+    which = Softmax(temperature, smoothing_loss)
+    passes = PortablePasses(classes_of(np.array([[-1.0, 0.0], [1.0, 0.0]], np.float32)), which)
+    batch = Batch(tf.constant([[1.0, 0.0]]), select_targets(tf.constant([[0]]), tf.constant([[1.0]])))
+    shift = passes.local_maxima(batch)
+    assert (shift is not None) == (temperature < softmax.SMALLEST_UNSHIFTED_TEMPERATURE)
+    sums = passes.forward(batch._replace(shift=shift))
+    totals = Totals(sums.exp_sum, sums.target_sum)
+    loss = softmax.loss_per_row(totals, shift, smoothing_loss)
     assert loss.numpy() == pytest.approx(2 / temperature, rel=1e-5)
-    gradient = softmax.embedding_gradient(sums, sums.exp_sum, sums.target_sum, temperature, smoothing_loss)
-    np.testing.assert_allclose(gradient, [[2 / temperature, 0]], rtol=1e-5)
+    np.testing.assert_allclose(softmax.embedding_gradient(sums, totals, which), [[2 / temperature, 0]], rtol=1e-5)
 
 
 def test_no_shift_is_needed_from_its_limit_on():
@@ -203,57 +191,53 @@ def test_no_shift_is_needed_from_its_limit_on():
     assert 1 / largest > 1e3 * np.finfo(np.float32).tiny
 
 
-def test_label_distribution():
-    hard = tf.constant([[5, 2, 9, 1], [0, 3, 4, 6]])
-    classes, labels = label_distribution(tf.constant([7, 8]), hard, 0.2)
-    np.testing.assert_array_equal(classes, [[7, 5, 2, 9, 1], [8, 0, 3, 4, 6]])
-    np.testing.assert_allclose(labels, [[0.8, 0.05, 0.05, 0.05, 0.05]] * 2, rtol=1e-6)
-    for arguments in ((None, 0.2), (hard, 0.0)):
-        classes, labels = label_distribution(tf.constant([7, 8]), *arguments)
-        np.testing.assert_array_equal(classes, [[7], [8]])
-        np.testing.assert_array_equal(labels, [[1.0], [1.0]])
-
-
-def test_select_targets_keeps_streamed_classes_in_order():
-    columns = tf.constant([[4, -1, 0], [-1, 7, 4], [2, 0, -1]])
-    labels = tf.constant([[0.8, 0.1, 0.2], [0.8, 0.3, 0.4], [0.7, 0.5, 0.6]])
-    targets = select_targets(columns, labels)
-    np.testing.assert_array_equal(targets.column, [0, 0, 2, 4, 4, 7])
-    np.testing.assert_array_equal(targets.row, [0, 2, 2, 0, 1, 1])
-    np.testing.assert_allclose(targets.label, [0.2, 0.5, 0.7, 0.8, 0.4, 0.3])
-    np.testing.assert_array_equal(targets.is_own, [False, False, True, True, False, False])
-
-
-@pytest.mark.parametrize("smoothing_loss", softmax.SMOOTHING_LOSSES)
-def test_no_tensor_is_larger_than_a_tile(monkeypatch, smoothing_loss):
-    """Every output of every operation, and every request for rows, with 64 tiles."""
-    batch, tile, size, hard = 32, 64, 8, 3
+@pytest.mark.parametrize("smoothing_loss", SMOOTHING_LOSSES)
+def test_no_tensor_is_larger_than_a_tile(smoothing_loss):
+    """Every output of every operation, and every reading of class weights, with 64 tiles."""
+    batch_rows, tile, size, labels_of_row = 32, 64, 8, 4
     num_classes = 64 * tile + 5
-    monkeypatch.setattr(tiles, "tile_classes", lambda *_: tile)
     w = np.random.default_rng(4).normal(size=[num_classes, size]).astype(np.float32)
-    random_ids = np.random.default_rng(5).integers(num_classes, size=[batch, hard + 1])
-    labels = tf.constant([[0.7, 0.1, 0.1, 0.1]] * batch)
-    asked, largest = [], 0
-
-    def read(begin, end):
-        asked.append((int(begin), int(end)))
-        return tf.constant(w[int(begin) : int(end)])
+    columns = np.random.default_rng(5).integers(num_classes, size=[batch_rows, labels_of_row])
+    labels = tf.constant([[0.7, 0.1, 0.1, 0.1]] * batch_rows)
+    passes = PortablePasses(classes_of(w), Softmax(0.01, smoothing_loss), tile)
+    gathered, largest = [], 0
 
     def watch(op_type, inputs, attributes, outputs, op_name=None, graph=None):
         nonlocal largest
         largest = max(largest, *(int(np.prod(tensor.shape)) for tensor in outputs), 0)
+        if op_type == "ResourceGather":
+            gathered.append(len(outputs[0]))
 
     op_callbacks.add_op_callback(watch)
     try:
-        x = tf.math.l2_normalize(tf.random.stateless_normal([batch, size], [1, 2]), axis=1)
-        targets = select_targets(tf.constant(random_ids, tf.int32), labels)
-        part = (read, tf.constant(num_classes), x, targets)
-        shift = softmax.row_maxima(*part, 0.15)
-        sums = softmax.forward_pass(*part, shift, 0.15, smoothing_loss)
-        totals = (sums.exp_sum, sums.target_sum, 0.15, smoothing_loss)
-        softmax.backward_pass(read, lambda *_: tf.no_op(), *part[1:], shift, *totals)
+        x = tf.math.l2_normalize(tf.random.stateless_normal([batch_rows, size], [1, 2]), axis=1)
+        batch = Batch(x, select_targets(tf.constant(columns, tf.int32), labels))
+        batch = batch._replace(shift=passes.local_maxima(batch))
+        sums = passes.forward(batch)
+        passes.backward(batch, Totals(sums.exp_sum, sums.target_sum), GRADIENT_ALONE)
     finally:
         op_callbacks.remove_op_callback(watch)
-    starts = range(0, num_classes, tile)
-    assert asked == [(start, min(start + tile, num_classes)) for start in starts] * 3
-    assert largest == batch * tile < batch * num_classes
+    # Weights once for the maxima and once forward; weights and momentum backward.
+    once = [min(tile, num_classes - start) for start in range(0, num_classes, tile)]
+    assert gathered == once * 2 + [number for number in once for _ in range(2)]
+    assert largest == batch_rows * tile < batch_rows * num_classes
+
+
+@pytest.mark.parametrize("smoothing_loss", SMOOTHING_LOSSES)
+def test_a_weight_without_a_direction_has_cosine_0(smoothing_loss):
+    """Class weights of length 0, one just long enough to have a direction, and one of half that length."""
+    w = weights()[:5]
+    w[1], w[2] = 0.0, 1.001e-6 * reference.normalize(w[2:3])[0]
+    w[4] = 0.5e-6 * reference.normalize(w[4:5])[0]
+    which = Softmax(0.15, smoothing_loss)
+    local = classes_of(w)
+    passes = PortablePasses(local, which)
+    batch = Batch(tf.constant(embeddings()[:1]), select_targets(tf.constant([[1]]), tf.constant([[1.0]])))
+    sums = passes.forward(batch)
+    directions = reference.normalize(w[[0, 2, 3, 4]].astype(np.float64)) * [[1.0], [1.0], [1.0], [0.5]]
+    cosines = directions @ embeddings()[0]
+    np.testing.assert_allclose(sums.exp_sum, [np.sum(np.exp(cosines / 0.15)) + 1], rtol=1e-5)
+    assert sums.own_logit.numpy() == [0]
+    passes.backward(batch, Totals(sums.exp_sum, sums.target_sum), GRADIENT_ALONE)
+    gradient = (1 / sums.exp_sum.numpy() - 1) * embeddings()[0] / 0.15 / 1e-6
+    np.testing.assert_allclose(local.momentum[1], gradient, rtol=1e-4)

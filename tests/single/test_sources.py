@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from instcls_tf.data.sources import ids_digest, open_source
+from instcls_tf.data.image_suffixes import IMAGE_SUFFIXES
+from instcls_tf.data.sources import open_source
 from instcls_tf.errors import UserError
 
 
@@ -173,7 +174,7 @@ def test_wrong_folders_are_explained(tmp_path):
     missing = tmp_path / "missing"
     assert message(missing) == f"--dataset=folder:{missing}: no such folder"
     (tmp_path / "empty").mkdir()
-    suffixes = "(.jpg, .jpeg, .png, .webp, .bmp, .gif)"
+    suffixes = f"({', '.join(IMAGE_SUFFIXES)})"
     assert message(tmp_path / "empty") == f"--dataset=folder:{tmp_path}/empty: no images {suffixes} in that folder"
     _write(tmp_path / "one" / "1.png")
     assert message(tmp_path / "one" / "1.png").endswith("1.png: not a folder, wanted a folder of images")
@@ -190,6 +191,9 @@ def test_unknown_class_in_the_test_split_is_explained(tmp_path):
     _write(tmp_path / "test" / "dog" / "0.png")
     with pytest.raises(UserError, match=f"--dataset={dataset}: class folder 'dog' is missing in {tmp_path}/train"):
         open_source(dataset, "test")
+    _write(tmp_path / "test" / "emu" / "0.png")
+    with pytest.raises(UserError, match=f": 2 class folders 'dog', 'emu' are missing in {tmp_path}/train"):
+        open_source(dataset, "test")
 
 
 @pytest.mark.parametrize(
@@ -199,12 +203,13 @@ def test_unknown_class_in_the_test_split_is_explained(tmp_path):
         (
             "no_such_set",
             "train",
-            "--dataset=no_such_set: wanted digits, folder:PATH, records:PATH or a TFDS name",
+            "--dataset=no_such_set: no such dataset, wanted digits, folder:PATH, records:PATH or a TFDS name",
         ),
         (
             "no such set",
             "train",
-            "--dataset=no such set: wanted digits, folder:PATH, records:PATH or a TFDS name",
+            "--dataset=no such set: no such dataset, wanted digits, folder:PATH, records:PATH or a TFDS name,"
+            " NAME[/CONFIG][:1.2.3]",
         ),
         ("cifar10", "train", "--dataset=cifar10: not prepared, run first: tfds build cifar10 --data_dir={dir}"),
         ("tiny_pictures", "test", "--dataset=tiny_pictures: no split 'test', wanted one of train"),
@@ -243,7 +248,7 @@ def test_digest_of_ids_sees_another_list_of_files(tmp_path):
     for index in range(3):
         _write(tmp_path / f"{index}.png")
     dataset = f"folder:{tmp_path}"
-    before = ids_digest(open_source(dataset))
-    assert ids_digest(open_source(dataset)) == before
+    before = open_source(dataset).ids_digest()
+    assert open_source(dataset).ids_digest() == before
     os.rename(tmp_path / "1.png", tmp_path / "9.png")
-    assert ids_digest(open_source(dataset)) != before
+    assert open_source(dataset).ids_digest() != before

@@ -1,0 +1,45 @@
+"""Flags of `sweep`, and the flags of `pretrain` that a specification holds."""
+
+from __future__ import annotations
+
+from absl import flags
+
+from flags import command, flagfiles, paths, pretraining
+from instcls_tf.config import PretrainConfig
+from instcls_tf.errors import UserError
+
+FLAGS = flags.FLAGS
+
+
+def define() -> None:
+    """The flags of `sweep`."""
+    paths.define("spec", None, "The specification, TOML (or JSON, if its name ends with .json); see docs/sweeps.md.")
+    flags.DEFINE_bool("dry_run", False, "Print the trials, their flags and the hours they take; start none.")
+    flags.DEFINE_bool(
+        "final",
+        False,
+        "Run the best setting of each arm, chosen on the validation slice, with all seeds on the whole train split and"
+        " judge it on the test split.",
+    )
+    paths.define(
+        "picture",
+        None,
+        "PNG file to write: accuracy against minutes of the trials that are finished; starts none.",
+    )
+
+
+def config_of(words: list[str]) -> PretrainConfig:
+    """The recipe that words of a command line of `pretrain` describe.
+
+    Raises:
+      UserError: names the flag.
+    """
+    values = flags.FlagValues()
+    pretraining.define(flag_values=values)
+    try:
+        _, *stray = values(["", *flagfiles.expand(words)])
+    except flags.Error as error:
+        raise UserError(command.one_sentence(error, values)) from error
+    if stray:
+        raise UserError(f"{stray[0]!r} is not a flag: every setting is given as --name=value")
+    return pretraining.config_from_flags(values)

@@ -1,0 +1,115 @@
+"""What `benchmark` does for each of its subjects, from settings to the answer; all workers call it together.
+
+What is wrong with the settings is said before TensorFlow is imported.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from instcls_tf.benchmark.sizes import SYNTHETIC, ClassifierBenchmark
+from instcls_tf.checks import require_value
+from instcls_tf.config import PretrainConfig
+from instcls_tf.data.sources import open_training_source
+from instcls_tf.distributed.launcher import launched_rank_and_size
+from instcls_tf.report.answer import Answer
+
+
+def measure(subject: str, **settings: Any) -> Answer:
+    """Measures a part by itself.
+
+    Args:
+      subject: `input`, `classifier`, `step`, `hard_negatives`, `checks`, `checkpoint`, `memory` or `scaling`.
+      **settings: arguments of the function of that name below.
+
+    Raises:
+      UserError: a setting is out of range, or the images are not right.
+    """
+    return _SUBJECTS[subject](**settings)
+
+
+def _input(config: PretrainConfig, seconds: float, batch_size: int, simclr: str | None) -> Answer:
+    from instcls_tf.benchmark.input import measure_input
+
+    return Answer(measure_input(config, seconds=seconds, batch_size=batch_size, simclr=simclr))
+
+
+def _classifier(settings: ClassifierBenchmark) -> Answer:
+    settings.validate()
+    from instcls_tf.benchmark.classifier import measure_classifier
+
+    return Answer(measure_classifier(settings))
+
+
+def _step(config: PretrainConfig, num_instances: int, repeats: int) -> Answer:
+    _, num_workers = launched_rank_and_size() or (0, 1)
+    config.validate(num_workers)
+    _refuse_sizes(num_instances=num_instances, repeats=repeats)
+    source = None if config.dataset == SYNTHETIC else open_training_source(config)
+    num_instances = source.num_instances if source else num_instances
+    config.validate_with_data(num_instances, num_workers)
+    from instcls_tf.benchmark.step import measure_step
+
+    return Answer(measure_step(config, num_instances, repeats, source))
+
+
+def _hard_negatives(num_instances: int, embedding_size: int, k: int, repeats: int) -> Answer:
+    from instcls_tf.benchmark.hard_negatives import measure_hard_negatives
+
+    return Answer(measure_hard_negatives(num_instances, embedding_size, k, repeats))
+
+
+def _checks(config: PretrainConfig, num_instances: int, repeats: int, folder: str) -> Answer:
+    _, num_workers = launched_rank_and_size() or (0, 1)
+    config.validate(num_workers)
+    _refuse_sizes(num_instances=num_instances, repeats=repeats)
+    config.validate_with_data(num_instances, num_workers)
+    _refuse_folder(folder)
+    from instcls_tf.benchmark.checks import measure_checks
+
+    return Answer(measure_checks(config, num_instances, repeats, folder))
+
+
+def _checkpoint(num_instances: int, embedding_size: int, repeats: int, folder: str) -> Answer:
+    _, num_workers = launched_rank_and_size() or (0, 1)
+    _refuse_sizes(embedding_size=embedding_size, repeats=repeats)
+    require_value("num_instances", num_instances, num_instances >= num_workers, f"at least the {num_workers} workers")
+    _refuse_folder(folder)
+    from instcls_tf.benchmark.checkpoint import measure_checkpoint
+
+    return Answer(measure_checkpoint(num_instances, embedding_size, repeats, folder))
+
+
+def _refuse_sizes(**sizes: int) -> None:
+    for name, value in sizes.items():
+        require_value(name, value, value >= 1, "at least 1")
+
+
+def _refuse_folder(folder: str) -> None:
+    require_value("folder", folder, os.path.isdir(folder) and os.access(folder, os.W_OK), "a folder to write into")
+
+
+def _memory(limits: list[float], sizes: tuple, plain: bool, output: str | None) -> Answer:
+    from instcls_tf.benchmark.memory import Sizes, measure_memory
+
+    return measure_memory(limits, Sizes(*sizes), plain=plain, output=output)
+
+
+def _scaling(numbers: list[int], num_workers: int, settings: ClassifierBenchmark, output: str | None) -> Answer:
+    from instcls_tf.benchmark.scaling import measure_scaling
+
+    return measure_scaling(numbers, num_workers, settings, output)
+
+
+_SUBJECTS: dict[str, Callable[..., Answer]] = {
+    "input": _input,
+    "classifier": _classifier,
+    "step": _step,
+    "hard_negatives": _hard_negatives,
+    "checks": _checks,
+    "checkpoint": _checkpoint,
+    "memory": _memory,
+    "scaling": _scaling,
+}

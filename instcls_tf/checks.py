@@ -1,0 +1,134 @@
+"""Limits of settings: what is out of range is answered in one way, naming the flag, its value and what is wanted."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from typing import Any, Callable
+
+from instcls_tf.errors import UserError, shown
+
+_PATTERN = "[]*?\\"
+BACKGROUNDS = {"white": (255, 255, 255), "grey": (128, 128, 128), "black": (0, 0, 0)}
+
+
+def require_value(name: str, value: object, holds: bool, wanted: str) -> None:
+    """Refuses the value of a flag.
+
+    Args:
+      name: of the flag.
+      value: what was given.
+      holds: whether the value is fit.
+      wanted: ends the sentence "must be ...".
+
+    Raises:
+      UserError: the value is not fit.
+    """
+    if not holds:
+        raise UserError(f"--{name}={shown(value)}: must be {wanted}")
+
+
+def require(settings: object, name: str, holds: bool, wanted: str) -> None:
+    """Refuses a setting that is named as its flag is; see `require_value`."""
+    require_value(name, getattr(settings, name), holds, wanted)
+
+
+def one_of(settings: object, name: str, choices: tuple[str, ...]) -> None:
+    """Refuses a setting that is none of a few words; see `require_value`."""
+    require(settings, name, getattr(settings, name) in choices, "one of " + ", ".join(choices))
+
+
+def is_finite(settings: object, name: str) -> bool:
+    """Whether a setting is a number, neither infinite nor NaN."""
+    return math.isfinite(getattr(settings, name))
+
+
+def above_zero(settings: object, *names: str) -> None:
+    """Refuses settings that are 0, below, infinite or NaN; see `require_value`."""
+    for name in names:
+        require(settings, name, is_finite(settings, name) and getattr(settings, name) > 0, "a number above 0")
+
+
+def zero_or_more(settings: object, *names: str) -> None:
+    """Refuses settings that are below 0, infinite or NaN; None is let through. See `require_value`."""
+    for name in names:
+        fits = getattr(settings, name) is None or (is_finite(settings, name) and getattr(settings, name) >= 0)
+        require(settings, name, fits, "0 or more")
+
+
+def zero_to_below_one(settings: object, *names: str) -> None:
+    """Refuses settings outside of [0, 1), as momentum factors; None is let through. See `require_value`."""
+    for name in names:
+        fits = getattr(settings, name) is None or 0 <= getattr(settings, name) < 1
+        require(settings, name, fits, "0 or more and below 1")
+
+
+def check_seed(settings: object) -> None:
+    """Refuses a `seed` that TensorFlow does not take as int32; see `require_value`."""
+    require(settings, "seed", 0 <= getattr(settings, "seed") < 2**31, "0 or more and below 2147483648")  # noqa: B009
+
+
+def numbers_of(name: str, text: str, kind: Callable[[str], Any], wanted: str) -> list[Any]:
+    """The value of a flag that lists numbers with commas between.
+
+    Args:
+      name: of the flag.
+      text: its value.
+      kind: makes a number of a part, `int` or `float`.
+      wanted: ends the sentence "must be ...".
+
+    Raises:
+      UserError: a part is no number, or there is none.
+    """
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--{name}={shown(text)}: must be {wanted}") from error
+
+
+def path_of_text(name: str, path: str) -> None:
+    """Refuses a path that is no plain text: it could not be written into a file of settings, nor given to TensorFlow.
+
+    Args:
+      name: of the flag.
+      path: its value.
+
+    Raises:
+      UserError: the path holds a control character, or bytes that are no UTF-8.
+    """
+    # To Python, bytes that are no UTF-8 are single halves of surrogate pairs.
+    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in path):
+        raise UserError(f"--{name}={shown(path)}: wanted a path without control characters, in UTF-8")
+
+
+def path_for_tensorflow(name: str, path: str) -> None:
+    """Refuses a path that TensorFlow would take for a pattern of several, and then not find what it has saved there.
+
+    Args:
+      name: of the flag.
+      path: its value.
+
+    Raises:
+      UserError: the path is no text, or holds one of these characters.
+    """
+    path_of_text(name, path)
+    found = [letter for letter in _PATTERN if letter in path]
+    if found:
+        raise UserError(
+            f"--{name}={path}: holds {' '.join(found)}, which TensorFlow reads as a pattern, wanted a path without any"
+            f" of {' '.join(_PATTERN)}"
+        )
+
+
+def background_colour(text: str) -> tuple[int, int, int]:
+    """The red, green and blue, 0 to 255, of `--background`: a name, or hexadecimal `#rrggbb`.
+
+    Raises:
+      UserError: it is neither.
+    """
+    if re.fullmatch("#[0-9a-fA-F]{6}", text):
+        red, green, blue = bytes.fromhex(text[1:])
+        return red, green, blue
+    require_value("background", text, text in BACKGROUNDS, f"one of {', '.join(BACKGROUNDS)}, or #rrggbb")
+    return BACKGROUNDS[text]

@@ -1,0 +1,263 @@
+"""The million-way classifier: one worker's classes, the distributed streamed softmax, and SGD on their weights."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from instcls_tf.classifier.directions import SMALLEST_NORM
+from instcls_tf.classifier.initial_weights import drawn_blocks
+from instcls_tf.classifier.kernels import passes
+from instcls_tf.classifier.kernels.passes import CompiledPasses
+from instcls_tf.classifier.labels import (
+    HardNegativeLists,
+    label_distribution,
+    sample_classes,
+    select_targets,
+    split_targets,
+)
+from instcls_tf.classifier.local_classes import LocalClasses, Sgd
+from instcls_tf.classifier.output import LossOutput, Move, differentiable, mean_over_rows, move_nothing, moved
+from instcls_tf.classifier.own_classes import SampledPasses
+from instcls_tf.classifier.portable_passes import PortablePasses
+from instcls_tf.classifier.softmax import (
+    Batch,
+    MakePasses,
+    Passes,
+    Shift,
+    Softmax,
+    Totals,
+    embedding_gradient,
+    loss_per_row,
+)
+from instcls_tf.config import CLASS_DTYPES, INSTANCE, SMOOTHING_LOSSES, TEMPERATURES, PretrainConfig
+from instcls_tf.distributed import collectives
+
+
+def fastest_passes(classes: LocalClasses, softmax: Softmax) -> Passes:
+    """The compiled kernels where they are there and the temperature needs no shift, which they do not have."""
+    make = CompiledPasses if passes.available() and not softmax.needs_shift else PortablePasses
+    return make(classes, softmax)
+
+
+class ShardedClassifier(tf.keras.layers.Layer):
+    """Cosine softmax over N instance classes whose weights are split over the workers.
+
+    Worker r of T owns the contiguous classes `collectives.own_bounds(N)`; N need not be divisible by T. A call with a
+    learning rate is one training step for their weights: they are moved by momentum SGD inside the call, tile by tile,
+    so that neither logits nor weight gradients of more than one tile ever exist. The returned loss can be
+    differentiated for the embeddings as usual; that gradient is the exact derivative of the global mean loss for this
+    worker's rows (computed from the weights before they moved), so the gradients of replicated variables are to be
+    summed over the workers. Without Horovod being launched the layer is an ordinary one-worker layer.
+
+    Args:
+      num_instances: N.
+      embedding_size: D.
+      temperature: tau of Eq. 1.
+      smoothing: alpha of Eq. 2.
+      smoothing_loss: `marginal` is Eq. 3 as printed, `cross_entropy` the soft-label cross-entropy.
+      momentum: the momentum factor of the class weights' SGD.
+      weight_decay: the L2 coefficient of the class weights' SGD.
+      learning_rate_factor: multiplies the learning rate of each call.
+      sampled_classes: S of Table 3: each row's softmax runs over its own class and a uniform sample of S classes, the
+        same for all rows of a step, instead of all N; 0 for all. Without smoothing only.
+      weights_dtype: how class weights are kept, `float32` or `bfloat16`; they are computed with in float32.
+      momentum_dtype: the same for their momentum.
+      products_dtype: of the factors of matrix products, `float32` or `bfloat16`.
+      seed: of the Gaussian weights and of the class samples.
+      make_passes: what computes the two passes of a step.
+    """
+
+    def __init__(
+        self,
+        num_instances: int,
+        embedding_size: int = PretrainConfig.embedding_size,
+        *,
+        temperature: float = TEMPERATURES[INSTANCE],
+        smoothing: float = PretrainConfig.smoothing,
+        smoothing_loss: str = PretrainConfig.smoothing_loss,
+        momentum: float = PretrainConfig.momentum,
+        weight_decay: float = PretrainConfig.weight_decay,
+        learning_rate_factor: float = PretrainConfig.classifier_learning_rate_factor,
+        sampled_classes: int = PretrainConfig.sampled_classes,
+        weights_dtype: str = PretrainConfig.class_weights_dtype,
+        momentum_dtype: str = PretrainConfig.class_momentum_dtype,
+        products_dtype: str = PretrainConfig.class_products_dtype,
+        seed: int = PretrainConfig.seed,
+        make_passes: MakePasses = fastest_passes,
+        name: str = "sharded_classifier",
+    ):
+        # The softmax sums stay in float32 whatever the encoder computes in.
+        super().__init__(name=name, dtype=tf.float32)
+        if smoothing_loss not in SMOOTHING_LOSSES:
+            raise ValueError(f"smoothing_loss={smoothing_loss!r}: must be one of {SMOOTHING_LOSSES}")
+        if not 0 <= sampled_classes <= num_instances:
+            raise ValueError(f"sampled_classes={sampled_classes}: must be 0 to the {num_instances} classes")
+        if sampled_classes and smoothing:
+            raise ValueError(f"sampled_classes={sampled_classes}: works with smoothing=0 only, not {smoothing}")
+        dtypes = {"weights_dtype": weights_dtype, "momentum_dtype": momentum_dtype, "products_dtype": products_dtype}
+        for argument, dtype in dtypes.items():
+            if dtype not in CLASS_DTYPES:
+                raise ValueError(f"{argument}={dtype!r}: must be one of {CLASS_DTYPES}")
+        self.num_instances, self.embedding_size = num_instances, embedding_size
+        self.temperature, self.smoothing, self.smoothing_loss = temperature, smoothing, smoothing_loss
+        self.momentum_factor, self.weight_decay = momentum, weight_decay
+        self.learning_rate_factor = learning_rate_factor
+        self.sampled_classes, self.seed = sampled_classes, seed
+        self.begin, self.end = collectives.own_bounds(num_instances)
+        shape = (self.end - self.begin, embedding_size)
+        # Not trainable in Keras' sense: no optimiser outside may move them a second time.
+        kept = {"shape": shape, "initializer": "zeros", "trainable": False, "experimental_autocast": False}
+        self.local_weights = self.add_weight(name="rows", dtype=weights_dtype, **kept)
+        self.local_momentum = self.add_weight(name="momentum", dtype=momentum_dtype, **kept)
+        self._classes = LocalClasses(self.local_weights, self.local_momentum, self.begin)
+        self._softmax = Softmax(temperature, smoothing_loss, tf.as_dtype(products_dtype))
+        self._passes = make_passes(self._classes, self._softmax)
+        if sampled_classes:
+            self._passes = SampledPasses(self._passes, self._classes, self._softmax)
+        self.built = True
+
+    @property
+    def num_local(self) -> int:
+        """n, the number of classes that this worker owns."""
+        return self.end - self.begin
+
+    def initialize_gaussian(self) -> None:
+        """`classifier_init=random`: Gaussian weights of unit expected length, the same whatever T is."""
+        scale = self.embedding_size**-0.5
+
+        def draw(shape: list[int], seed: list[int]) -> tf.Tensor:
+            return tf.random.stateless_normal(shape, seed) * scale
+
+        bounds = (self.begin, self.end)
+        for first, weights in drawn_blocks(draw, bounds, self.num_instances, self.embedding_size, self.seed):
+            self.write(first - self.begin + tf.range(weights.shape[0]), weights)
+
+    def read(self, local: tf.Tensor) -> tf.Tensor:
+        """The weights `[m, D]` float32 of some local classes `[m]`, counted from `begin`."""
+        return self._classes.read(local)
+
+    def write(self, local: tf.Tensor, weights: tf.Tensor) -> None:
+        """Replaces the weights of some local classes `[m]`, counted from `begin`, by `[m, D]` float32.
+
+        They begin without momentum.
+        """
+        self._classes.write(local, weights)
+
+    def call(
+        self,
+        embeddings: tf.Tensor,
+        instance_ids: tf.Tensor,
+        hard_negatives: HardNegativeLists | None = None,
+        learning_rate: tf.Tensor | float | None = None,
+        step: tf.Tensor | int = 0,
+    ) -> LossOutput:
+        """The loss of the global batch of which this worker holds a part; steps 2 to 8 of the paper.
+
+        Args:
+          embeddings: `[b, D]` of any float dtype and length; b may differ between workers and be 0.
+          instance_ids: `[b]` integers in [0, N); several rows (views) may share one.
+          hard_negatives: needed when smoothing is above 0: the lists of all classes (`HardNegatives`), or those of this
+            worker's rows (`ListsOfRows`).
+          learning_rate: of this step's update of the class weights; None leaves them alone.
+          step: chooses the class sample; the same on all workers.
+
+        Returns:
+          `LossOutput`; `loss` is differentiable for `embeddings`.
+
+        Raises:
+          InvalidArgumentError: the loss is not finite; on all workers alike, before anything was updated.
+        """
+        return moved(*self.prepare(embeddings, instance_ids, hard_negatives, learning_rate, step))
+
+    def prepare(
+        self,
+        embeddings: tf.Tensor,
+        instance_ids: tf.Tensor,
+        hard_negatives: HardNegativeLists | None = None,
+        learning_rate: tf.Tensor | float | None = None,
+        step: tf.Tensor | int = 0,
+    ) -> tuple[LossOutput, Move]:
+        """A call whose class weights move later, or not at all if the encoder's step turns out not to be taken.
+
+        Args:
+          embeddings: this and the other arguments as in `call`.
+          instance_ids: see there.
+          hard_negatives: see there.
+          learning_rate: see there.
+          step: see there.
+
+        Returns:
+          The output, whose loss is not checked to be finite; and what moves the class weights.
+        """
+        if self.smoothing and hard_negatives is None:
+            raise ValueError(f"smoothing={self.smoothing}: hard_negatives are needed")
+        normalized = tf.math.l2_normalize(tf.cast(embeddings, tf.float32), axis=1, epsilon=SMALLEST_NORM**2)  # [b, D]
+        instance_ids = tf.cast(instance_ids, tf.int32)
+        step = tf.cast(step, tf.int32)
+        lists = hard_negatives if self.smoothing else None
+        loss, instance_top1, gradient, batch, totals = self._forward(
+            tf.stop_gradient(normalized), instance_ids, lists, step
+        )
+        output = LossOutput(differentiable(loss, normalized, gradient), instance_top1)
+        if learning_rate is None:
+            return output, move_nothing
+        rate = tf.cast(learning_rate, tf.float32)  # a Python number would retrace the update whenever it changes
+        return output, lambda: self._backward(batch, totals, rate, step)
+
+    # Graphs of their own even when called eagerly: Horovod ignores the names of tensors in eager mode.
+    @tf.function(autograph=False, reduce_retracing=True)
+    def _forward(
+        self,
+        local_embeddings: tf.Tensor,
+        instance_ids: tf.Tensor,
+        hard_negatives: HardNegativeLists | None,
+        step: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, Batch, Totals]:
+        batch, is_own = self._gather(local_embeddings, instance_ids, hard_negatives, step)
+        local = self._passes.forward(batch)
+
+        sums = tf.stack([local.exp_sum, local.target_sum, local.own_logit])  # [3, B]
+        exp_sum, target_sum, own_logit = tf.unstack(collectives.sum_over_workers(sums, f"{self.name}_sums"))
+        totals = Totals(exp_sum, target_sum)
+        max_negative = collectives.max_over_workers(local.max_negative, f"{self.name}_max_negative")
+        loss = mean_over_rows(loss_per_row(totals, batch.shift, self.smoothing_loss))
+        instance_top1 = mean_over_rows(tf.cast(own_logit > max_negative, tf.float32))
+
+        gradient = embedding_gradient(local, totals, self._softmax)
+        gradient = collectives.sum_and_keep_own_rows(gradient, is_own, f"{self.name}_embedding_gradient")  # [b, D]
+        return loss, instance_top1, gradient, batch, totals
+
+    @tf.function(autograph=False, reduce_retracing=True)
+    def _backward(self, batch: Batch, totals: Totals, learning_rate: tf.Tensor, step: tf.Tensor) -> None:
+        rate = self.learning_rate_factor * learning_rate
+        self._passes.backward(batch, totals, Sgd(rate, self.momentum_factor, self.weight_decay, self.seed + step))
+
+    def _gather(
+        self,
+        local_embeddings: tf.Tensor,
+        instance_ids: tf.Tensor,
+        hard_negatives: HardNegativeLists | None,
+        step: tf.Tensor,
+    ) -> tuple[Batch, tf.Tensor]:
+        """Step 2: everybody's embeddings and labels, and which rows `[B]` this worker contributed."""
+        embeddings = collectives.all_gather(local_embeddings, f"{self.name}_embeddings")  # [B, D]
+        instance_ids, is_own = collectives.all_gather_ids(instance_ids, f"{self.name}_ids")  # [B]
+        lists = None if hard_negatives is None else hard_negatives.lookup(instance_ids)  # [B, K]
+        classes, labels = label_distribution(instance_ids, lists, self.smoothing)  # [B, K+1]
+        is_local = (classes >= self.begin) & (classes < self.end)
+        columns = tf.where(is_local, classes - self.begin, -1)
+        if self.sampled_classes:
+            sample = sample_classes(self.num_instances, self.sampled_classes, self.seed, step)
+            streamed = sample[(sample >= self.begin) & (sample < self.end)] - self.begin  # [n] ascending
+            targets, unsampled = split_targets(columns, labels, streamed)
+            batch = Batch(embeddings, targets, streamed, unsampled)
+        else:
+            batch = Batch(embeddings, select_targets(columns, labels))
+        return batch._replace(shift=self._shift(batch)), is_own
+
+    def _shift(self, batch: Batch) -> Shift | None:
+        maxima = self._passes.local_maxima(batch)
+        if maxima is None:
+            return None
+        maxima = collectives.max_over_workers(tf.stack(maxima), f"{self.name}_shift")  # [2, B]
+        return Shift(*tf.unstack(maxima))

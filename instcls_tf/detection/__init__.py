@@ -1,0 +1,1 @@
+"""Detection: a run's encoder as the backbone of a detector."""

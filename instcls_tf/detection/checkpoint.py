@@ -1,0 +1,87 @@
+"""The state of a detector's fine-tune, in `WORKDIR/detector/`: the same command again goes on from there."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import json
+import os
+
+import tensorflow as tf
+
+from instcls_tf import files
+from instcls_tf.detection.config import DetectConfig
+from instcls_tf.distributed import collectives
+from instcls_tf.errors import UserError
+from instcls_tf.run import checkpoint
+
+# What does not change the result.
+_NOT_RECIPE = ("workdir", "data_dir")
+
+
+def save(config: DetectConfig, origin: str, state: tf.train.Checkpoint, step: int) -> None:
+    """Writes `state` after `step` steps, in place of the one before; rank 0 does. `origin` as in `restore`."""
+    if collectives.rank() > 0:
+        return
+    folder = _folder(config)
+    os.makedirs(folder, exist_ok=True)
+    state.write(_prefix(config, step))
+    record = {"step": step, "settings": _recipe(config), "origin": origin}
+    files.write(_record(config), json.dumps(record).encode())
+    for path in glob.glob(os.path.join(glob.escape(folder), "step-*")):
+        if not path.startswith(_prefix(config, step)):
+            os.remove(path)
+
+
+def restore(config: DetectConfig, origin: str, state: tf.train.Checkpoint) -> int:
+    """Reads the state that a fine-tune with the same settings left.
+
+    Args:
+      config: the settings.
+      origin: a hash of the weights and the annotations that the fine-tune starts from: a run that went on, or another
+        data set at the same place, is another fine-tune.
+      state: receives it.
+
+    Returns:
+      Its completed steps; 0 if there is none, or one with other settings, which the next `save` replaces.
+
+    Raises:
+      UserError: the state is damaged.
+    """
+    if not os.path.exists(_record(config)):
+        return 0
+    step, settings, began = _read_record(config)
+    if settings != _recipe(config) or began != origin:
+        return 0
+    checkpoint.restore(_prefix(config, step), state, {})
+    return step
+
+
+def _read_record(config: DetectConfig) -> tuple[int, dict, str | None]:
+    """Completed steps, settings and origin of the state that is there."""
+    text = files.read_text(_record(config))
+    try:
+        record = json.loads(text)
+        return int(record["step"]), dict(record["settings"]), record.get("origin")
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        found = "damaged" if text else "empty"
+        raise UserError(
+            f"{_record(config)}: {found}, wanted the state of a fine-tune: bring it back from a copy, or take"
+            f" {_folder(config)} away to begin anew"
+        ) from error
+
+
+def _recipe(config: DetectConfig) -> dict:
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in _NOT_RECIPE}
+
+
+def _folder(config: DetectConfig) -> str:
+    return os.path.join(config.workdir, "detector")
+
+
+def _record(config: DetectConfig) -> str:
+    return os.path.join(_folder(config), "state.json")
+
+
+def _prefix(config: DetectConfig, step: int) -> str:
+    return os.path.join(_folder(config), f"step-{step:08d}")

@@ -1,0 +1,1 @@
+"""Workers: their collectives, shares, cores and devices."""

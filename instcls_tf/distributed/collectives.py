@@ -1,0 +1,195 @@
+"""The collectives of the method, and the only place that imports Horovod.
+
+Every reduction of the method is a sum (or a maximum): the loss is divided by the global number of rows once, nothing
+else is ever averaged. No function here is differentiated: Horovod's own gradient of `allgather` averages, which is
+wrong by a factor of T for a model-parallel layer. With one worker each function returns its input, so that the package
+works without a launcher and without an initialised Horovod.
+
+Three habits of TensorFlow can leave workers waiting for each other for ever; all are dealt with here.
+
+- `name` identifies a tensor across the workers: two tensors that travel under different names are never mixed,
+  whatever order the executors start them in. It must be unique within a `tf.function`; in eager mode Horovod ignores
+  it, so callers wrap what they send in a `tf.function`. Name scopes are left out of it: TensorFlow puts the call stack
+  of nested functions into them, which differs as soon as one worker retraces for a new batch size and another does not.
+- Horovod's operations count as pure. Given a constant, constant folding runs them once while the graph is optimised
+  and never again: constants are refused.
+- For the same reason a collective whose result a worker does not need is pruned there: every worker must use it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from instcls_tf.distributed import partition
+from instcls_tf.distributed.launcher import launched_rank_and_size
+
+_size = 1
+_rank = 0
+_local_rank = 0
+_local_size = 1
+
+
+def init() -> None:
+    """Joins the other workers if a launcher started this process; otherwise this is the only worker."""
+    global _size, _rank, _local_rank, _local_size
+    if launched_rank_and_size() is None:
+        return
+    hvd = _horovod()
+    _size, _rank, _local_rank, _local_size = hvd.size(), hvd.rank(), hvd.local_rank(), hvd.local_size()
+
+
+def _horovod() -> Any:
+    import horovod.tensorflow as hvd
+
+    if not hvd.is_initialized():
+        # Open MPI waits by spinning. Without this the waiting steals the cores that the others compute on (half as fast
+        # again with it for 2 workers on 2 cores); where cores are idle it costs nothing.
+        os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+        hvd.init()
+    return hvd
+
+
+def leave() -> None:
+    """Parts from the other workers, all together: from now on each is the only one and nothing runs between them."""
+    global _size, _rank, _local_rank, _local_size
+    if _size > 1:
+        _horovod().shutdown()
+    _size, _rank, _local_rank, _local_size = 1, 0, 0, 1
+
+
+def size() -> int:
+    """The number of workers, T."""
+    return _size
+
+
+def rank() -> int:
+    """This worker's place in 0 .. T-1."""
+    return _rank
+
+
+def local_rank() -> int:
+    """This worker's place among those on the same machine: the index of the GPU it takes."""
+    return _local_rank
+
+
+def local_size() -> int:
+    """The number of workers on this machine: they share its cores and caches."""
+    return _local_size
+
+
+def all_gather(tensor: tf.Tensor, name: str) -> tf.Tensor:
+    """Concatenates the workers' tensors along axis 0 in the order of ranks; their first dimensions may differ."""
+    if _size == 1:
+        return tensor
+    return _horovod().allgather(_not_constant(tensor, name), name=name, ignore_name_scope=True)
+
+
+def all_gather_ids(ids: tf.Tensor, name: str) -> tuple[tf.Tensor, tf.Tensor]:
+    """Concatenates the workers' ids and remembers which are this worker's.
+
+    Args:
+      ids: `[b]` int32; b may differ between workers and be 0.
+      name: the tensor's name across the workers.
+
+    Returns:
+      `[B]` int32 ids in the order of ranks, and `[B]` bool, true for the rows that came from this worker.
+    """
+    if _size == 1:
+        return ids, tf.ones_like(ids, tf.bool)
+    all_ids, origin = tf.unstack(all_gather(tf.stack([ids, tf.fill(tf.shape(ids), _rank)], axis=1), name), axis=1)
+    return all_ids, origin == _rank
+
+
+def sum_over_workers(tensor: tf.Tensor, name: str) -> tf.Tensor:
+    """The element-wise sum of the workers' tensors, on every worker."""
+    return tensor if _size == 1 else _allreduce(tensor, _horovod().Sum, name)
+
+
+def sum_one_by_one(tensors: list[tf.Tensor], name: str) -> list[tf.Tensor]:
+    """The sum over the workers of each tensor, one message each: it travels while those after it are computed."""
+    return [sum_over_workers(tensor, f"{name}_{index}") for index, tensor in enumerate(tensors)]
+
+
+def sum_together(tensors: list[tf.Tensor], name: str) -> list[tf.Tensor]:
+    """The sum over the workers of each tensor, one message when all are there: for comparison."""
+    if _size == 1:
+        return tensors
+    hvd = _horovod()
+    tensors = [_not_constant(tensor, name) for tensor in tensors]
+    return hvd.grouped_allreduce(tensors, op=hvd.Sum, name=name, ignore_name_scope=True)
+
+
+def max_over_workers(tensor: tf.Tensor, name: str) -> tf.Tensor:
+    """The element-wise maximum of the workers' tensors, on every worker."""
+    return tensor if _size == 1 else _allreduce(tensor, _horovod().Max, name)
+
+
+def _allreduce(tensor: tf.Tensor, op: Any, name: str) -> tf.Tensor:
+    return _horovod().allreduce(_not_constant(tensor, name), op=op, name=name, ignore_name_scope=True)
+
+
+def _not_constant(tensor: tf.Tensor, name: str) -> tf.Tensor:
+    if not tf.executing_eagerly() and tf.get_static_value(tensor) is not None:
+        raise ValueError(f"collective {name!r}: its tensor is a constant, which TensorFlow would fold")
+    return tensor
+
+
+def sum_and_keep_own_rows(tensor: tf.Tensor, is_own: tf.Tensor, name: str) -> tf.Tensor:
+    """Sums `[B, ...]` tensors over the workers and returns this worker's rows.
+
+    Args:
+      tensor: `[B, ...]`, this worker's contribution to all rows.
+      is_own: `[B]` bool from `all_gather_ids`.
+      name: the tensor's name across the workers.
+
+    Returns:
+      `[b, ...]`, complete sums.
+    """
+    return tensor if _size == 1 else sum_over_workers(tensor, name)[is_own]
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """What is made and traced inside knows this worker only, and sends nothing: to measure work without messages."""
+    global _size, _rank
+    before = _size, _rank
+    _size, _rank = 1, 0
+    try:
+        yield
+    finally:
+        _size, _rank = before
+
+
+def broadcast_variables(variables: list[tf.Variable]) -> None:
+    """Gives every worker rank 0's values."""
+    if _size > 1 and variables:
+        _horovod().broadcast_variables(variables, root_rank=0)
+
+
+def average_variables(variables: list[tf.Variable], name: str) -> None:
+    """Replaces each variable by its mean over the workers (for BN moving statistics; gradients are summed instead)."""
+    if _size == 1:
+        return
+    for index, variable in enumerate(variables):
+        variable.assign(sum_over_workers(variable.read_value(), f"{name}_{index}") / _size)
+
+
+def data_parallel_tape(tape: tf.GradientTape) -> tf.GradientTape:
+    """Horovod's own tape, whose gradients are means over the workers: for comparisons with plain data parallelism."""
+    return tape if _size == 1 else _horovod().DistributedGradientTape(tape)
+
+
+def barrier() -> None:
+    """Returns once every worker has arrived."""
+    if _size > 1:
+        _horovod().allgather(tf.zeros([1], tf.int32), name="barrier")
+
+
+def own_bounds(total: int) -> tuple[int, int]:
+    """Begin and end of this worker's share of `range(total)`."""
+    return partition.bounds(total, _size, _rank)

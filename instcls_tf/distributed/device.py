@@ -1,0 +1,57 @@
+"""The device of a worker, and how its process keeps memory."""
+
+from __future__ import annotations
+
+import ctypes
+
+import tensorflow as tf
+
+from instcls_tf.distributed import collectives, cores
+
+# Names and numbers of mallopt(3).
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+
+
+def take() -> None:
+    """Each worker takes one GPU; the workers of a machine share its cores.
+
+    After `collectives.init` and before TensorFlow's first operation: from then on it takes no other device.
+    """
+    _share_cores()
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        mine = gpus[collectives.local_rank() % len(gpus)]
+        tf.config.set_visible_devices(mine, "GPU")
+        tf.config.experimental.set_memory_growth(mine, True)
+    _reuse_freed_memory()
+
+
+def _share_cores() -> None:
+    """As many threads within an operation as a worker has cores, so that workers do not push each other aside.
+
+    TensorFlow's default is all cores of the machine for each worker. One worker keeps them.
+    """
+    if collectives.local_size() > 1:
+        threads = cores.threads_of_worker(collectives.local_size())
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+
+
+def _reuse_freed_memory() -> None:
+    """Lets glibc keep the memory of freed tiles for the next ones instead of returning it to the system.
+
+    Tiles of a few megabytes come and go thousands of times a step. With glibc's defaults each one is mapped anew, and
+    faulting its pages in takes as long as the element-wise work on it. At most some hundred megabytes are kept.
+    Without glibc nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the highest that glibc takes
+        mallopt(_M_TRIM_THRESHOLD, 256 * 2**20)
+        mallopt(_M_TOP_PAD, 64 * 2**20)
+
+
+def return_freed_memory() -> None:
+    """Gives back to the system what glibc keeps, so that what comes next is seen in the resident size."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

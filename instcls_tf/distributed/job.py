@@ -1,0 +1,94 @@
+"""What `scripts.launch` and the workers that it starts leave for each other, in a folder of the job. No TensorFlow."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import socket
+import time
+from typing import NamedTuple
+
+from instcls_tf.distributed.launcher import launched_rank_and_size
+
+# Set by the launcher: the job's folder; itself, as PID@HOST; a terminal for rank 0's progress bar, as PATH@HOST.
+FOLDER, LAUNCHER, TERMINAL = "INSTCLS_JOB", "INSTCLS_LAUNCHER", "INSTCLS_TERMINAL"
+
+# What asks a job to stop, and how one ends that did so: EX_TEMPFAIL of sysexits.h, the same command goes on later.
+HEEDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+STOPPED_STATUS = 75
+
+_SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
+_prctl = getattr(ctypes.CDLL(None), "prctl", None)  # found here: between fork and exec nothing is to be loaded
+
+
+class WorkerError(NamedTuple):
+    """Why a worker ended."""
+
+    time: float  # seconds since the epoch: the earliest of the workers' is the cause of the others
+    rank: int
+    host: str
+    sentence: str
+    trace: str  # a traceback, if nobody has foreseen the error
+    is_said: bool  # on standard error, by the worker itself
+
+
+def folder() -> str | None:
+    """The job's folder, if `scripts.launch` started this process."""
+    return os.environ.get(FOLDER) or None
+
+
+def record_error(sentence: str, trace: str = "", is_said: bool = False) -> bool:
+    """Leaves this worker's error for the launcher; returns whether there is one that will find it.
+
+    Each worker has a file of its own, and its first error stays.
+    """
+    rank, _ = launched_rank_and_size() or (0, 1)
+    to = folder()
+    if to is None:
+        return False
+    error = WorkerError(time.time(), rank, socket.gethostname(), sentence, trace, is_said)
+    try:
+        with open(os.path.join(to, f"rank{rank:05d}.error"), "x") as file:
+            json.dump(error, file)
+    except FileExistsError:
+        pass
+    except OSError:
+        return False
+    return True
+
+
+def read_errors(of: str) -> list[WorkerError]:
+    """The workers' errors of a job's folder, the earliest first."""
+    found = []
+    for name in os.listdir(of):
+        if name.endswith(".error"):
+            with contextlib.suppress(OSError, ValueError, TypeError), open(os.path.join(of, name)) as file:
+                found.append(WorkerError(*json.load(file)))
+    return sorted(found)
+
+
+def is_orphaned() -> bool:
+    """Whether the launcher was on this machine and is gone."""
+    pid, _, host = os.environ.get(LAUNCHER, "").partition("@")
+    return bool(pid) and host == socket.gethostname() and not os.path.exists(f"/proc/{pid}")
+
+
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Has the system send this process a signal when the one that started it is gone, however that ended (Linux)."""
+    if _prctl is not None:
+        _prctl(_SET_PARENT_DEATH_SIGNAL, int(number), 0, 0, 0)
+
+
+def join() -> None:
+    """What a worker of `scripts.launch` does first: it ends with its launcher, and rank 0 takes the terminal."""
+    if folder() is None:
+        return
+    die_with_parent()
+    rank, _ = launched_rank_and_size() or (0, 1)
+    name, _, host = os.environ.get(TERMINAL, "").partition("@")
+    if rank == 0 and name and host == socket.gethostname():
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_NOCTTY), 2)

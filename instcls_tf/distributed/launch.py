@@ -1,0 +1,281 @@
+"""The supervisor around `mpirun`: signals, standstill, orphans, the one cause of a failure, restarts. No TensorFlow.
+
+Three processes could outlive each other: the supervisor, mpirun, a worker. mpirun has a signal sent to it when the
+supervisor is gone, workers one when mpirun is (`job.die_with_parent`), and what is left of a job after that bears the
+job's folder in its environment and is ended by name.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from instcls_tf.distributed import hosts as machines
+from instcls_tf.distributed import job, loopback, mpirun, watchdog
+from instcls_tf.distributed.forwarded_signals import ForwardedSignals
+from instcls_tf.distributed.hosts import Host
+from instcls_tf.distributed.job import STOPPED_STATUS
+from instcls_tf.errors import UserError, one_line
+
+_FAILED_STATUS, _USER_ERROR_STATUS = 1, 2
+_LOOK_SECONDS = 0.5
+# The workers' own watchdogs speak before this one, which is for jobs of which no worker runs any more.
+_LATER_SECONDS = 8.0
+# mpirun gives its workers a second before it kills them.
+_KILL_SECONDS = 10.0
+_FOLDER_PREFIX = "instcls-job-"
+
+
+class Options(NamedTuple):
+    """What is launched where."""
+
+    hosts: tuple[Host, ...]
+    workers: int
+    max_restarts: int
+    min_workers: int
+
+
+class Outcome(NamedTuple):
+    """How an attempt ended."""
+
+    status: int
+    rank: int | None  # of the worker that failed first, if that is known
+    is_mistake: bool = False  # for a person to mend: the same would come again
+
+
+def supervise(options: Options, words: Sequence[str], is_resumable: bool, workdir: str | None) -> int:
+    """Runs a command on its workers to the end, with restarts; returns the exit status.
+
+    0: done. 75: asked to stop, saved. 2: a user's mistake, which has been said. 70: nothing moved. 1: anything else.
+
+    Args:
+      options: where, how many, how often.
+      words: the workers' command.
+      is_resumable: it saves and stops when it gets SIGUSR1, and goes on when it is started again.
+      workdir: where it saves, for the files of a job on several machines; None if that is not known.
+
+    Raises:
+      UserError: a host cannot be used.
+    """
+    with ForwardedSignals(is_resumable) as signals:
+        hosts = options.hosts
+        problems = machines.problems(machines.take(hosts, options.workers))
+        if problems:
+            raise UserError("; ".join(problems.values()))
+        restarts, before, saved = 0, Outcome(0, None), _newest(workdir)
+        while True:
+            hosts = machines.take(hosts, options.workers)
+            with _folder(hosts, workdir) as folder:
+                outcome = _Attempt(hosts, words, folder, signals).run()
+            is_final = outcome.status in (0, STOPPED_STATUS) or outcome.is_mistake or signals.asked is not None
+            if is_final or restarts == options.max_restarts:
+                return outcome.status
+            restarts += 1
+            left = _left(hosts, outcome, before, has_moved=_newest(workdir) != saved)
+            count = sum(host.slots for host in left)
+            if count < options.min_workers:
+                _say(f"no restart: {count} worker(s) are left, --min_workers={options.min_workers}")
+                return outcome.status
+            hosts, before, saved = left, outcome, _newest(workdir)
+            _say(f"restart {restarts} of {options.max_restarts}, with {count} worker(s), from {saved or 'the start'}")
+
+
+def _left(hosts: Sequence[Host], outcome: Outcome, before: Outcome, has_moved: bool) -> tuple[Host, ...]:
+    """The workers that may be started again: not on machines that are gone, nor one that fails again and again."""
+    gone = machines.problems(hosts)
+    for problem in gone.values():
+        _say(problem)
+    left = tuple(host for host in hosts if host.name not in gone)
+    if outcome.rank is None or outcome.rank != before.rank or has_moved:
+        return left
+    name = machines.of_rank(hosts, outcome.rank)
+    return left if name in gone else machines.without_one(left, name)
+
+
+def _newest(workdir: str | None) -> str | None:
+    """The name of the newest checkpoint, to see whether a job has come further."""
+    try:
+        names = os.listdir(os.path.join(workdir or "", "checkpoints")) if workdir else []
+    except OSError:
+        return None
+    return max((name.partition(".")[0] for name in names if name.startswith("ckpt-")), default=None)
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):
+        sys.stderr.write(one_line(line) + "\n")
+        sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def _folder(hosts: Sequence[Host], workdir: str | None) -> Iterator[str]:
+    """The job's folder: on this machine, or with workers elsewhere by the workdir, which they share."""
+    where = tempfile.gettempdir()
+    if workdir is not None and not all(machines.is_here(host.name) for host in hosts):
+        where = os.path.abspath(workdir)
+        while not os.path.isdir(where):
+            where = os.path.dirname(where)
+    for left in Path(where).glob(f"{_FOLDER_PREFIX}{socket.gethostname()}-*"):  # by launchers that were killed
+        if not os.path.exists(f"/proc/{left.name.split('-')[-2]}"):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{socket.gethostname()}-{os.getpid()}-", dir=where)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# ------------------------------------------------------------------------------------------------------ an attempt
+
+
+class _Attempt:
+    """One run of the command on all workers.
+
+    Args:
+      hosts: with as many slots as there are workers.
+      words: the workers' command.
+      folder: of the job.
+      signals: told which process to pass signals to.
+    """
+
+    def __init__(self, hosts: Sequence[Host], words: Sequence[str], folder: str, signals: ForwardedSignals):
+        self._hosts, self._words, self._folder, self._signals = hosts, words, folder, signals
+        self._workers = sum(host.slots for host in hosts)
+        self._filter, self._watch = mpirun.Filter(), watchdog.Watch(range(self._workers))
+        self._standstill: str | None = None
+
+    def run(self) -> Outcome:
+        """Starts the workers, waits for them, ends what is left of them, and says why they failed if they did."""
+        process = self._start()
+        self._signals.process = process
+        try:
+            self._follow(process)
+        finally:
+            status = _end(process, patience=0.0 if self._standstill else _KILL_SECONDS)
+            self._signals.process = None
+            _end_members(self._folder)
+        self._show(self._filter.close())
+        return self._judge(status)
+
+    def _start(self) -> subprocess.Popen:
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3")}
+        environment[job.FOLDER] = self._folder
+        environment[job.LAUNCHER] = f"{os.getpid()}@{socket.gethostname()}"
+        if os.isatty(2):
+            environment[job.TERMINAL] = f"{os.ttyname(2)}@{socket.gethostname()}"
+        command = mpirun.command(self._hosts, self._words, environment)
+        if "LD_PRELOAD" in " ".join(command):
+            library = loopback.library()
+            if library is None:
+                _say("mpirun listens on all interfaces: there is no compiler to keep it to this machine")
+            else:
+                earlier = environment.get("LD_PRELOAD")
+                environment["LD_PRELOAD"] = f"{library}:{earlier}" if earlier else str(library)
+        orphaned = self._signals.forwarded
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # a Ctrl-C is for the supervisor, which passes it on
+            preexec_fn=lambda: job.die_with_parent(orphaned),
+        )
+
+    def _follow(self, process: subprocess.Popen) -> None:
+        """Passes on what the workers say until mpirun has ended, or nothing moves any more."""
+        stream = process.stderr.fileno()  # type: ignore[union-attr] # it is a pipe
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        looked = time.monotonic()
+        while True:
+            if select.select([stream], [], [], _LOOK_SECONDS)[0]:
+                piece = os.read(stream, 2**16)
+                if not piece:
+                    return
+                self._show(self._filter.feed(decoder.decode(piece)))
+            elif process.poll() is not None:
+                return
+            if time.monotonic() - looked >= _LOOK_SECONDS:
+                looked = time.monotonic()
+                self._watch.look(self._folder)
+                self._standstill = self._watch.sentence(later=_LATER_SECONDS)
+                if self._standstill:
+                    return
+
+    @staticmethod
+    def _show(text: str) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+    def _judge(self, status: int) -> Outcome:
+        """Says what was the cause, as the last line, unless the worker itself has."""
+        if status in (0, STOPPED_STATUS):
+            return Outcome(status, None)
+        errors = job.read_errors(self._folder)
+        ended = self._filter.ended()
+        if self._signals.asked is not None and not errors:
+            if self._signals.is_resumable:
+                _say(f"{self._signals.asked.name}: ended at once; the same command goes on from its last checkpoint")
+            return Outcome(self._signals.status(), None)
+        if self._standstill and not errors:
+            _say(f"error: {self._standstill}")
+            return Outcome(watchdog.STALLED_STATUS, None)
+        # Those whom a dead worker leaves waiting fail as well, later, in Horovod's words.
+        first = next((error for error in errors if "Horovod" not in error.sentence), None)
+        is_killed = ended is not None and ended.signal not in (0, signal.SIGTERM)
+        if first is None and errors and not is_killed:
+            first = errors[0]
+        if first is not None:
+            # A mistake that all workers see is rank 0's to tell.
+            first = min((error for error in errors if error.sentence == first.sentence), key=lambda error: error.rank)
+            self._tell(first)
+            if status == watchdog.STALLED_STATUS:
+                return Outcome(status, None)  # who tells it need not be who is stuck
+            is_mistake = not first.trace  # told in a sentence by the worker, as a rate at which the loss diverges
+            return Outcome(status if status == _USER_ERROR_STATUS else _FAILED_STATUS, first.rank, is_mistake)
+        if ended is None:
+            how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+            _say(f"error: mpirun was ended {how}" if status < 0 else f"error: mpirun ended {how}")
+            return Outcome(_FAILED_STATUS, None)
+        _say(f"error: {'' if ended.rank is None else f'worker {ended.rank} '}{ended.sentence}")
+        return Outcome(_FAILED_STATUS, ended.rank)
+
+    @staticmethod
+    def _tell(error: job.WorkerError) -> None:
+        if error.is_said:
+            return
+        if error.trace:
+            sys.stderr.write(error.trace)
+        _say(f"error: worker {error.rank} on {error.host}: {error.sentence}")
+
+
+def _end(process: subprocess.Popen, patience: float) -> int:
+    """Waits for mpirun for a while, then ends it; returns its status, negative for a signal."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return process.wait(patience)
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return process.wait(_KILL_SECONDS)
+    process.kill()
+    return process.wait()
+
+
+def _end_members(folder: str) -> None:
+    """Kills what is left of a job on this machine: processes of this user that bear its folder in their environment."""
+    mark = f"{job.FOLDER}={folder}".encode()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark in (entry / "environ").read_bytes().split(b"\0"):
+                os.kill(int(entry.name), signal.SIGKILL)

@@ -1,0 +1,134 @@
+"""Open MPI's `mpirun`: how it is called, and what it says of workers that end, which nobody should have to read."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from instcls_tf.distributed import hosts as machines
+from instcls_tf.distributed.hosts import Host
+from instcls_tf.errors import UserError
+
+# Around each of its messages.
+_RULE = "-" * 74
+# Its lines outside of messages: "[host:1234] ...".
+_OWN_LINE = re.compile(r"\[[\w.-]+:\d+\] |mpirun: ")
+_SIGNALLED = re.compile(r"process rank (\d+) with PID (\d+) on node (\S+) exited on signal (\d+)")
+_EXITED = re.compile(r"Process name: \[\[\d+,\d+\],(\d+)\] Exit code: (\d+)")
+_RANK = re.compile(r"process rank (\d+)")
+
+# Of the environment, what workers on other machines get: a shell there starts without it.
+_PASSED_ON = re.compile(r"PATH|PYTHONPATH|LD_LIBRARY_PATH|VIRTUAL_ENV|(INSTCLS|HOROVOD|TF|OMP|NCCL|CUDA|OMPI_MCA)_\w+")
+# Seconds and counts after which a cut connection between machines ends the job: 5 + 3 * 2.
+_KEEPALIVE = {"time": 5, "intvl": 2, "probes": 3}
+
+
+def command(hosts: Sequence[Host], words: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """The command line that starts `words` once for each worker.
+
+    Args:
+      hosts: with as many slots as there are workers.
+      words: the workers' command.
+      environment: of the workers.
+
+    Raises:
+      UserError: there is no mpirun.
+    """
+    here = os.path.dirname(sys.executable)
+    mpirun = shutil.which("mpirun", path=here + os.pathsep + environment.get("PATH", ""))
+    if mpirun is None:
+        raise UserError("mpirun is not there: ./scripts/setup.sh brings it, or activate the environment that has it")
+    workers = sum(host.slots for host in hosts)
+    where = ",".join(f"{host.name}:{host.slots}" for host in hosts)
+    every = [mpirun, "--allow-run-as-root", "-np", str(workers), "-H", where, "-bind-to", "none", "-map-by", "slot"]
+    every += ["-mca", "pml", "ob1"]
+    if all(machines.is_here(host.name) for host in hosts):
+        # Shared memory alone: nobody else has to reach the workers.
+        local = ["-mca", "btl", "self,vader", "-mca", "oob_tcp_if_include", "127.0.0.0/8"]
+        preload = environment.get("LD_PRELOAD")
+        return [*every, *local, "env", *([f"LD_PRELOAD={preload}"] if preload else ["-u", "LD_PRELOAD"]), *words]
+    remote = ["-mca", "btl", "^openib", "-mca", "plm_rsh_args", "-o BatchMode=yes -o ConnectTimeout=10"]
+    for name, value in _KEEPALIVE.items():
+        remote += ["-mca", f"oob_tcp_keepalive_{name}", str(value)]
+    if os.path.exists(os.path.join(sys.prefix, "bin", "orted")):
+        remote += ["--prefix", sys.prefix]  # ssh does not have it on its PATH
+    for name in environment:
+        if _PASSED_ON.fullmatch(name):
+            remote += ["-x", name]
+    return [*every, *remote, *words]
+
+
+class Ended(NamedTuple):
+    """How a worker ended, by what mpirun says of it."""
+
+    rank: int | None
+    sentence: str
+    signal: int  # 0 if it was none
+
+
+class Filter:
+    """Lets the workers' lines pass and keeps mpirun's own for `ended`."""
+
+    def __init__(self) -> None:
+        self._rest = ""
+        self._block: list[str] | None = None
+        self._own: list[str] = []
+
+    def feed(self, text: str) -> str:
+        """What of the next piece of mpirun's standard error is for people."""
+        *lines, self._rest = (self._rest + text).split("\n")
+        return "".join(f"{line}\n" for line in lines if self._is_of_a_worker(line))
+
+    def close(self) -> str:
+        """What is left at the end."""
+        left, self._rest = self._rest, ""
+        if self._block:
+            self._own.append(" ".join(self._block))
+        return f"{left}\n" if left and self._is_of_a_worker(left) else ""
+
+    def _is_of_a_worker(self, line: str) -> bool:
+        text = line.strip()
+        if text == _RULE:
+            if self._block is None:
+                self._block = []
+            else:
+                self._own.append(" ".join(" ".join(self._block).split()))
+                self._block = None
+        elif self._block is not None:
+            self._block.append(text)
+        elif _OWN_LINE.match(text):
+            self._own.append(text)
+        else:
+            return True
+        return False
+
+    def ended(self) -> Ended | None:
+        """What mpirun says of the worker that ended first; None if it has not said anything."""
+        for text in self._own:
+            found = _SIGNALLED.search(text)
+            if found:
+                number = int(found[4])
+                return Ended(int(found[1]), _of_signal(number, pid=found[2], host=found[3]), number)
+        for text in self._own:
+            found = _EXITED.search(text)
+            if found:
+                return Ended(int(found[1]), f"ended with status {found[2]} and said nothing of why", 0)
+        for text in self._own:
+            found = _RANK.search(text)
+            if found:
+                return Ended(int(found[1]), "ended before the others, and said nothing of why", 0)
+        return Ended(None, f"mpirun: {self._own[0]}", 0) if self._own else None
+
+
+def _of_signal(number: int, pid: str, host: str) -> str:
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    why = ": by somebody, or by the system because memory ran out" if number == signal.SIGKILL else ""
+    return f"(on {host}) was ended by {name}{why}"

@@ -1,0 +1,32 @@
+"""Which worker owns which part of a range; integers only.
+
+The same rule splits classes over workers (model parallelism) and the instances of a global batch (data parallelism).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def bounds(total: int, parts: int, index: int) -> tuple[int, int]:
+    """The even contiguous split of `range(total)`: where part `index` of `parts` begins and ends.
+
+    The first `total % parts` parts are one larger than the others. Works on Python integers and on integer tensors.
+
+    Returns:
+      `(begin, end)`, end exclusive; `begin == end` when there is nothing left for that part.
+    """
+    size, larger = total // parts, total % parts
+    # `index * size + min(index, larger)` without a branch, so that tensors pass through it as well.
+    begin = index * size + minimum(index, larger)
+    end = (index + 1) * size + minimum(index + 1, larger)
+    return begin, end
+
+
+def minimum(a: Any, b: Any) -> Any:
+    """The smaller of two integers, either of which may be a tensor."""
+    if isinstance(a, int) and isinstance(b, int):
+        return min(a, b)
+    import tensorflow as tf
+
+    return tf.minimum(tf.cast(a, b.dtype) if tf.is_tensor(b) else a, b)

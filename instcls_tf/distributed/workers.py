@@ -1,0 +1,55 @@
+"""How every command starts on its workers, and the sums they share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from instcls_tf.distributed import collectives, device
+from instcls_tf.progress import Progress
+
+
+def start(seed: int = 0, notes: Iterable[str] = ()) -> Progress:
+    """Joins the other workers, takes a device, fixes the seeds; once more changes nothing but the seeds.
+
+    Before TensorFlow's first operation, after which a process takes no other device.
+
+    Args:
+      seed: of Python, NumPy and TensorFlow.
+      notes: lines that the user reads first, such as what was left out of the images.
+
+    Returns:
+      What rank 0 reports progress with.
+    """
+    collectives.init()
+    device.take()
+    tf.keras.utils.set_random_seed(seed)
+    progress = Progress(visible=collectives.rank() == 0)
+    for note in notes:
+        progress.say(note)
+    return progress
+
+
+def total(values: np.ndarray | list, name: str) -> np.ndarray:
+    """The sum of the workers' arrays (float64, so that counts stay exact); all workers call it together."""
+    return collectives.sum_over_workers(tf.constant(values, tf.float64), name).numpy()
+
+
+def rank_0_says(yes: bool, name: str) -> bool:
+    """What rank 0 found, on all workers: a file system may show them different things for a moment."""
+    return bool(total([float(yes and collectives.rank() == 0)], name)[0])
+
+
+def everybodys(mine: Any) -> list[Any]:
+    """What each worker says, in the order of ranks; all workers together, outside of a graph.
+
+    Args:
+      mine: of this worker: what JSON can hold.
+    """
+    text = tf.constant(np.frombuffer(json.dumps(mine).encode() + b"\n", np.uint8))
+    gathered = collectives.all_gather(text, "everybodys").numpy().tobytes()
+    return [json.loads(line) for line in gathered.decode().splitlines()]

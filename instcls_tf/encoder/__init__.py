@@ -1,0 +1,1 @@
+"""The encoder: ResNets with their head, and batch normalisation in groups."""

@@ -1,0 +1,70 @@
+"""The safetensors format: a header in JSON and the bytes of the arrays, read and written with NumPy alone.
+
+Written here so that an export needs no further package; the library of that name reads it
+(https://github.com/huggingface/safetensors, "Format").
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+
+import numpy as np
+
+from instcls_tf.errors import UserError, shown
+
+_NAMES = {"float32": "F32", "int64": "I64"}
+_TYPES = {name: np.dtype(dtype).newbyteorder("<") for dtype, name in _NAMES.items()}
+_LARGEST_HEADER = 100_000_000  # the library's own limit
+
+
+def write(path: str, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """Writes arrays of float32 and int64.
+
+    Args:
+      path: the file.
+      arrays: by name.
+      metadata: texts by name, kept in the header.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    header: dict[str, object] = {"__metadata__": metadata}
+    place = 0
+    for name, array in arrays.items():
+        end = place + array.nbytes
+        header[name] = {"dtype": _NAMES[str(array.dtype)], "shape": list(array.shape), "data_offsets": [place, end]}
+        place = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the arrays begin at a multiple of 8
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for array in arrays.values():
+            file.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
+
+
+def read(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The arrays and the texts of a file.
+
+    Raises:
+      UserError: it is damaged, or holds other types.
+    """
+    try:
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > _LARGEST_HEADER:
+                raise ValueError("its header is too long")
+            header = json.loads(file.read(length))
+            data = file.read()
+        metadata = header.pop("__metadata__", {})
+        arrays = {}
+        for name, about in header.items():
+            begin, end = about["data_offsets"]
+            if not 0 <= begin <= end <= len(data):
+                raise ValueError(f"{name} lies outside of the file")
+            arrays[name] = np.frombuffer(data[begin:end], _TYPES[about["dtype"]]).reshape(about["shape"]).copy()
+        return arrays, metadata
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+        raise UserError(f"{shown(path)}: cannot be read as safetensors ({reason})") from error

@@ -1,0 +1,55 @@
+"""How every format is written: aside, with its card, read back in a runtime, and only then under its name."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, NamedTuple
+
+from instcls_tf.errors import UserError
+from instcls_tf.export import card as cards
+from instcls_tf.export import self_check
+from instcls_tf.export.folder import whole_folder
+from instcls_tf.export.subject import Subject
+
+
+class Format(NamedTuple):
+    """One kind of export."""
+
+    name: str  # a word of --format
+    write: Callable[[Subject, str], None]  # into an empty folder
+    use: str  # Markdown for the card; {folder} and {architecture} are put in
+    any_size: bool  # whether images are prepared inside
+    card_place: str = ""  # folder of model_card.json below that of the export
+    least_cosine: float | None = None  # of formats that round weights, in the place of the relative error
+    architecture_of: Callable[[Subject], str] = lambda subject: ""  # torchvision's name; refuses what has none
+
+
+def export(form: Format, subject: Subject, output_dir: str) -> dict[str, Any]:
+    """Writes an export; it appears when it is complete and has computed what the encoder does.
+
+    Args:
+      form: the format.
+      subject: what is exported.
+      output_dir: folder to write; it may exist if it is empty.
+
+    Returns:
+      The model card.
+
+    Raises:
+      UserError: `output_dir` holds something already or cannot be written, the encoder has no such format, or what was
+        written computes something else.
+    """
+    with whole_folder(output_dir) as folder:
+        architecture = form.architecture_of(subject)
+        form.write(subject, folder)
+        card = cards.card_of(subject, form.name, form.any_size, architecture, form.least_cosine)
+        use = form.use.format(folder=output_dir, architecture=architecture)
+        cards.write(folder, card, use, form.card_place)
+        result = self_check.run(folder)
+        if not result.error <= result.tolerance:
+            raise UserError(
+                f"--output={output_dir}: not written, because {result.runtime} computes something else from it than the"
+                f" encoder: the {result.metric} is {result.error:.1e}, at most {result.tolerance:.0e} was expected"
+            )
+        card.update(verified_in=result.runtime, max_error=result.error)
+        cards.write(folder, card, use, form.card_place)
+    return card

@@ -1,0 +1,146 @@
+"""Results as files, complete or not there, and text files as people leave them: one sentence where that fails."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from instcls_tf.errors import UserError, shown
+
+# UTF-32's little-endian mark begins with that of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+
+
+def read_text(path: str) -> str:
+    """A text file that holds names of files, see `decode_text`; what is no text in them is kept.
+
+    Raises:
+      UserError: it cannot be read, or is in another encoding.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except OSError as error:
+        raise UserError(f"{shown(path)}: cannot read this file ({error.strerror})") from error
+    return decode_text(content, shown(path), keep_bytes=True)
+
+
+def decode_text(content: bytes, name: str, keep_bytes: bool = False) -> str:
+    """The content of a file in UTF-8, with or without a byte-order mark, its lines ended by newlines alone.
+
+    Args:
+      content: the file's bytes.
+      name: the file, or the flag and the file, for the sentence about it.
+      keep_bytes: bytes that are no UTF-8 stay as in names of files, instead of being refused.
+
+    Raises:
+      UserError: it is in another encoding, such as the UTF-16 that PowerShell's `>` writes.
+    """
+    try:
+        if b"\0" in content or any(content.startswith(mark) for mark, _ in _MARKS):
+            raise ValueError
+        text = content.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape" if keep_bytes else "strict")
+    except ValueError as error:
+        raise UserError(f"{name}: is in {_encoding_of(content)}, wanted UTF-8") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _encoding_of(content: bytes) -> str:
+    for mark, name in _MARKS:
+        if content.startswith(mark):
+            return name
+    # Letters of Latin text have a zero beside each.
+    return "UTF-16 or binary data" if b"\0" in content else "another encoding"
+
+
+def refuse_unwritable(path: str, flag: str = "output") -> None:
+    """Makes the folder of a file and tries to write there, before anything long is done for it.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    is_new = not os.path.lexists(path)
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        with open(path, "ab"):
+            pass
+        if is_new:
+            os.remove(path)
+    except OSError as error:
+        raise UserError(f"--{flag}={shown(path)}: cannot write this file ({error.strerror})") from error
+
+
+def write(path: str, content: bytes) -> None:
+    """Writes a file; one that is there already stays until this one is complete.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    try:
+        write_whole(path, content)
+    except OSError as error:
+        raise UserError(f"{shown(path)}: cannot write this file ({error.strerror})") from error
+
+
+def flush_to_disk(path: str) -> None:
+    """Returns once what was written into a file is on the disk.
+
+    Raises:
+      OSError: it cannot be brought there.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_folder(path: str) -> None:
+    """`flush_to_disk` of the names in a folder, where its file system can do so."""
+    with contextlib.suppress(OSError):
+        flush_to_disk(path)
+
+
+def write_whole(path: str, content: bytes) -> None:
+    """As `write`, for callers that say themselves what is wrong.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    with whole_file(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def whole_file(path: str) -> Iterator[BinaryIO]:
+    """A file to write into, which takes the name `path` when the block is done, and is gone if the block fails.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    target = os.path.realpath(path)
+    is_device = os.path.exists(target) and not os.path.isfile(target)  # or a pipe
+    temporary = target if is_device else target + ".new"
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            if not is_device:  # else, after a crash, the new name may be there without what it names
+                os.fsync(file.fileno())
+        if not is_device:
+            os.replace(temporary, target)
+            flush_folder(os.path.dirname(target))
+    except BaseException:
+        if not is_device:
+            with contextlib.suppress(OSError):
+                os.remove(temporary)
+        raise

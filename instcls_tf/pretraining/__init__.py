@@ -1,0 +1,1 @@
+"""Pretraining: the run from top to bottom, its step, and what is checked before it."""

@@ -1,0 +1,190 @@
+"""Workers that would not train the same run stop before the first step, and those that have drifted apart, later.
+
+Each worker reads flags, code and images by itself, and the workdir through its own machine's file system. What differs
+would not be noticed otherwise: sums of unlike things are sums all the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import secrets
+import time
+from pathlib import Path
+
+import tensorflow as tf
+
+from instcls_tf.classifier.kernels import build, passes
+from instcls_tf.config import PretrainConfig
+from instcls_tf.data.kernels import views
+from instcls_tf.data.source import Source
+from instcls_tf.distributed import collectives, workers
+from instcls_tf.errors import UserError, shown
+from instcls_tf.run import checkpoint_choice, checkpoint_manifest
+
+# Places may have other names on other machines; whether they are the same is tried.
+_PLACES = ("workdir", "data_dir")
+# Seconds until a file must be seen on all machines: network file systems remember for a while what was not there.
+_PATIENCE = 60.0
+# Steps between two comparisons of the weights.
+EVERY = 1000
+
+
+def refuse_differences(config: PretrainConfig, source: Source) -> None:
+    """Compares flags, code and images; all workers together, as the first thing they send.
+
+    Raises:
+      UserError: names the first difference, with both values; on all workers alike.
+    """
+    found = workers.everybodys(_facts(config, source))
+    for rank, facts in enumerate(found):
+        for name, value in facts.items():
+            if value == found[0][name]:
+                continue
+            if name == "dataset":
+                raise UserError(
+                    f"--dataset={source.name}: worker {rank} does not see the same images as worker 0 ({value},"
+                    f" {found[0][name]}), wanted the same files under the same names on all workers, and none added"
+                    f" while they start"
+                )
+            raise UserError(
+                f"worker {rank} has {name}={value}, worker 0 has {name}={found[0][name]}: wanted the same on both"
+            )
+
+
+def _facts(config: PretrainConfig, source: Source) -> dict[str, str]:
+    """What must be the same everywhere, in words."""
+    fields = dataclasses.asdict(config)
+    flags = {f"--{name}": str(value) for name, value in fields.items() if name not in _PLACES}
+    kernels = [
+        library.path.name if is_there else "none"
+        for library, is_there in ((build.LIBRARY, passes.available()), (views.LIBRARY, views.operations() is not None))
+    ]
+    return {
+        **flags,
+        "dataset": f"{source.num_instances} images, digest {source.ids_digest().hex()}",
+        "code": code_digest(),
+        "TensorFlow": tf.__version__,
+        "kernels": " and ".join(kernels),
+    }
+
+
+def code_digest() -> str:
+    """A hash of this package's sources."""
+    root = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(path for path in root.rglob("*") if path.suffix in (".py", ".cc", ".h")):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def refuse_other_workdirs(workdir: str) -> None:
+    """Makes sure that all workers see the same folder: rank 0 writes a file there, which the others read.
+
+    Args:
+      workdir: the folder; rank 0 makes it.
+
+    Raises:
+      UserError: it cannot be written, or another worker does not see it; on all workers alike.
+    """
+    path, word, problem = "", "", ""
+    is_new = not os.path.exists(workdir)
+    if collectives.rank() == 0:
+        path, word = os.path.join(workdir, f".seen-by-all-{os.getpid()}"), secrets.token_hex(16)
+        try:
+            os.makedirs(workdir, exist_ok=True)
+            Path(path).write_text(word)
+        except OSError as error:
+            problem = f"--workdir={shown(workdir)}: cannot write there ({error.strerror})"
+    (name, word, problem), *_ = workers.everybodys([os.path.basename(path), word, problem])
+    if not problem and collectives.size() > 1:
+        seen = workers.everybodys(_sees(os.path.join(workdir, name), word))
+        blind = [rank for rank, sees in enumerate(seen) if not sees]
+        if blind:
+            problem = (
+                f"--workdir={shown(workdir)}: worker {blind[0]} does not see worker 0's folder there, wanted one on a"
+                f" file system that all workers share"
+            )
+    if path and os.path.exists(path):
+        os.remove(path)
+    if problem:
+        if is_new and collectives.rank() == 0:
+            with contextlib.suppress(OSError):
+                os.rmdir(workdir)
+        raise UserError(problem)
+
+
+def _sees(path: str, word: str) -> bool:
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            # Listing a folder makes network file systems look again.
+            os.listdir(os.path.dirname(path))
+            return Path(path).read_text() == word
+        except OSError:
+            if not os.path.isdir(os.path.dirname(path)) or time.monotonic() > end:
+                return False
+            time.sleep(0.5)
+
+
+def refuse_other_checkpoints(prefix: str) -> None:
+    """Makes sure that all workers see the same files of the checkpoint from which they are about to go on.
+
+    Raises:
+      UserError: names the first worker that does not, and what it sees instead; on all workers alike.
+    """
+    found = workers.everybodys(_facts_of(prefix))
+    end = time.monotonic() + _PATIENCE
+    while len(set(found)) > 1 and workers.rank_0_says(time.monotonic() < end, "patience"):
+        time.sleep(0.5)
+        found = workers.everybodys(_facts_of(prefix))
+    for rank, facts in enumerate(found):
+        if facts != found[0]:
+            raise UserError(
+                f"{shown(prefix)}: worker {rank} finds there: {facts}; worker 0: {found[0]}; wanted the same"
+                f" checkpoint, on a file system that all workers share"
+            )
+
+
+def _facts_of(prefix: str) -> str:
+    """A checkpoint in words, by its manifest, or what is wrong with it."""
+    problem = checkpoint_choice.problem_of(prefix, whole=False)
+    manifest = "" if problem else checkpoint_manifest.read(prefix)
+    return problem or f"a whole one, digest {hashlib.sha256(repr(manifest).encode()).hexdigest()[:16]}"
+
+
+def compares_weights(step: int) -> bool:
+    """Whether the weights are compared after a step, counted from 0."""
+    return (step + 1) % EVERY == 0
+
+
+def checksum_of(variables: list[tf.Variable]) -> str:
+    """A checksum of the variables' values."""
+    digest = hashlib.blake2b(digest_size=8)
+    for variable in variables:
+        digest.update(variable.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def refuse_different_weights(variables: list[tf.Variable], step: int) -> None:
+    """Compares what all workers hold alike, by checksums; all workers together.
+
+    Args:
+      variables: in the same order on all workers.
+      step: completed steps.
+
+    Raises:
+      UserError: names the worker and both checksums; on all workers alike.
+    """
+    if collectives.size() == 1:
+        return
+    found = workers.everybodys(checksum_of(variables))
+    for rank, checksum in enumerate(found):
+        if checksum != found[0]:
+            raise UserError(
+                f"step {step}: the weights of worker {rank} are not those of worker 0 (checksums {checksum} and"
+                f" {found[0]}), nothing was saved: look for a defect of that machine's memory or processor; the same"
+                f" command goes on from the last checkpoint"
+            )

@@ -1,0 +1,103 @@
+"""How a run takes its workdir: alone, on a file system that all workers share, and from the newest whole checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import NamedTuple
+
+from instcls_tf.config import PretrainConfig
+from instcls_tf.data.source import Source
+from instcls_tf.distributed import collectives, workers
+from instcls_tf.errors import UserError
+from instcls_tf.pretraining import agreement
+from instcls_tf.progress import Progress
+from instcls_tf.run import checkpoint_choice
+from instcls_tf.run.checkpoint_manifest import Origin
+from instcls_tf.run.lock import WorkdirLock
+from instcls_tf.run.workdir import extend_run, recipe_of, refuse_other_recipe, run_flags_path, run_id
+
+
+class Opened(NamedTuple):
+    """A workdir that is this run's until `release`."""
+
+    workdir: str
+    is_new: bool  # rank 0 has made the folder
+    lock: WorkdirLock | None  # of rank 0
+    resuming: bool  # whether it holds this very run
+    prefix: str | None  # of the checkpoint to go on from
+
+    def release(self) -> None:
+        """Lets others have it; a folder that nothing was written into is removed."""
+        if self.lock is not None:
+            self.lock.release()
+        if self.is_new:
+            with contextlib.suppress(OSError):
+                os.rmdir(self.workdir)
+
+
+def take_workdir(config: PretrainConfig, source: Source, progress: Progress) -> Opened:
+    """Takes the workdir and chooses the checkpoint to go on from; all workers together, before anything else is sent.
+
+    Args:
+      config: the recipe.
+      source: its training images.
+      progress: says if that is not the newest one.
+
+    Raises:
+      UserError: the workers differ, another process has the workdir, or it holds no checkpoint that can be used; on all
+        workers alike.
+    """
+    agreement.refuse_differences(config, source)
+    is_new = collectives.rank() == 0 and not os.path.exists(config.workdir)
+    agreement.refuse_other_workdirs(config.workdir)
+    opened, problem = Opened(config.workdir, is_new, None, False, None), ""
+    if collectives.rank() == 0:
+        try:
+            opened = _take(opened, config, source, progress)
+        except UserError as error:
+            problem = str(error)
+    # One worker decides: another's file system may show it another folder for a while.
+    problem, resuming, step = workers.everybodys([problem, opened.resuming, _step(opened.prefix)])[0]
+    if problem:
+        opened.release()
+        raise UserError(problem)
+    prefix = None if step is None else checkpoint_choice.prefix_of(config.workdir, step)
+    if prefix is not None:
+        try:
+            agreement.refuse_other_checkpoints(prefix)
+        except UserError:
+            opened.release()
+            raise
+    return opened._replace(resuming=resuming, prefix=prefix)
+
+
+def _take(opened: Opened, config: PretrainConfig, source: Source, progress: Progress) -> Opened:
+    opened = opened._replace(lock=WorkdirLock(config.workdir))
+    try:
+        # Once more: it may have changed hands since.
+        if not refuse_other_recipe(config):
+            if os.path.exists(run_flags_path(config.workdir)):
+                progress.say(
+                    f"{config.workdir}: a run with other flags has saved nothing there, this one takes its place"
+                )
+            return opened
+        choice = checkpoint_choice.choose(config.workdir, whole=True, wanted=Origin(run_id=run_id(config.workdir)))
+        if extend_run(config):
+            regular = config.for_instances(source.num_instances).epochs
+            progress.say(f"{config.workdir}: extended to {regular} + {config.extend_epochs} epochs")
+    except UserError:
+        opened.release()
+        raise
+    for warning in choice.warnings:
+        progress.say(f"warning: {warning}")
+    return opened._replace(resuming=True, prefix=choice.prefix)
+
+
+def _step(prefix: str | None) -> int | None:
+    return None if prefix is None else checkpoint_choice.step_of(prefix)
+
+
+def origin_of(config: PretrainConfig, source: Source) -> Origin:
+    """What the checkpoints of this run are of; once the run has begun."""
+    return Origin(run_id(config.workdir), recipe_of(config), source.ids_digest().hex())

@@ -1,0 +1,72 @@
+"""What is checked before anything is touched or loaded; answers a user's mistake at once."""
+
+from __future__ import annotations
+
+import os
+
+from instcls_tf.config import PretrainConfig
+from instcls_tf.data.source import Source
+from instcls_tf.data.sources import open_training_source
+from instcls_tf.distributed.launcher import launched_rank_and_size
+from instcls_tf.errors import UserError
+from instcls_tf.run.workdir import has_checkpoints, refuse_other_recipe
+
+
+def open_training_data(config: PretrainConfig, source: Source | None = None) -> Source:
+    """Checks a recipe, opens its training images and makes sure that the workdir is free or holds this very run.
+
+    Nothing is written, and TensorFlow is imported only if TFDS has to be asked.
+
+    Args:
+      config: the recipe.
+      source: its training images if they are open already; they are checked all the same.
+
+    Returns:
+      The images, with the instance ids that they have in the run.
+
+    Raises:
+      UserError: one sentence naming the flag, its value and what is wanted.
+    """
+    _, num_workers = launched_rank_and_size() or (0, 1)
+    config.validate(num_workers)
+    # Before the data: a manifest in the workdir is of the run that it belongs to.
+    resuming = refuse_other_recipe(config)
+    source = open_training_source(config, begins=not resuming) if source is None else source
+    if source.name != config.dataset:
+        raise UserError(f"--dataset={config.dataset}: must be that of the images, which are those of {source.name}")
+    config.validate_with_data(source.num_instances, num_workers)
+    if config.window(source.num_instances) is not None and not source.random_access:
+        raise UserError(
+            f"--dataset={config.dataset}: the window of --method=pic slides over images that are read in any order, and"
+            f" these are record files: add --pic_window=0 for ordinary epochs"
+        )
+    if resuming:
+        _refuse_added_files(config, source)
+    else:
+        _refuse_images_in_workdir(config, source)
+    return source
+
+
+def _refuse_images_in_workdir(config: PretrainConfig, source: Source) -> None:
+    """A folder with a run is no part of a dataset: from then on its images would be missing."""
+    if source.holds_images_in(config.workdir):
+        raise UserError(
+            f"--workdir={config.workdir}: holds images of --dataset={config.dataset}, wanted a folder without any,"
+            f" inside the dataset's or elsewhere"
+        )
+
+
+def _refuse_added_files(config: PretrainConfig, source: Source) -> None:
+    """A run that has a checkpoint has a class for each of the files it began with, and no more."""
+    if not has_checkpoints(config.workdir):
+        return
+    path = source.manifest_path(config.workdir)
+    if path is not None and not os.path.exists(path):
+        raise UserError(f"{path}: is missing, and with it the ids of the images: without it this run cannot go on")
+    if source.changes.added:
+        before = source.num_instances - len(source.changes.added)
+        raise UserError(
+            f"--dataset={config.dataset}: {source.changes.added[0]!r} was added after the run in"
+            f" --workdir={config.workdir} began with {before} images, now there are {source.num_instances}: take the"
+            f" new files away to continue the run, or begin another one in another folder"
+        )

@@ -1,0 +1,206 @@
+"""Pretraining, top to bottom: data, encoder, classifier, prior, and the loop over the training steps."""
+
+from __future__ import annotations
+
+import time
+
+import tensorflow as tf
+
+from instcls_tf import stamps
+from instcls_tf.classifier.kernels import passes
+from instcls_tf.classifier.prior import initialize_classifier
+from instcls_tf.config import FLOAT32, PretrainConfig
+from instcls_tf.data import augment, pipeline
+from instcls_tf.data.bad_files import BadFiles
+from instcls_tf.data.kernels import views
+from instcls_tf.data.source import Source, notes_of
+from instcls_tf.distributed import collectives, workers
+from instcls_tf.errors import some_of
+from instcls_tf.evaluation.online_knn import OnlineKnn
+from instcls_tf.methods.simclr import SimCLR
+from instcls_tf.pretraining import agreement, finite, opening, preflight
+from instcls_tf.pretraining.activations import groups_of
+from instcls_tf.pretraining.reporter import EpochReporter
+from instcls_tf.pretraining.state import make_run, make_schedule
+from instcls_tf.pretraining.steps import Steps
+from instcls_tf.pretraining.stopping import StopRequest
+from instcls_tf.pretraining.train_step import make_train_step
+from instcls_tf.progress import Progress
+from instcls_tf.run import signals
+from instcls_tf.run.parts import replicated_variables
+from instcls_tf.run.precision import with_precision
+from instcls_tf.run.workdir import begin_run
+
+
+def pretrain(config: PretrainConfig, source: Source | None = None) -> dict[str, float]:
+    """Pretrains an encoder, or continues the run that `config.workdir` holds; all workers call it.
+
+    Args:
+      config: the recipe; it is checked as the command checks it.
+      source: its training images, if `preflight.open_training_data` has opened them already.
+
+    Returns:
+      The last line of `metrics.jsonl`, empty if no step was made.
+
+    Raises:
+      UserError: a setting, the dataset or the workdir is not right; nothing has been written then.
+      Stopped: a worker had a signal within `signals.heeded`; the run is saved.
+    """
+    started = time.monotonic()
+
+    # ---- What the user asked for, before anything is touched
+    config = with_precision(config)
+    source = preflight.open_training_data(config, source)
+
+    # ---- Workers, which agree; and a workdir for this run alone
+    stamps.stamp("joining the other workers")
+    progress = workers.start(config.seed)
+    opened = opening.take_workdir(config, source, progress)
+    try:
+        return _pretrain(config, source, progress, opened, started)
+    finally:
+        opened.release()
+
+
+def _pretrain(
+    config: PretrainConfig, source: Source, progress: Progress, opened: opening.Opened, started: float
+) -> dict[str, float]:
+    is_chief = collectives.rank() == 0
+
+    # ---- Model, new or from the newest checkpoint
+    stamps.stamp("making the network")
+    steps = Steps(config.for_instances(source.num_instances), source.num_instances)
+    schedule = make_schedule(steps)
+    run = make_run(config, source.num_instances, schedule)
+    online_knn = OnlineKnn(config, run.encoder) if config.online_knn_every else None
+    prefix = opened.prefix
+    if prefix is not None:
+        run = run._replace(origin=opening.origin_of(config, source))
+    has_lists = prefix is not None and run.restore(prefix)
+    first_step, classifier, hard_negatives = run.step, run.classifier, run.hard_negatives
+
+    # ---- The folder of the run
+    _announce(source, steps, run.method.note, first_step, progress)
+    if is_chief and not opened.resuming:
+        begin_run(config)
+    run = run._replace(origin=opening.origin_of(config, source))
+    if is_chief:
+        _report_changes(source, source.write_manifest(config.workdir), progress)
+    bad_files = BadFiles(config.workdir, source, config.max_bad_fraction)
+    stop = StopRequest(run, config.workdir, progress)
+    signals.defer()  # from here on there is something to lose
+
+    # ---- Class weights, from the random network
+    if prefix is None:
+        if classifier is not None and not config.contrast_epochs:
+            heeding = stop.heeded_in(progress, changes_run=True)
+            initialize_classifier(config, classifier, run.encoder, source, heeding, bad_files)
+        if steps.end == 0:
+            run.save(config.workdir, with_lists=False)
+
+    # ---- Training
+    batches = iter(_training_batches(config, source, first_step, max(first_step, steps.end)))
+    views_spec = tf.TensorSpec([None, config.views, config.image_size, config.image_size, 3], tf.uint8)
+    groups = groups_of(config)
+    contrast = SimCLR(temperature=config.batch_contrast_temperature, name="contrast")
+    train_step, contrast_step = (
+        stop.with_step(make_train_step(run.network, loss, run.optimizer, views_spec, config.micro_batch, groups))
+        for loss in (run.method, contrast)
+    )
+    reporter = EpochReporter(steps, first_step, progress, online_knn, started)
+    for step in range(first_step, steps.end):
+        # ---- Class weights from the network as it is now: after the epochs of contrast, and every so many epochs
+        if classifier is not None and steps.takes_prior_again(step):
+            heeding = stop.heeded_in(reporter.refresh_progress, changes_run=True)
+            initialize_classifier(config, classifier, run.encoder, source, heeding, bad_files)
+            reporter.refresh_progress.close()
+
+        # ---- Refresh: hard negatives, at the start of every epoch
+        wants_lists = steps.begins_epoch(step) or (step == first_step and not has_lists)
+        if hard_negatives is not None and wants_lists and not steps.contrasts(step):
+            reporter.refreshed(step, hard_negatives.refresh(stop.heeded_in(reporter.refresh_progress)))
+
+        # ---- Next batch
+        views, instance_ids = reporter.next(batches)
+
+        # ---- Step
+        learning_rate = schedule(step)
+        make_step = contrast_step if steps.contrasts(step) else train_step
+        (output, health), is_asked_to_stop = make_step(views, instance_ids, learning_rate)
+        finite.refuse(health, step, instance_ids, config, source.name_of)
+        reporter.add(step, output, health.skipped)
+
+        # ---- Save, before anything is written that can fail
+        if reporter.is_due(step):
+            bad_files.check()
+        with_lists = not (steps.ends_epoch(step) or steps.contrasts(step))
+        if steps.saves(step):
+            run.save(config.workdir, with_lists)
+        elif agreement.compares_weights(step):
+            agreement.refuse_different_weights(replicated_variables(run.replicated()), step + 1)
+
+        # ---- Report
+        if reporter.is_due(step):
+            reporter.write(step, float(learning_rate))
+        reporter.show(step)
+
+        # ---- Stop, if a worker had a signal
+        if is_asked_to_stop and step + 1 < steps.end:
+            reporter.close()
+            stop.stop(f"after step {step + 1} of {steps.end}", with_lists=with_lists)
+    reporter.close()
+    progress.say(f"done: {config.workdir} (checkpoint at step {max(first_step, steps.end)} of {steps.total})")
+    return reporter.metrics
+
+
+def _training_batches(config: PretrainConfig, source: Source, first_step: int, last_step: int) -> tf.data.Dataset:
+    return pipeline.training_batches(
+        source,
+        views=augment.views_of(config),
+        batch_size=config.batch_size,
+        micro_batch=config.micro_batch,
+        num_views=config.views,
+        window=config.window(source.num_instances),
+        seed=config.seed,
+        first_step=first_step,
+        last_step=last_step,
+        rank=collectives.rank(),
+        num_workers=collectives.size(),
+    )
+
+
+def _announce(source: Source, steps: Steps, note_of_method: str, first_step: int, progress: Progress) -> None:
+    config = steps.config
+    progress.say(
+        f"{source.name}: {source.num_instances} instances = classes, {collectives.size()} worker(s),"
+        f" {steps.per_epoch} steps per epoch, {config.all_epochs} epochs"
+    )
+    for note in notes_of(source):
+        progress.say(note)
+    progress.say(f"--method={config.method}: {note_of_method}")
+    if config.precision != FLOAT32:
+        progress.say(f"--precision={config.precision}: of the encoder; features are judged in float32")
+    if config.effective_warmup_epochs < config.warmup_epochs:
+        progress.say(
+            f"warm-up: {config.effective_warmup_epochs:g} epochs ({steps.warmup} step(s)), a tenth of the run, instead"
+            f" of --warmup_epochs={config.warmup_epochs:g}"
+        )
+    slower = [] if passes.available() or tf.config.list_physical_devices("GPU") else ["the classifier"]
+    slower += [] if views.operations() else ["views"]
+    if slower:
+        progress.say(
+            f"the compiled kernels of {' and of '.join(slower)} are not there, which is slower:"
+            " python -m instcls_tf.classifier.kernels.build compiles them"
+        )
+    if first_step:
+        progress.say(f"continuing {config.workdir} from step {first_step}")
+
+
+def _report_changes(source: Source, changed: tuple[str, ...], progress: Progress) -> None:
+    for paths, what in [
+        (source.changes.vanished, "are gone, their ids stay unused"),
+        (source.changes.added, "are new and have ids at the end"),
+        (changed, "have another size now"),
+    ]:
+        if paths:
+            progress.say(f"since the run began, {len(paths)} file(s) {what}: {some_of(map(repr, paths))}")

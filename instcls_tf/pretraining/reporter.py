@@ -1,0 +1,154 @@
+"""What a run says of itself: means, speed, the search for hard negatives and online k-NN, for people and programs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from instcls_tf import stamps
+from instcls_tf.classifier.hard_negatives import Refresh
+from instcls_tf.classifier.output import LossOutput
+from instcls_tf.config import INSTANCE, MIXED_FLOAT16
+from instcls_tf.distributed import collectives
+from instcls_tf.evaluation.online_knn import OnlineKnn
+from instcls_tf.pretraining.steps import Steps
+from instcls_tf.progress import Progress
+from instcls_tf.run.expected_loss import expected_losses, unexpected
+from instcls_tf.run.log import MetricsLog, RunClock, StepTimer
+
+
+class EpochReporter:
+    """Collects what steps and epochs bring, and reports it: to `metrics.jsonl` every few steps, to people at each.
+
+    All workers have one and call it alike, rank 0 writes. It begins to measure the time of steps when it is made.
+
+    Args:
+      steps: of the run.
+      first_step: the next one to be made; `metrics.jsonl` is cut back to it.
+      progress: of the run.
+      online_knn: measured at the end of the epochs for which it is due; None for never.
+      started: when the run was started or continued, of `time.monotonic()`; None for now.
+    """
+
+    def __init__(
+        self,
+        steps: Steps,
+        first_step: int,
+        progress: Progress,
+        online_knn: OnlineKnn | None,
+        started: float | None = None,
+    ):
+        config = steps.config
+        is_chief = collectives.rank() == 0
+        self._steps, self._progress, self._online_knn = steps, progress, online_knn
+        self._log = MetricsLog(config.workdir, first_step) if is_chief else None
+        # For Eq. 1 alone
+        is_classification = config.method == INSTANCE and not config.batch_contrast
+        sizes = (steps.num_instances, config.embedding_size, config.temperature)
+        self._expected = expected_losses(*sizes) if is_classification else {}
+        self._outputs: list[LossOutput] = []
+        self._images = self._skipped = 0
+        self._judged = first_step >= steps.per_epoch
+        self._step = first_step + 1  # counted from 1, as people are told
+        self._refresh: Refresh | None = None
+        self._epoch_started = 0.0
+        self._timer = StepTimer()
+        before = self._log.seconds if self._log else 0.0
+        self._clock = RunClock(time.monotonic() if started is None else started, before)
+        self.refresh_progress = Progress(visible=is_chief, within=True)
+        self.metrics: dict[str, float] = {}
+
+    def refreshed(self, step: int, refresh: Refresh) -> None:
+        """Takes note of what came before `step`, to report it with the last step of the epoch.
+
+        In mid-epoch, where a run was continued, it is left out: the rest of an epoch would give a wrong share of time.
+        """
+        self.refresh_progress.close()
+        self._refresh = refresh if self._steps.begins_epoch(step) else None
+        self._epoch_started = time.monotonic() - refresh.seconds
+
+    def next(self, batches: Iterator[Any]) -> Any:
+        """The next batch; the time that it is waited for goes into the report."""
+        stamps.stamp("waiting for images", self._step, self._steps.end)
+        batch = self._timer.next(batches)
+        stamps.stamp("training", self._step, self._steps.end)
+        return batch
+
+    def add(self, step: int, output: LossOutput, skipped: Any = False) -> None:
+        """Takes what a step brought, and whether loss scaling left the weights as they were in it."""
+        self._step = step + 2
+        self._outputs.append(output)
+        self._skipped += bool(skipped)
+        self._images += self._steps.instances(step)
+
+    def is_due(self, step: int) -> bool:
+        """Whether a line of `metrics.jsonl` follows a step."""
+        done = step + 1
+        regular = done % self._steps.config.log_every == 0 or done == self._steps.end
+        return regular or self._reports_refresh(step) or self._measures_knn(step) or self._steps.ends_contrast(step)
+
+    def write(self, step: int, learning_rate: float) -> None:
+        """Writes the line; all workers together, since k-NN may be measured."""
+        self.metrics = {
+            "step": step + 1,
+            "epoch": (step + 1) / self._steps.per_epoch,
+            **_means(self._outputs),
+            **({} if self._steps.contrasts(step) else self._expected),
+            **({"skipped_steps": self._skipped} if self._steps.config.precision == MIXED_FLOAT16 else {}),
+            "learning_rate": learning_rate,
+            **self._timer.report(self._images),
+            "seconds": self._clock.seconds(),
+        }
+        self._outputs, self._images, self._skipped = [], 0, 0
+        self._judge_loss(step)
+        if self._refresh is not None and self._reports_refresh(step):
+            self.metrics.update(self._refresh.metrics(epoch_seconds=time.monotonic() - self._epoch_started))
+        if self._online_knn is not None and self._measures_knn(step):
+            with self._clock.stopped():
+                self.metrics.update(self._online_knn.measure())
+            self._timer.report(0)  # the measurement is no part of the training's speed
+        if self._log:
+            self._log.write(self.metrics)
+
+    def _judge_loss(self, step: int) -> None:
+        """Once, after the first epoch: figures that cannot be right are easily taken for a good run."""
+        if self._judged or not self._expected or step + 1 < self._steps.per_epoch or self._steps.contrasts(step):
+            return
+        self._judged = True
+        warning = unexpected(self.metrics["loss"], self._steps.num_instances, self._steps.config)
+        if warning:
+            self._progress.say(warning)
+
+    def show(self, step: int) -> None:
+        """Tells people how far the run is, with the figures of the last line."""
+        if self.metrics:
+            epoch = f"epoch {self._steps.epoch(step) + 1}/{self._steps.config.all_epochs}"
+            self._progress("pretraining", step + 1, self._steps.end, f"{epoch}, {_describe(self.metrics)}")
+
+    def close(self) -> None:
+        """Ends the files and the bar."""
+        if self._log:
+            self._log.close()
+        self._progress.close()
+
+    def _reports_refresh(self, step: int) -> bool:
+        return self._refresh is not None and self._steps.ends_epoch(step)
+
+    def _measures_knn(self, step: int) -> bool:
+        knn, steps = self._online_knn, self._steps
+        return knn is not None and steps.ends_epoch(step) and knn.is_due(steps.epoch(step))
+
+
+def _means(outputs: list[LossOutput]) -> dict[str, float]:
+    """Over the steps since the last line, of each field."""
+    return {name: float(np.mean([getattr(output, name) for output in outputs])) for name in outputs[0]._fields}
+
+
+def _describe(metrics: dict[str, float]) -> str:
+    return (
+        f"loss {metrics['loss']:.3f}, instance top-1 {metrics['instance_top1']:.1%},"
+        f" {metrics['images_per_second']:.0f} images/s, data wait {metrics['data_wait_fraction']:.0%}"
+    )

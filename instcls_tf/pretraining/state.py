@@ -1,0 +1,118 @@
+"""Everything that changes during a run: encoder, method and optimiser, and their checkpoint."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from instcls_tf import stamps
+from instcls_tf.classifier.hard_negatives import HardNegatives
+from instcls_tf.classifier.sharded_classifier import ShardedClassifier
+from instcls_tf.config import MIXED_FLOAT16, PretrainConfig
+from instcls_tf.distributed import collectives
+from instcls_tf.encoder import networks
+from instcls_tf.methods.method import Method
+from instcls_tf.optimizer import Extended, MomentumSGD, WarmupCosine
+from instcls_tf.pretraining import agreement
+from instcls_tf.pretraining.make_method import make_method
+from instcls_tf.pretraining.steps import Steps
+from instcls_tf.run import checkpoint
+from instcls_tf.run.checkpoint_manifest import Origin
+from instcls_tf.run.parts import Slices, replicated_variables
+
+_LISTS = "classifier/hard_negatives"
+
+
+class Run(NamedTuple):
+    """Everything that changes during a run."""
+
+    encoder: tf.keras.Model
+    method: Method
+    optimizer: MomentumSGD
+    origin: Origin = Origin()
+    keep_checkpoints: int = PretrainConfig.keep_checkpoints
+
+    @property
+    def network(self) -> tf.keras.Model:
+        """What is trained."""
+        return self.method.network(self.encoder)
+
+    @property
+    def classifier(self) -> ShardedClassifier | None:
+        """Of the instance classification."""
+        return self.method.classifier
+
+    @property
+    def hard_negatives(self) -> HardNegatives | None:
+        """Of the instance classification with smoothing."""
+        return self.method.hard_negatives
+
+    def replicated(self) -> tf.train.Checkpoint:
+        """What all workers hold alike; `optimizer.iterations` is the number of completed steps."""
+        return tf.train.Checkpoint(encoder=self.encoder, optimizer=self.optimizer, **self.method.replicated())
+
+    def sliced(self, with_lists: bool) -> dict[str, Slices]:
+        """What is split over the workers. Lists, if any, matter in mid-epoch only: an epoch starts with new ones."""
+        parts = self.method.sliced()
+        if with_lists and self.hard_negatives is not None:
+            owner = self.hard_negatives.classifier
+            parts[_LISTS] = Slices(self.hard_negatives.lists, owner.begin, owner.num_instances)
+        return parts
+
+    @property
+    def step(self) -> int:
+        """Completed steps, and so the number of the next one."""
+        return int(self.optimizer.iterations)
+
+    def save(self, workdir: str, with_lists: bool) -> None:
+        """Writes a checkpoint; all workers together.
+
+        Args:
+          workdir: the run's folder.
+          with_lists: in mid-epoch, where there are lists of hard negatives.
+
+        Raises:
+          UserError: the workers hold different weights, or see `checkpoint.save`; on all workers alike.
+        """
+        stamps.stamp(f"saving step {self.step}")
+        replicated = self.replicated()
+        agreement.refuse_different_weights(replicated_variables(replicated), self.step)
+        sliced = self.sliced(with_lists)
+        checkpoint.save(workdir, self.step, replicated, sliced, self.origin, self.keep_checkpoints)
+
+    def restore(self, prefix: str) -> bool:
+        """Reads a checkpoint; returns whether it holds the lists of an epoch that was cut in two.
+
+        Raises:
+          UserError: see `checkpoint.restore`.
+        """
+        stamps.stamp("restoring")
+        has_lists = checkpoint.holds(prefix, _LISTS)
+        checkpoint.restore(prefix, self.replicated(), self.sliced(has_lists), self.origin)
+        return has_lists
+
+
+def make_schedule(steps: Steps) -> WarmupCosine | Extended:
+    """The learning rates of a run."""
+    config = steps.config
+    peak, regular = config.peak_learning_rate, steps.total - steps.extension
+    first = WarmupCosine(peak, steps.warmup, regular)
+    if not steps.extension:
+        return first
+    warmup = round(min(config.warmup_epochs, config.extend_epochs / 10) * steps.per_epoch)
+    return Extended(first, regular, WarmupCosine(peak, warmup, steps.extension))
+
+
+def make_run(config: PretrainConfig, num_instances: int, schedule: WarmupCosine | Extended) -> Run:
+    """A run before its first step; class weights of the instance classification are 0 until something fills them."""
+    encoder = networks.make_encoder(config, config.precision)
+    # All workers drew the same weights from the same seed; this makes it certain.
+    collectives.broadcast_variables(encoder.variables)
+    optimizer = MomentumSGD(schedule, config.momentum, config.weight_decay)
+    if config.precision == MIXED_FLOAT16:
+        optimizer = tf.keras.mixed_precision.LossScaleOptimizer(optimizer)
+    method = make_method(config, num_instances, encoder)
+    run = Run(encoder, method, optimizer, keep_checkpoints=config.keep_checkpoints)
+    optimizer.build(run.network.trainable_variables)
+    return run

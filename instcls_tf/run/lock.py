@@ -1,0 +1,89 @@
+"""A workdir belongs to one run at a time: a lock that dies with the process that holds it. No TensorFlow.
+
+The lock is the operating system's, on the open file `WORKDIR/lock`; what is written in it only tells who the owner is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import sys
+import time
+from typing import IO
+
+from instcls_tf.errors import UserError, shown
+
+_NAME = "lock"
+# What a process holds already: it may take it again, as a notebook does in which a run has failed.
+_held: dict[str, IO[str]] = {}
+
+
+class WorkdirLock:
+    """Holds a workdir until `release`, or until the process ends in whatever way.
+
+    Args:
+      workdir: the folder, which exists.
+
+    Raises:
+      UserError: another process holds it; names host, process and its start.
+    """
+
+    def __init__(self, workdir: str):
+        self._path = os.path.join(os.path.realpath(workdir), _NAME)
+        if self._path in _held:
+            return
+        file = _locked(self._path, workdir)
+        if file is None:
+            return
+        file.seek(0)
+        file.truncate()
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without its owner's name
+            json.dump(owner, file)
+            file.flush()
+        _held[self._path] = file
+
+    def release(self) -> None:
+        """Gives the workdir free."""
+        file = _held.pop(self._path, None)
+        if file is not None:
+            with contextlib.suppress(OSError):
+                os.remove(self._path)
+            file.close()
+
+
+def _locked(path: str, workdir: str) -> IO[str] | None:
+    """The file, open and locked; None where the file system has no locks."""
+    while True:
+        try:
+            file = open(path, "a+")  # noqa: SIM115 # held beyond this function
+        except OSError as error:
+            raise UserError(f"--workdir={shown(workdir)}: cannot write there ({error.strerror})") from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise UserError(
+                    f"--workdir={shown(workdir)}: is in use by {_owner(file)}: wait until that run is done, end it, or"
+                    f" give another folder"
+                ) from None
+            sys.stderr.write(f"warning: {shown(path)}: this file system has no locks ({error.strerror})\n")
+            return None
+        # The owner may have removed it between the two calls: then this lock is on a file that nobody sees.
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        file.close()
+
+
+def _owner(file: IO[str]) -> str:
+    file.seek(0)
+    try:
+        owner = json.load(file)
+        return f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"

@@ -1,0 +1,83 @@
+"""Signals that ask a run to stop: noted when they come, obeyed where nothing is lost. No TensorFlow.
+
+SIGTERM is what schedulers and `kill` send, SIGUSR1 what `mpirun` passes on to its workers, SIGINT a Ctrl-C, SIGHUP a
+terminal that closes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+from instcls_tf.distributed.job import HEEDED, STOPPED_STATUS
+from instcls_tf.distributed.launcher import launched_rank_and_size
+
+# How long the other ranks let rank 0 speak, where all have had the signal.
+_GRACE_SECONDS = 1.0
+
+_received: str | None = None
+_deferring = False
+
+
+class Stopped(Exception):
+    """A run was asked to stop, and did so with nothing lost. The message is one sentence; the exit status is 75."""
+
+
+def received() -> str | None:
+    """The name of the first signal that asked this process to stop, None if there was none."""
+    return _received
+
+
+def defer() -> None:
+    """From here on a signal is only noted: the run asks for `received()` and stops where nothing is lost."""
+    global _deferring
+    _deferring = True
+
+
+@contextlib.contextmanager
+def heeded() -> Iterator[None]:
+    """Within it, the signals of `job.HEEDED` end the process with status 75: at once, or after `defer` when it says so.
+
+    A second Ctrl-C ends it at once, whatever is lost. A signal that was ignored before, as SIGHUP is under nohup, stays
+    ignored.
+    """
+    global _received, _deferring
+    _received, _deferring = None, False
+    before = {number: signal.getsignal(number) for number in HEEDED}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, _note)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _received, _deferring = None, False
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    global _received
+    name = signal.Signals(number).name
+    if not _deferring:
+        _leave(name)
+    _received = _received or name
+    if number == signal.SIGINT:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _leave(name: str) -> None:
+    """Ends the process in the middle of whatever it loads: an exception might be caught there."""
+    rank, _ = launched_rank_and_size() or (0, 1)
+    who = ""
+    if rank > 0:
+        time.sleep(_GRACE_SECONDS)
+        who = f"rank {rank}: "
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"{who}{name}: stopped before it began, nothing is lost; the same command starts again\n")
+        sys.stderr.flush()
+    os._exit(STOPPED_STATUS)

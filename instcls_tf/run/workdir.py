@@ -1,0 +1,244 @@
+"""The folder of a run: which recipe it holds, and whether a run may begin or go on there. No TensorFlow."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+from instcls_tf import files
+from instcls_tf.config import INSTANCE, RUN_FLAGS_END, RUN_FLAGS_NAME, SIMCLR_VIEWS, PretrainConfig
+from instcls_tf.errors import UserError
+
+# What may differ between a run and its continuation; everything else is the run's recipe.
+NOT_RECIPE = (
+    "workdir",
+    "data_dir",
+    "max_steps",
+    "log_every",
+    "checkpoint_every",
+    "max_bad_fraction",
+    "online_knn_every",
+    "stall_timeout",
+    "keep_checkpoints",
+    "recompute",  # the result is the same
+    "extend_epochs",  # may only grow
+)
+# What runs began without: a run.flags that does not name it says nothing about it.
+_LATER = "center_crop_fraction"
+# Marks the line of a run.flags with the run's id: a comment, so that the file is a flagfile still.
+_RUN_ID = "# run "
+# What a run leaves that would be taken for its successor's.
+_OF_THE_RUN = ("manifest.tsv", "bad_files.txt")
+# The folder in a workdir that holds the checkpoints of its run.
+CHECKPOINTS_NAME = "checkpoints"
+# The last line that a run.flags had for certain before files ended with a mark.
+_ONCE_LAST = "checkpoint_every"
+
+
+def run_flags_path(workdir: str) -> str:
+    """Where a run keeps its recipe."""
+    return os.path.join(workdir, RUN_FLAGS_NAME)
+
+
+def checkpoint_folder(workdir: str) -> str:
+    """Where a run keeps its checkpoints."""
+    return os.path.join(workdir, CHECKPOINTS_NAME)
+
+
+def has_checkpoints(workdir: str) -> bool:
+    """Whether there is anything of a checkpoint, whole or not."""
+    folder = checkpoint_folder(workdir)
+    return os.path.isdir(folder) and any(name.startswith("ckpt-") for name in os.listdir(folder))
+
+
+def begin_run(config: PretrainConfig) -> None:
+    """Makes the workdir and writes the recipe into it: all of it or, whatever happens meanwhile, none.
+
+    The lists of images of an earlier run there, which has no checkpoint, are removed.
+
+    Raises:
+      UserError: it cannot be written there.
+    """
+    try:
+        for name in _OF_THE_RUN:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                os.remove(os.path.join(config.workdir, name))
+        _write_recipe(config, secrets.token_hex(8))
+    except OSError as error:
+        raise UserError(f"--workdir={config.workdir}: cannot write there ({error.strerror})") from error
+
+
+def extend_run(config: PretrainConfig) -> bool:
+    """Writes a longer extension into the recipe of the run in the workdir, which stays the same run.
+
+    Returns:
+      Whether it is longer than it was.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    if load_run(config.workdir).extend_epochs == config.extend_epochs:
+        return False
+    try:
+        _write_recipe(config, run_id(config.workdir))
+    except OSError as error:
+        raise UserError(f"--workdir={config.workdir}: cannot write there ({error.strerror})") from error
+    return True
+
+
+def _write_recipe(config: PretrainConfig, run: str) -> None:
+    text = (f"{_RUN_ID}{run}\n" if run else "") + config.as_flags()
+    # Paths may have bytes that are no text.
+    files.write_whole(run_flags_path(config.workdir), text.encode("utf-8", "surrogateescape"))
+
+
+def run_id(workdir: str) -> str:
+    """What tells the run in `workdir` from all others; empty for runs that began before they had one."""
+    with contextlib.suppress(OSError), open(run_flags_path(workdir), "rb") as file:
+        first = file.readline().decode(errors="replace").rstrip()
+        return first.removeprefix(_RUN_ID) if first.startswith(_RUN_ID) else ""
+    return ""
+
+
+def recipe_of(config: PretrainConfig) -> dict[str, str]:
+    """The flags that make a run what it is, by name."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    values["dataset"] = same_dataset(config.dataset)
+    return {name: str(value) for name, value in values.items() if name not in NOT_RECIPE}
+
+
+def same_dataset(dataset: str) -> str:
+    """A `--dataset` such that all names of the same folder are one."""
+    kind, colon, path = dataset.partition(":")
+    if kind not in ("folder", "records") or not colon or not path:
+        return dataset
+    return f"{kind}:{os.path.normpath(os.path.expanduser(path))}"
+
+
+def load_run(workdir: str) -> PretrainConfig:
+    """Reads the recipe of the run in `workdir`.
+
+    Raises:
+      UserError: there is no run, or its `run.flags` cannot be understood.
+    """
+    values = _values_of(workdir)
+    config = PretrainConfig(**values)
+    return config if _LATER in values else _as_meant_then(config)
+
+
+def _values_of(workdir: str) -> dict[str, Any]:
+    """What the `run.flags` in `workdir` says, by the names of the settings."""
+    path = run_flags_path(workdir)
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: holds no run ({path}: {error.strerror})") from error
+    text = files.decode_text(content, path, keep_bytes=True)
+    fields = {field.name: str(field.type) for field in dataclasses.fields(PretrainConfig)}
+    values: dict[str, Any] = {}
+    lines = text.split("\n")  # not splitlines(): paths may hold its rarer line ends
+    for line in lines:
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, separator, value = line.removeprefix("--").partition("=")
+        if name not in fields or not separator:
+            raise UserError(f"{path}: cannot understand the line {line!r}")
+        values[name] = _parse(value, fields[name], line, path)
+    if RUN_FLAGS_END not in lines and not (_ONCE_LAST in values and text.endswith("\n")):
+        raise UserError(
+            f"{path}: {'cut off' if text else 'empty'}, wanted all flags of the run: bring it back from a copy, or take"
+            f" it and {checkpoint_folder(workdir)} away to begin another run there"
+        )
+    return values
+
+
+def _as_meant_then(config: PretrainConfig) -> PretrainConfig:
+    """A recipe written before `center_crop_fraction`: judged on whole squares, at half of the jitter for a strength."""
+    # Other views than these have no jitter, and their runs the same flags as ever.
+    jitter = config.color_strength / 2.0 if config.augmentation == SIMCLR_VIEWS else config.color_strength
+    return config.replace(center_crop_fraction=1.0, color_strength=jitter)
+
+
+def load_classification(workdir: str) -> PretrainConfig:
+    """`load_run` for what looks at the class weights of an instance classification.
+
+    Raises:
+      UserError: as `load_run`, or the run has no such weights.
+    """
+    config = load_run(workdir)
+    if config.method != INSTANCE:
+        raise UserError(
+            f"--workdir={workdir}: holds a run of --method={config.method}, wanted one of --method={INSTANCE}, whose"
+            f" class weights are looked at"
+        )
+    return config
+
+
+def _parse(text: str, kind: str, line: str, path: str) -> Any:
+    # Annotations are strings here: "int", "float", "bool", "str", "int | None", "str | None".
+    parsers: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "bool": _parse_bool, "str": str}
+    try:
+        return parsers[kind.split(" ")[0]](text)
+    except ValueError as error:
+        raise UserError(f"{path}: cannot understand the line {line!r}") from error
+
+
+def _parse_bool(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError(text)
+    return text == "true"
+
+
+def refuse_other_recipe(config: PretrainConfig) -> bool:
+    """Whether `config.workdir` already holds this very run.
+
+    Returns:
+      True to continue the run there, False to start one: also where a run with other flags has not saved anything.
+
+    Raises:
+      UserError: the folder belongs to a run with other flags, is a file, or cannot be written; or it has checkpoints
+        and nothing tells of which run.
+    """
+    if os.path.exists(config.workdir) and not os.path.isdir(config.workdir):
+        raise UserError(f"--workdir={config.workdir}: is a file, not a folder")
+    if not os.path.exists(run_flags_path(config.workdir)):
+        if has_checkpoints(config.workdir):
+            raise UserError(
+                f"--workdir={config.workdir}: has checkpoints, but its {RUN_FLAGS_NAME} is missing: bring it back from"
+                f" a copy, or take {checkpoint_folder(config.workdir)} away to begin another run there"
+            )
+        _refuse_unwritable(config.workdir)
+        return False
+    theirs, values = load_run(config.workdir), _values_of(config.workdir)
+    free = NOT_RECIPE if _LATER in values else (*NOT_RECIPE, _LATER)
+    for field in dataclasses.fields(config):
+        before, now = getattr(theirs, field.name), getattr(config, field.name)
+        same = same_dataset(before) == same_dataset(now) if field.name == "dataset" else before == now
+        if field.name not in free and not same:
+            if not has_checkpoints(config.workdir):
+                _refuse_unwritable(config.workdir)
+                return False
+            raise UserError(
+                f"--workdir={config.workdir} belongs to a run with --{field.name}={before}, this one has"
+                f" --{field.name}={now}: give the same flags to continue it, or another folder"
+            )
+    if config.extend_epochs < theirs.extend_epochs:
+        raise UserError(
+            f"--workdir={config.workdir} belongs to a run with --extend_epochs={theirs.extend_epochs}, this one has"
+            f" --extend_epochs={config.extend_epochs}: give the same flags to continue it, or a longer extension"
+        )
+    _refuse_unwritable(config.workdir)
+    return True
+
+
+def _refuse_unwritable(folder: str) -> None:
+    existing = os.path.abspath(folder)
+    while not os.path.exists(existing):
+        existing = os.path.dirname(existing)
+    if not os.path.isdir(existing) or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--workdir={folder}: cannot write to {existing}")

@@ -1,0 +1,1 @@
+"""Trials of many settings, fair and resumable: the same minutes and the same number of trials for each arm."""

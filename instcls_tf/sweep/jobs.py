@@ -1,0 +1,131 @@
+"""Child processes side by side, each on cores of its own, with its output in a log."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import subprocess
+import time
+from collections import deque
+from collections.abc import Generator, Iterator
+from typing import BinaryIO, NamedTuple
+
+from instcls_tf.sweep.results import append_line
+
+LOG_NAME, ATTEMPTS_NAME = "log.txt", "attempts.jsonl"
+_LOOK_EVERY = 0.2  # seconds
+_PATIENCE = 60.0  # seconds for a process to end that was asked to: a run makes its step and saves
+_TAIL_BYTES = 8192
+
+
+class Job(NamedTuple):
+    """Commands that follow each other as long as they succeed; `folder` receives what they say."""
+
+    name: str
+    folder: str
+    commands: tuple[tuple[str, ...], ...]
+
+
+class Ended(NamedTuple):
+    """How a job ended: the status of its last command (below 0: the signal that ended it) and the end of its log."""
+
+    job: Job
+    status: int
+    tail: str
+
+
+class _Running(NamedTuple):
+    job: Job
+    place: int  # of the command
+    cores: frozenset[int]
+    process: subprocess.Popen
+    log: BinaryIO
+    started: float
+
+
+def run_jobs(
+    jobs: list[Job], cores: list[frozenset[int]], keep_open: tuple[int, ...] = ()
+) -> Generator[Ended, None, None]:
+    """Runs jobs, as many at a time as there are sets of cores; yields each that has ended.
+
+    When the iterator is closed, what still runs is ended.
+
+    Args:
+      jobs: in the order in which they start.
+      cores: numbers of the cores of each place; an empty set for any.
+      keep_open: descriptors that children inherit.
+    """
+    waiting, free = deque(jobs), deque(cores)
+    running: list[_Running] = []
+    try:
+        while waiting or running:
+            while waiting and free:
+                running.append(_start(waiting.popleft(), 0, free.popleft(), keep_open))
+            for one in [one for one in running if one.process.poll() is not None]:
+                running.remove(one)
+                _note(one)
+                status = one.process.returncode
+                if status == 0 and one.place + 1 < len(one.job.commands):
+                    running.append(_start(one.job, one.place + 1, one.cores, keep_open))
+                    continue
+                free.append(one.cores)
+                yield Ended(one.job, status, _tail(one.job))
+            if running:
+                time.sleep(_LOOK_EVERY)
+    finally:
+        _end(running)
+
+
+def _start(job: Job, place: int, cores: frozenset[int], keep_open: tuple[int, ...]) -> _Running:
+    os.makedirs(job.folder, exist_ok=True)
+    log = open(os.path.join(job.folder, LOG_NAME), "ab")  # noqa: SIM115
+    with _on_cores(cores):
+        process = subprocess.Popen(
+            job.commands[place], stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=keep_open
+        )
+    return _Running(job, place, cores, process, log, time.monotonic())
+
+
+@contextlib.contextmanager
+def _on_cores(cores: frozenset[int]) -> Iterator[None]:
+    """Children take over the cores that this thread may run on at the moment when they start."""
+    if not cores or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, own)
+
+
+def _note(one: _Running) -> None:
+    """What a command has really taken, interrupted ones included."""
+    one.log.close()
+    line = {
+        "command": " ".join(one.job.commands[one.place][1:3]),
+        "seconds": round(time.monotonic() - one.started, 1),
+        "status": one.process.returncode,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+    append_line(os.path.join(one.job.folder, ATTEMPTS_NAME), line)
+
+
+def _tail(job: Job) -> str:
+    with open(os.path.join(job.folder, LOG_NAME), "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+        return file.read().decode("utf-8", "replace").strip()
+
+
+def _end(running: list[_Running]) -> None:
+    for one in running:
+        one.process.terminate()
+    for one in running:
+        try:
+            one.process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            one.process.kill()
+            one.process.wait()
+        _note(one)

@@ -1,0 +1,53 @@
+"""Who may work in the folder of a sweep, and how a sweep ends that is interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+from instcls_tf.errors import UserError, shown
+from instcls_tf.sweep.spec import Spec
+
+_LOCK_NAME = "lock"
+
+
+@contextlib.contextmanager
+def locked(spec: Spec) -> Iterator[int]:
+    """The folder's lock, which children inherit: it is free when the last of them has ended, however the sweep did."""
+    path = os.path.join(spec.workdir, _LOCK_NAME)
+    try:
+        os.makedirs(spec.workdir, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(f"--spec={shown(spec.path)}: workdir: cannot write {path} ({error.strerror})") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"--spec={shown(spec.path)}: workdir: a sweep, or a trial that one has left, is running in"
+                f" {shown(spec.workdir)}"
+            ) from error
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the trials, and then the sweep with one sentence."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise SystemExit("interrupted: the same command goes on where it ended") from error
+    finally:
+        signal.signal(signal.SIGTERM, before)

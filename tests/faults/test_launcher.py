@@ -1,0 +1,337 @@
+"""The launcher: whatever dies, nothing is left behind, and the last line says why.
+
+Most cases run a stand-in for pretraining without TensorFlow, whose checkpoints are empty files: what is asserted is
+what the launcher does. `test_signals` has the same with real runs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.commands import ROOT, run_command, user_environment
+from tests.faults import conftest
+from tests.faults.jobs import hurt, job_folders, launcher, running, saved, standin
+from tests.faults.preloaded.server import STANDS_FOR_A_WORKER
+
+LONG = "--steps=1000"
+
+
+def last_line(stderr: str) -> str:
+    return stderr.splitlines()[-1]
+
+
+def attempts(workdir: Path) -> list[str]:
+    """Workers and first step of each attempt."""
+    return (workdir / "attempts").read_text().splitlines()
+
+
+def test_lines_arrive_as_they_were_written(tmp_path):
+    """A run that goes well: the workers' own lines without marks, standard output by itself, no folder left behind."""
+    with running(standin(tmp_path)) as job:
+        finished = job.finish()
+    assert (finished.status, finished.stdout) == (0, "rank 0 answers\n")
+    said = finished.stderr.splitlines()
+    assert said[0] == "2 worker(s) from step 0" and said[-1] == "done"
+    assert all(line.startswith("pretraining: step ") for line in said[1:-1])
+    assert not [name for name in job_folders() if f"-{job.process.pid}-" in name]
+
+
+def test_a_worker_is_killed(tmp_path):
+    """SIGKILL of a worker: status 1, the last line names it and the signal; the next run goes on from there."""
+    with running(standin(tmp_path, LONG)) as job:
+        hurt(job, tmp_path, lambda: job.worker(1))
+        finished = job.finish()
+    assert finished.status == 1
+    who, why = f"worker 1 (on {socket.gethostname()})", "by somebody, or by the system because memory ran out"
+    assert last_line(finished.stderr) == f"error: {who} was ended by SIGKILL: {why}"
+    kept = saved(tmp_path)[-1]
+    assert run_command(standin(tmp_path, f"--steps={kept + 2}")).status == 0
+    assert attempts(tmp_path) == ["2 0", f"2 {kept}"]
+
+
+def test_the_earliest_error_is_the_cause(tmp_path):
+    """A worker raises, and the other fails in Horovod for it: status 1, one traceback, and the last line is the
+    first's.
+    """
+    finished = run_command(standin(tmp_path, "--faults=raise@1:3,collective@0:3"))
+    assert finished.status == 1
+    assert last_line(finished.stderr) == (
+        f"error: worker 1 on {socket.gethostname()}: RuntimeError: the disk of this worker is on fire"
+    )
+    assert finished.stderr.count("Traceback") == 1 and "HorovodError" not in finished.stderr
+
+
+def test_a_mistake_is_told_once(tmp_path):
+    """A user's mistake that all workers see: status 2, one sentence, no restart."""
+    sentence = "--dataset=x: this worker has no such images"
+    finished = run_command(standin(tmp_path, "--faults=mistake@0:1,mistake@1:1", options=("--max_restarts=3",)))
+    assert finished.status == 2
+    assert finished.stderr.splitlines()[1:] == [f"error: {sentence}"]
+    assert attempts(tmp_path) == ["2 0"], "a mistake is no reason to start again"
+
+
+def test_a_worker_that_ends_without_a_word(tmp_path):
+    """A worker exits with a status of its own: status 1, the last line names both."""
+    finished = run_command(standin(tmp_path, "--faults=die@1:3"))
+    assert finished.status == 1
+    assert last_line(finished.stderr) == "error: worker 1 ended with status 9 and said nothing of why"
+
+
+@pytest.mark.parametrize("victims", [("launcher",), ("mpirun",), ("launcher", "mpirun")], ids="+".join)
+def test_no_orphans(tmp_path, victims):
+    """SIGKILL of the launcher, of mpirun, of both: all gone in ten seconds, and the next run goes on from the
+    checkpoint.
+    """
+    with running(standin(tmp_path, LONG)) as job:
+        named = {"launcher": lambda: job.started, "mpirun": job.mpirun}
+        hurt(job, tmp_path, *(named[victim] for victim in victims))
+        finished = job.finish()
+    assert finished.status == (-signal.SIGKILL if "launcher" in victims else 1)
+    if victims == ("mpirun",):
+        assert last_line(finished.stderr) == "error: mpirun was ended by SIGKILL"
+    kept = saved(tmp_path)[-1]
+    assert run_command(standin(tmp_path, f"--steps={kept}")).status == 0
+    assert attempts(tmp_path) == ["2 0", f"2 {kept}"]
+    assert not [name for name in job_folders() if f"-{job.process.pid}-" in name], "the next launcher clears up"
+
+
+def test_what_a_worker_has_started_ends_with_it(tmp_path):
+    """A worker has started a process in a session of its own, and another is killed: that process is ended, too."""
+    with running(standin(tmp_path, LONG, "--faults=child@0:1")) as job:
+        job.wait_until(lambda: job.named("sleep") != [])
+        hurt(job, tmp_path, lambda: job.worker(1))
+        assert job.finish().status == 1
+
+
+def test_ctrl_c(tmp_path):
+    """Ctrl-C: the workers save that step, status 75; the next run goes on from there."""
+    with running(standin(tmp_path, LONG)) as job:
+        hurt(job, tmp_path, lambda: job.started, how=signal.SIGINT)
+        finished = job.finish()
+    assert finished.status == 75
+    kept = saved(tmp_path)[-1]
+    assert finished.stderr.splitlines()[1:] == [
+        "Ctrl-C: the workers save and stop; once more ends them at once",
+        f"SIGUSR1: saved at step {kept}",
+    ]
+    assert run_command(standin(tmp_path, f"--steps={kept + 1}")).status == 0
+    assert attempts(tmp_path) == ["2 0", f"2 {kept}"]
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path):
+    """Ctrl-C twice, while a worker is stopped: all are ended, status 75."""
+    with running(standin(tmp_path, LONG)) as job:
+        hurt(job, tmp_path, lambda: job.worker(1), how=signal.SIGSTOP)
+        job.process.send_signal(signal.SIGINT)
+        job.wait_until(lambda: "Ctrl-C" in job.read().stderr)
+        job.process.send_signal(signal.SIGINT)
+        finished = job.finish()
+    assert finished.status == 75
+    assert last_line(finished.stderr) == "SIGINT: ended at once; the same command goes on from its last checkpoint"
+
+
+def test_a_command_that_cannot_go_on_is_ended(tmp_path):
+    """SIGTERM while a command runs that saves nothing: its workers are ended, status 143."""
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").touch()
+    (tmp_path / "package" / "sleeping.py").write_text(
+        f"open({str(tmp_path / 'on')!r}, 'w'); import time; time.sleep(600)"
+    )
+    path = f"{tmp_path}{os.pathsep}{ROOT}"
+    with running(launcher(2, "package.sleeping"), PYTHONPATH=path) as job:
+        job.wait_until((tmp_path / "on").exists)
+        job.processes()
+        job.process.send_signal(signal.SIGTERM)
+        finished = job.finish()
+    assert (finished.status, finished.output) == (128 + signal.SIGTERM, "")
+
+
+def test_a_restart_goes_on_from_the_last_checkpoint(tmp_path):
+    """A worker is killed under `--max_restarts`: the job goes on with all workers from the last checkpoint."""
+    finished = run_command(standin(tmp_path, "--faults=SIGKILL@1:5", "--once", options=("--max_restarts=2",)))
+    assert finished.status == 0
+    assert "restart 1 of 2, with 2 worker(s), from ckpt-00000004" in finished.stderr.splitlines()
+    assert attempts(tmp_path) == ["2 0", "2 4"]
+    assert saved(tmp_path)[-1] == 10
+
+
+def test_a_worker_that_fails_again_and_again_is_left_out(tmp_path):
+    """A worker is killed twice without a checkpoint between, under `--min_workers`: the third attempt goes on without
+    it.
+    """
+    options = ("--max_restarts=5", "--min_workers=1")
+    finished = run_command(standin(tmp_path, "--faults=SIGKILL@1:4", options=options))
+    assert finished.status == 0
+    assert attempts(tmp_path) == ["2 0", "2 4", "1 4"]
+    assert "restart 2 of 5, with 1 worker(s), from ckpt-00000004" in finished.stderr.splitlines()
+
+
+def test_fewer_workers_than_wanted_are_no_restart(tmp_path):
+    """The same without `--min_workers`: status 1, and the last line says how many are left."""
+    finished = run_command(standin(tmp_path, "--faults=SIGKILL@1:4", options=("--max_restarts=5",)))
+    assert finished.status == 1
+    assert attempts(tmp_path) == ["2 0", "2 4"]
+    assert last_line(finished.stderr) == "no restart: 1 worker(s) are left, --min_workers=2"
+
+
+def test_pretraining_goes_on_with_the_worker_that_is_left(tmp_path, server, past):
+    """Pretraining, worker 1 killed in step 5 again and again: the third attempt goes on from step 3 without it, to the
+    end of the run that one worker made.
+    """
+    run = tmp_path / "run"
+    words = launcher(
+        2, "--max_restarts=2", "--min_workers=1", STANDS_FOR_A_WORKER, *conftest.flags_of(run, past.photos)
+    )
+    with running(words, HURT="SIGKILL@1:training:5", **server.environment) as job:
+        finished = job.finish()
+    assert finished.status == 0, finished.output
+    said = finished.stderr.splitlines()
+    assert [line for line in said if line.startswith("restart ")] == [
+        "restart 1 of 2, with 2 worker(s), from ckpt-00000003",
+        "restart 2 of 2, with 1 worker(s), from ckpt-00000003",
+    ]
+    assert said.count(f"continuing {run} from step 3") == 2
+    conftest.assert_equal_runs(run, past.whole)
+
+
+def test_restarts_come_to_an_end(tmp_path):
+    """More failures than `--max_restarts`: status 1, the last line is the last cause."""
+    finished = run_command(standin(tmp_path, "--faults=SIGKILL@1:2,SIGKILL@1:4", options=("--max_restarts=1",)))
+    assert finished.status == 1
+    assert attempts(tmp_path) == ["2 0", "2 2"]
+    assert "was ended by SIGKILL" in last_line(finished.stderr)
+
+
+def fake_ssh(folder: Path, script: str) -> str:
+    """PATH with an ssh that does as it is told here."""
+    ssh = folder / "bin" / "ssh"
+    ssh.parent.mkdir()
+    ssh.write_text(f"#!/bin/sh\n{script}\n")
+    ssh.chmod(0o755)
+    return f"{ssh.parent}{os.pathsep}{user_environment()['PATH']}"
+
+
+SSH_SAYS = {
+    "refused": ("ssh: connect to host b port 22: Connection refused", "runs no ssh server that answers"),
+    "unknown": ("ssh: Could not resolve hostname b: Name or service not known", "is no known name of a machine"),
+    "no_key": (
+        "u@b: Permission denied (publickey).",
+        "accepts no key of this user: ssh-copy-id b, so that ssh asks for no password",
+    ),
+    "host_key": (
+        "Host key verification failed.",
+        "has a key that this user has not accepted: ssh b once by hand",
+    ),
+    "no_environment": ("", f"has no {sys.executable}, wanted the same environment at the same path on all hosts"),
+}
+
+
+@pytest.mark.parametrize(("said", "problem"), SSH_SAYS.values(), ids=SSH_SAYS)
+def test_a_host_that_cannot_be_used(tmp_path, monkeypatch, said, problem):
+    """A host refuses, is unknown, accepts no key, has another key, lacks the environment: status 2, one sentence,
+    nothing begun.
+    """
+    monkeypatch.setenv("PATH", fake_ssh(tmp_path, f"echo '{said}' >&2; exit {255 if said else 1}"))
+    with running(standin(tmp_path / "run", options=("-H", "localhost:1,b:1")), PATH=os.environ["PATH"]) as job:
+        finished = job.finish()
+    assert (finished.status, finished.stderr) == (2, f"error: host b: {problem}\n")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_address_where_nobody_answers():
+    """An address without an ssh server, for real: status 2, one sentence."""
+    finished = run_command(launcher(2, "-H", "localhost:1,127.0.0.9:1", "pretrain"))
+    assert finished.status == 2 and finished.stderr.startswith("error: host 127.0.0.9: ")
+    assert finished.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "-np is missing: give the number of workers, as in -np 2"),
+        (["-np", "4", "-H", "a:1,b:2", "pretrain"], "-np=4: -H=a:1,b:2 has 3 place(s), wanted one for each worker"),
+        (["-H", "a:1,a:2", "pretrain"], "-H=a:1,a:2: names a twice, wanted each host once, with all of its workers"),
+        (["-H", "a:x", "pretrain"], "-H=a:x: 'a:x' is no host, wanted NAME:WORKERS with commas between them"),
+        (["-np", "2", "--min_workers=3", "pretrain"], "--min_workers=3: must be 1 to the 2 workers"),
+        (["-np", "2", "tests.faults.nothing"], "tests.faults.nothing: no such module"),
+    ],
+    ids=["np", "places", "twice", "form", "min_workers", "module"],
+)
+def test_wrong_words(words, sentence):
+    """Too few places for the workers, a host twice, and other wrong words: status 2, one sentence."""
+    finished = run_command([sys.executable, "-m", "scripts.launch", *words])
+    assert (finished.status, finished.stderr) == (2, f"error: {sentence}\n")
+
+
+def test_a_bar_on_a_terminal(tmp_path):
+    """Standard error is a terminal: a progress bar, drawn by the worker, without marks."""
+    reader, writer = pty.openpty()
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))
+    process = subprocess.Popen(
+        standin(tmp_path), cwd=ROOT, env=user_environment(), stderr=writer, stdout=subprocess.PIPE
+    )
+    assert process.wait(60) == 0
+    os.close(writer)
+    shown = os.read(reader, 2**16).decode()
+    assert re.search(r"\rpretraining: +\d+%\|.*\d+/10 ", shown)
+    assert "<stderr>" not in shown and process.stdout.read() == b"rank 0 answers\n"
+
+
+def test_workers_on_another_host(tmp_path, monkeypatch):
+    """A worker elsewhere, over ssh: it finds the environment, and its errors and stamps are read."""
+    script = (
+        'while [ "${1#-}" != "$1" ]; do [ "$1" = -o ] && shift; shift; done; shift\nexec env -i HOME=$HOME sh -c "$*"'
+    )
+    monkeypatch.setenv("PATH", fake_ssh(tmp_path, script))
+    run = tmp_path / "run"
+    with running(standin(run, options=("-H", "localhost:1,elsewhere:1")), PATH=os.environ["PATH"]) as job:
+        finished = job.finish()
+    assert finished.status == 0, finished.output
+    assert attempts(run) == ["2 0"] and saved(run)[-1] == 10
+
+
+LISTENING = """
+import ctypes, os, sys, time
+library = ctypes.CDLL(os.path.join(sys.prefix, "lib", "libmpi.so.40"), mode=ctypes.RTLD_GLOBAL)
+library.MPI_Init(None, None)
+open(os.path.join(sys.argv[1], os.environ["OMPI_COMM_WORLD_RANK"]), "w").close()
+while not os.path.exists(os.path.join(sys.argv[1], "done")):
+    time.sleep(0.05)
+library.MPI_Finalize()
+"""
+
+
+def test_nothing_listens_but_on_loopback(tmp_path):
+    """A job on one machine, all its processes: whatever listens does so on 127.0.0.1 or ::1."""
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").touch()
+    (tmp_path / "package" / "listening.py").write_text(LISTENING)
+    path = f"{tmp_path}{os.pathsep}{ROOT}"
+    with running(launcher(2, "package.listening", tmp_path), PYTHONPATH=path) as job:
+        job.wait_until(lambda: (tmp_path / "0").exists() and (tmp_path / "1").exists())
+        time.sleep(0.2)
+        members = [process for process in [job.started, *job.processes()] if process.is_running()]
+        found = [
+            connection.laddr.ip
+            for process in members
+            for connection in process.connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        ]
+        (tmp_path / "done").touch()
+        assert job.finish().status == 0
+    assert len(members) >= 4 and found
+    assert {ip for ip in found if ip != "127.0.0.1" and ip != "::1"} == set()

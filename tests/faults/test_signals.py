@@ -1,0 +1,180 @@
+"""A run that is asked to stop: all workers save in the same step and end with 75, and the run that follows is the same.
+
+Signals come at exact places of real runs, see `tests.faults.hurt`. Compared with uninterrupted runs bit by bit.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.commands import Finished, run_forked
+from tests.end_to_end.runs import flags_of
+from tests.faults.jobs import launcher, running, saved
+from tests.faults.preloaded.server import STANDS_FOR_A_WORKER, Server
+
+HURT = "tests.faults.hurt.pretrain"
+STOPPED = 75
+
+
+def checkpoint_of(workdir: Path) -> dict[str, np.ndarray]:
+    """Everything in the newest checkpoint: weights, momentum, statistics, the number of steps."""
+    reader = tf.train.load_checkpoint(str(workdir / "checkpoints"))
+    names = reader.get_variable_to_shape_map()
+    return {name: reader.get_tensor(name) for name in names if name != "_CHECKPOINTABLE_OBJECT_GRAPH"}
+
+
+def assert_same(workdir: Path, other: Path) -> None:
+    one, two = checkpoint_of(workdir), checkpoint_of(other)
+    assert one.keys() == two.keys() and len(one) > 50
+    assert [name for name in one if not np.array_equal(one[name], two[name])] == []
+
+
+def hurt(how: str, workdir: Path, **changes) -> Finished:
+    """One worker, in a process of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HURT", how)
+        return run_forked(HURT, *flags_of(workdir, **changes))
+
+
+def stopped(finished: Finished) -> str:
+    """The last line of a run that has stopped as it should."""
+    assert finished.status == STOPPED, finished.output
+    assert "Traceback" not in finished.stderr
+    return finished.stderr.splitlines()[-1]
+
+
+# ---------------------------------------------------------------------------------------------------- one worker
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    finished = hurt("", workdir)
+    assert finished.status == 0, finished.output
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory) -> dict[str, tuple[Finished, Path]]:
+    """A run that is stopped again and again; how each start ended, and a copy of its folder then."""
+    folder = tmp_path_factory.mktemp("chain")
+    places = {
+        "prior": "SIGTERM@0:contrastive prior:2",
+        "search": "SIGINT@0:hard negatives:1",
+        "step": "SIGHUP@0:training:6",
+        "before": "SIGUSR1@0:restoring:0",
+        "end": "SIGTERM@0:training:8",
+    }
+    found = {}
+    for name, how in places.items():
+        finished = hurt(how, folder / "run")
+        found[name] = finished, folder / name
+        shutil.copytree(folder / "run", folder / name)
+    return found
+
+
+def test_in_the_prior(chain):
+    """SIGTERM in the contrastive prior: status 75, nothing is saved, and the line says so."""
+    finished, workdir = chain["prior"]
+    assert stopped(finished) == (
+        "SIGTERM: stopped in the midst of the contrastive prior; nothing was saved yet, the same command starts again"
+    )
+    assert saved(workdir) == []
+
+
+def test_ctrl_c_in_the_search(chain):
+    """Ctrl-C in the first search: status 75, what the prior has brought is saved as step 0."""
+    finished, workdir = chain["search"]
+    assert stopped(finished) == (
+        "SIGINT: stopped in the midst of the hard negatives; the same command goes on from step 0, which is saved"
+    )
+    assert saved(workdir) == [0]
+
+
+def test_in_a_step(chain):
+    """SIGHUP in a step: status 75, that very step is saved beside the checkpoint before it."""
+    finished, workdir = chain["step"]
+    assert stopped(finished) == (
+        "SIGHUP: stopped after step 6 of 8; the same command goes on from step 6, which is saved"
+    )
+    assert "contrastive prior" not in finished.stderr, "it is saved with step 0"
+    assert saved(workdir) == [4, 6]
+
+
+def test_before_it_begins(chain):
+    """SIGUSR1 while a checkpoint is read: status 75 at once, the checkpoints are as they were."""
+    finished, workdir = chain["before"]
+    assert stopped(finished) == ("SIGUSR1: stopped before it began, nothing is lost; the same command starts again")
+    assert checkpoint_of(workdir).keys() == checkpoint_of(chain["step"][1]).keys() and saved(workdir) == [4, 6]
+
+
+def test_in_the_last_step_there_is_nothing_to_stop(chain, whole):
+    """SIGTERM in the last step: the run is done, and bitwise the one that was never stopped."""
+    finished, workdir = chain["end"]
+    assert finished.status == 0, finished.output
+    assert finished.stderr.splitlines()[-1].startswith("done: ")
+    assert_same(workdir, whole)
+
+
+def test_in_the_evaluation(tmp_path):
+    """SIGTERM in the k-NN evaluation of a run: status 75, it is finished and logged, and the run stops after it."""
+    finished = hurt("SIGTERM@0:features of digits:1", tmp_path / "run", online_knn_every=1)
+    assert stopped(finished) == (
+        "SIGTERM: stopped in the midst of the hard negatives; the same command goes on from step 4, which is saved"
+    )
+    assert '"knn_top1"' in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1]
+    assert saved(tmp_path / "run") == [4]
+
+
+@pytest.mark.parametrize("checkpoint_every", [0, 1])
+def test_in_a_later_prior(tmp_path, checkpoint_every):
+    """SIGTERM in a prior amid the run: status 75, left at once if the step before is saved, else when it is done."""
+    changes = {"contrast_epochs": 1, "checkpoint_every": checkpoint_every}
+    finished = hurt("SIGTERM@0:contrastive prior:2", tmp_path / "run", **changes)
+    if checkpoint_every:
+        assert stopped(finished) == (
+            "SIGTERM: stopped in the midst of the contrastive prior; the same command goes on from step 4, which is"
+            " saved"
+        )
+        assert saved(tmp_path / "run") == [4]
+    else:
+        assert "SIGTERM: stopping when the contrastive prior is complete" in finished.stderr
+        assert stopped(finished) == (
+            "SIGTERM: stopped in the midst of the hard negatives; the same command goes on from step 4, which is saved"
+        )
+        assert saved(tmp_path / "run") == [4]
+
+
+# ------------------------------------------------------------------------------------------------ two workers, over MPI
+
+
+def of_two(server: Server, workdir: Path, how: str = "") -> Finished:
+    """Two workers under the launcher."""
+    words = launcher(2, STANDS_FOR_A_WORKER, *flags_of(workdir, epochs=3))
+    with running(words, HURT=how, **server.environment) as job:
+        return job.finish()
+
+
+def test_two_workers_stop_in_the_same_step(tmp_path, server):
+    """Two workers: SIGUSR1 to one, then SIGTERM to the launcher: status 75 twice, both save the same step, and the end
+    is bitwise that of the uninterrupted run.
+    """
+    workdir, whole = tmp_path / "run", tmp_path / "whole"
+    assert stopped(of_two(server, workdir, "SIGUSR1@1:training:3")) == (
+        "a signal to another worker: stopped after step 3 of 12; the same command goes on from step 3, which is saved"
+    )
+    assert saved(workdir) == [3]
+    assert stopped(of_two(server, workdir, "SIGTERM@launcher:training:6")) == (
+        "SIGUSR1: stopped after step 6 of 12; the same command goes on from step 6, which is saved"
+    )
+    finished = of_two(server, workdir)
+    assert finished.status == 0, finished.output
+    assert f"continuing {workdir} from step 6" in finished.stderr.splitlines()
+    finished = of_two(server, whole)
+    assert finished.status == 0, finished.output
+    assert_same(workdir, whole)

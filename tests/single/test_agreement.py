@@ -1,0 +1,36 @@
+"""Workers that do not see the same images, or are not started alike, must not train together."""
+
+from __future__ import annotations
+
+import pytest
+
+from instcls_tf.config import PretrainConfig
+from instcls_tf.data.sources import open_source
+from instcls_tf.distributed import workers
+from instcls_tf.errors import UserError
+from instcls_tf.pretraining import agreement
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("dataset", "7 images", "--dataset=digits: worker 2 does not see the same images as worker 0 (7 images, 1437 "),
+        ("--seed", "1", "worker 2 has --seed=1, worker 0 has --seed=0: wanted the same on both"),
+        ("kernels", "none", "worker 2 has kernels=none, worker 0 has kernels="),
+        ("code", "0", "worker 2 has code=0, worker 0 has code="),
+    ],
+)
+def test_workers_that_differ_are_refused(monkeypatch, name, value, sentence):
+    config, source = PretrainConfig(workdir="here", dataset="digits"), open_source("digits")
+    agreement.refuse_differences(config, source)
+    monkeypatch.setattr(workers, "everybodys", lambda mine: [mine, mine, {**mine, name: value}])
+    with pytest.raises(UserError) as refusal:
+        agreement.refuse_differences(config, source)
+    assert str(refusal.value).startswith(sentence)
+
+
+def test_workdirs_may_have_other_names(monkeypatch):
+    config, source = PretrainConfig(workdir="here", dataset="digits"), open_source("digits")
+    there = agreement._facts(config.replace(workdir="there", data_dir="elsewhere"), source)
+    monkeypatch.setattr(workers, "everybodys", lambda mine: [mine, there])
+    agreement.refuse_differences(config, source)

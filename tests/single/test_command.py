@@ -1,0 +1,107 @@
+"""How commands end: the answer first, then its picture; full disks and closed pipes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from flags import command
+from instcls_tf.errors import UserError
+from instcls_tf.report.answer import Answer, Picture
+from tests.commands import ROOT
+
+RESULT = {"top1": 0.5}
+
+
+def test_the_answer_is_printed_last_and_written(tmp_path, capsys):
+    command.give(Answer(RESULT, "a table", "table.md"), "knn_eval", str(tmp_path))
+    assert capsys.readouterr().out == 'a table\n{"top1": 0.5}\n'
+    assert (tmp_path / "knn_eval.json").read_text() == '{"top1": 0.5}'
+    assert (tmp_path / "table.md").read_text() == "a table\n"
+
+
+def test_names_in_other_encodings_are_escaped(tmp_path, capsys, monkeypatch):
+    text = f"± {os.fsdecode(bytes([0xE9]))}"
+    command.give(Answer(RESULT, text, "table.md"), "compare", str(tmp_path))
+    assert capsys.readouterr().out.splitlines()[0] == r"± \udce9"
+    assert (tmp_path / "table.md").read_text() == "± \\udce9\n"
+    output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", output)
+    command.give(Answer(RESULT, text))
+    assert output.buffer.getvalue().splitlines()[0] == rb"\xb1 \udce9"
+
+
+def test_an_answer_without_a_file(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command.give(Answer(RESULT))
+    assert capsys.readouterr().out == '{"top1": 0.5}\n'
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_rank_0_answers(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOROVOD_RANK", "1")
+    monkeypatch.setenv("HOROVOD_SIZE", "2")
+    command.give(Answer(RESULT, picture=Picture(str(tmp_path / "x.png"), None)), "knn_eval", str(tmp_path))
+    command.give(None, "detect", str(tmp_path))
+    assert capsys.readouterr().out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_is_drawn_when_the_answer_is_out(tmp_path, capsys):
+    def draw(path):
+        assert json.loads((tmp_path / "detect.json").read_text()) == RESULT
+        assert json.loads(capsys.readouterr().out) == RESULT
+        open(path, "w").close()
+
+    command.give(Answer(RESULT, picture=Picture(str(tmp_path / "x.png"), draw)), "detect", str(tmp_path))
+    assert (tmp_path / "x.png").exists()
+
+
+def test_a_picture_that_fails_is_a_warning(tmp_path, capsys):
+    def draw(path):
+        raise KeyError("two\nlines \x1b[2J")
+
+    command.give(Answer(RESULT, picture=Picture(f"{tmp_path}/x.png", draw)), "detect", str(tmp_path))
+    said = capsys.readouterr()
+    assert json.loads(said.out) == RESULT
+    assert said.err.startswith(f"warning: {tmp_path}/x.png could not be drawn (") and "KeyError" in said.err
+    assert said.err.count("\n") == 1 and "\x1b" not in said.err
+
+
+def test_a_disk_that_is_full_does_not_keep_the_answer_from_being_printed(tmp_path, capsys):
+    (tmp_path / "detect.json").symlink_to("/dev/full")
+    with pytest.raises(UserError) as refusal:
+        command.give(Answer(RESULT), "detect", str(tmp_path))
+    assert str(refusal.value) == f"{tmp_path}/detect.json: cannot write this file (No space left on device)"
+    assert json.loads(capsys.readouterr().out) == RESULT
+
+
+_GIVES = """
+import sys
+from flags import command
+from instcls_tf.report.answer import Answer, Picture
+def main():
+    command.give(Answer({"x": "y" * 200_000}, picture=Picture("p", lambda path: print("drawn", file=sys.stderr))))
+command.run(main, "Gives a long answer.")
+"""
+
+
+@pytest.mark.parametrize("arguments", ["", "--help"])
+def test_a_reader_that_has_seen_enough(arguments):
+    program = f"{sys.executable} -c '{_GIVES}' {arguments}; echo status $? >&2"
+    finished = subprocess.run(["sh", "-c", f"({program}) | true"], cwd=ROOT, capture_output=True, text=True)
+    assert finished.stderr == ("" if arguments else "drawn\n") + "status 0\n"
+
+
+def test_standard_output_on_a_full_disk():
+    with open("/dev/full", "w") as full:
+        finished = subprocess.run(
+            [sys.executable, "-c", _GIVES], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert finished.returncode == 2
+    assert finished.stderr == "error: standard output: cannot be written (No space left on device)\n"

@@ -1,0 +1,34 @@
+"""What a card tells of the run that was exported."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from instcls_tf.export.subject import knn_of_step
+
+MEASURED = {
+    "top1": 0.5,
+    "top5": 0.9,
+    "examples": 10,
+    "num_neighbors": 20,
+    "features": "backbone",
+    "dataset": "folder:/home/me/photos",
+    "step": 8,
+}
+
+
+def test_the_accuracy_of_this_very_network(tmp_path):
+    (tmp_path / "knn_eval.json").write_text(json.dumps(MEASURED))
+    told = {name: MEASURED[name] for name in ("top1", "examples", "num_neighbors", "features")}
+    assert knn_of_step(str(tmp_path), 8) == {**told, "dataset": "folder:photos"}
+    assert knn_of_step(str(tmp_path), 12) is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", json.dumps({"top1": 0.97, "features": "pixels", "examples": 10}), "{}"])
+def test_nothing_else_is_told(tmp_path, text):
+    """Of raw pixels, which are of no step; cut off; nothing at all."""
+    assert knn_of_step(str(tmp_path), 8) is None
+    (tmp_path / "knn_eval.json").write_text(text)
+    assert knn_of_step(str(tmp_path), 8) is None

@@ -1,0 +1,78 @@
+"""Results as files, and disks that do not take them."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from instcls_tf import files
+from instcls_tf.errors import UserError
+
+
+def test_write(tmp_path):
+    path = tmp_path / "new" / "a.json"
+    files.write(str(path), b"one")
+    files.write(str(path), b"two")
+    assert path.read_bytes() == b"two"
+    assert os.listdir(path.parent) == ["a.json"]
+
+
+def test_a_link_is_written_through(tmp_path):
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    files.write(str(tmp_path / "b"), b"one")
+    assert (tmp_path / "b").is_symlink()
+    assert (tmp_path / "a").read_bytes() == b"one"
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [("/dev/full", "No space left on device"), ("/proc/x.png", "No such file or directory")],
+)
+def test_a_file_that_cannot_be_written(path, reason):
+    with pytest.raises(UserError) as refusal:
+        files.write(path, b"x")
+    assert str(refusal.value) == f"{path}: cannot write this file ({reason})"
+
+
+def test_an_older_file_outlives_a_failure(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    path.write_bytes(b"old")
+    (tmp_path / "a.json.new").symlink_to("/dev/full")
+    with pytest.raises(UserError):
+        files.write(str(path), b"x")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_refuses_before_anything_long(tmp_path):
+    sentence = r"^--output=/proc/x\.png: cannot write this file \(No such file or directory\)$"
+    with pytest.raises(UserError, match=sentence):
+        files.refuse_unwritable("/proc/x.png")
+    (tmp_path / "old").write_bytes(b"old")
+    for name in ("old", "new", "sub/new"):
+        files.refuse_unwritable(str(tmp_path / name))
+    assert sorted(os.listdir(tmp_path)) == ["old", "sub"]
+    assert (tmp_path / "old").read_bytes() == b"old" and not os.listdir(tmp_path / "sub")
+
+
+@pytest.mark.parametrize("content", ["a\nbé\n", "\ufeffa\nbé\n", "a\r\nbé\r\n", "a\rbé\r"])
+def test_text_as_editors_leave_it(tmp_path, content):
+    (tmp_path / "a.txt").write_bytes(content.encode())
+    assert files.read_text(str(tmp_path / "a.txt")) == "a\nbé\n"
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"caf\xe9\n")
+    assert files.read_text(str(path)) == os.fsdecode(b"caf\xe9\n")
+    with pytest.raises(UserError, match=r"^--f=x: is in another encoding, wanted UTF-8$"):
+        files.decode_text(path.read_bytes(), "--f=x")
+    for encoding, found in (("utf-16", "UTF-16"), ("utf-32", "UTF-32"), ("utf-16-be", "UTF-16 or binary data")):
+        path.write_bytes("東京a".encode(encoding))
+        with pytest.raises(UserError) as refusal:
+            files.read_text(str(path))
+        assert str(refusal.value) == f"{path}: is in {found}, wanted UTF-8"
+    with pytest.raises(UserError) as refusal:
+        files.read_text(str(tmp_path))
+    assert str(refusal.value) == f"{tmp_path}: cannot read this file (Is a directory)"

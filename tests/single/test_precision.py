@@ -1,0 +1,90 @@
+"""`--precision=auto`: what the machine computes in, and what a run keeps."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+import pytest
+
+from instcls_tf.config import PretrainConfig
+from instcls_tf.run import precision
+from instcls_tf.run.workdir import begin_run
+
+AUTO = PretrainConfig(precision="auto")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx512_bf16 avx512f\n", True),
+        ("processor\t: 0\nflags\t\t: fpu amx_bf16\n", True),
+        ("processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16x\nbugs\t: avx512_bf16\n", False),
+        ("Features\t: fp asimd bf16\n", False),  # aarch64: never measured
+        ("", False),
+    ],
+)
+def test_processors(tmp_path, text, expected):
+    (tmp_path / "cpuinfo").write_text(text)
+    assert precision.processor_computes_in_bfloat16(tmp_path / "cpuinfo") == expected
+    assert not precision.processor_computes_in_bfloat16(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("says", "expected"),
+    [
+        ("echo 9.0; echo 8.0", True),
+        ("echo 8.6; echo 7.0", False),
+        ("echo 'No devices were found'", False),
+        ("exit 9", False),
+        ("true", False),
+    ],
+)
+def test_gpus(tmp_path, monkeypatch, says, expected):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\n{says}\n")
+    tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert precision.gpu_computes_in_bfloat16() == expected
+
+
+@pytest.mark.parametrize(("visible", "expected"), [(None, True), ("0,1", True), ("", False), ("-1", False)])
+def test_a_gpu_that_tensorflow_may_use(tmp_path, monkeypatch, visible, expected):
+    """Driver and libraries are there, and it is not hidden; a driver alone leaves TensorFlow on the processor."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    driver = tmp_path / "version"
+    monkeypatch.setattr(precision, "find_library", lambda name: "libcudnn.so.8" if name == "cudnn" else None)
+    assert not precision.may_use_gpu(driver)
+    driver.touch()
+    assert precision.may_use_gpu(driver) == expected
+    monkeypatch.setattr(precision, "find_library", lambda name: None)
+    monkeypatch.setattr(precision, "_has_module", lambda name: False)
+    assert not precision.may_use_gpu(driver)
+
+
+def test_a_machine_without_the_tool(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not precision.gpu_computes_in_bfloat16()
+
+
+def test_auto_is_what_the_machine_has():
+    expected = "mixed_bfloat16" if precision.computes_in_bfloat16() else "float32"
+    assert precision.with_precision(AUTO).precision == expected
+
+
+@pytest.mark.parametrize("given", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_others_stay(given):
+    assert precision.with_precision(AUTO.replace(precision=given)).precision == given
+
+
+@pytest.mark.parametrize("kept", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_a_run_keeps_its_own_on_any_machine(tmp_path, kept):
+    config = AUTO.replace(workdir=str(tmp_path))
+    begin_run(config.replace(precision=kept))
+    (tmp_path / "checkpoints").mkdir()
+    # Nothing is saved yet: another run may take its place.
+    assert precision.with_precision(config).precision == precision.with_precision(AUTO).precision
+    (tmp_path / "checkpoints" / "ckpt-00000001.index").touch()
+    assert precision.with_precision(config).precision == kept

@@ -1,0 +1,155 @@
+"""A sweep's course, with small programs in the place of training and judging."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from flags.sweep import config_of
+from instcls_tf.config import PretrainConfig
+from instcls_tf.errors import UserError
+from instcls_tf.sweep.ownership import locked
+from instcls_tf.sweep.run import Commands, run_sweep
+from instcls_tf.sweep.spec import Spec, read_spec
+from tests.end_to_end.runs import write_images
+
+# Three epochs of four steps, or what the recipe says; at a rate of 9 the loss is no number, at 8 there is no disk.
+_TRAIN = """
+import json, os, sys
+folder, epochs, rate = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+os.makedirs(folder, exist_ok=True)
+with open(os.path.join(folder, "metrics.jsonl"), "w") as file:
+    for step in range(1, 4 * epochs + 1):
+        line = {"step": step, "epoch": step / 4, "seconds": 5 + 2.0 * step, "images_per_second": 100.0}
+        file.write(json.dumps({**line, "knn_top1": rate}) + chr(10))
+if rate == 9:
+    sys.exit("error: step 3: the loss is nan, and the step was not taken on any worker; if the run diverged, it needs")
+if rate == 8:
+    sys.exit("error: cannot write (No space left on device)")
+"""
+_JUDGE = """
+import json, os, sys
+with open(os.path.join(sys.argv[1], "metrics.jsonl")) as file:
+    accuracy = json.loads(file.readline())["knn_top1"]
+with open(os.path.join(sys.argv[1], "knn_eval.json"), "w") as file:
+    json.dump({"top1": accuracy, "test_split": "test", "examples": 7}, file)
+"""
+
+
+class Recorder:
+    """The commands, and the recipes that were trained."""
+
+    def __init__(self) -> None:
+        self.trained: list[PretrainConfig] = []
+
+    def pretrain(self, config: PretrainConfig) -> tuple[str, ...]:
+        self.trained.append(config)
+        words = (config.workdir, str(config.epochs), str(config.learning_rate))
+        return (sys.executable, "-c", _TRAIN, *words)
+
+    def commands(self) -> Commands:
+        return Commands(self.pretrain, lambda folder: (sys.executable, "-c", _JUDGE, folder))
+
+
+@pytest.fixture
+def make_spec(tmp_path):
+    def make(rates: list[float], **changes) -> Spec:
+        arms = {"a": {"grid": {"learning_rate": rates}}, "b": {"flags": {"method": "simclr", "learning_rate": 0.3}}}
+        values = {"workdir": f"{tmp_path}/sweep", "minutes": 2, "seeds": [4, 5], "unequal_trials": True, "arms": arms}
+        values |= {"cores": 1, "side_by_side": 1, "base": {"dataset": "digits"}, **changes}
+        (tmp_path / "spec.json").write_text(json.dumps(values))
+        return read_spec(str(tmp_path / "spec.json"), config_of)
+
+    return make
+
+
+def results_of(spec: Spec) -> list[dict]:
+    return [json.loads(line) for line in Path(spec.workdir, "results.jsonl").read_text().splitlines()]
+
+
+def test_search_and_final(make_spec):
+    recorder, spec = Recorder(), make_spec([0.1, 0.5, 9.0])
+    found = run_sweep(spec, commands=recorder.commands()).result
+    assert found["stage"] == "search"
+    assert found["arms"]["a"]["flags"] == {"learning_rate": 0.5}
+    assert (found["arms"]["a"]["finished"], found["arms"]["a"]["failed"]) == (3, 1)
+    assert found["arms"]["b"]["difference"] == pytest.approx(-0.2)
+    # A calibration for each arm: 8 seconds for an epoch, and 5 before, of two minutes.
+    calibrations = [config for config in recorder.trained if "calibrations" in config.workdir]
+    assert [config.learning_rate for config in calibrations] == [0, 0]
+    assert {line["epochs"] for line in results_of(spec)} == {round((120 - 5) / 8)} == {14}
+    assert [line["accuracy"] for line in results_of(spec) if line["arm"] == "a"] == [0.1, 0.5, None]
+    assert {line["minutes"] for line in results_of(spec)} == {(5 + 2 * 4 * 14) / 60}
+    assert {line["split"] for line in results_of(spec)} == {"validation"}
+    assert all(config.dataset.startswith(f"folder:{spec.workdir}/images-") for config in recorder.trained)
+
+    recorder.trained.clear()
+    found = run_sweep(spec, final=True, commands=recorder.commands()).result
+    assert found["stage"] == "final"
+    assert found["arms"]["b"]["difference"] == pytest.approx(-0.2)
+    assert found["arms"]["b"]["difference_interval"] == pytest.approx(0)
+    trained = [config for config in recorder.trained if "calibrations" not in config.workdir]
+    assert [(c.learning_rate, c.seed) for c in trained] == [(0.5, 4), (0.3, 4), (0.5, 5), (0.3, 5)]
+    assert {config.dataset for config in recorder.trained} == {"digits"}
+    assert {line["split"] for line in results_of(spec)[4:]} == {"test"}
+    recorder.trained.clear()
+    assert run_sweep(spec, final=True, commands=recorder.commands()).result == found
+    assert recorder.trained == []
+
+
+def test_equal_epochs_need_no_calibration(make_spec):
+    recorder, spec = Recorder(), make_spec([0.1, 0.5], minutes=0.1)
+    with pytest.raises(
+        UserError, match=r"minutes: 0.1 are too few for arms.a, which takes 0.08 minutes before and 0.13"
+    ):
+        run_sweep(spec, commands=recorder.commands())
+    recorder.trained.clear()
+    epochs = dataclasses.replace(spec, minutes=None, epochs=6)
+    run_sweep(epochs, commands=recorder.commands())
+    assert [config.epochs for config in recorder.trained] == [6, 6, 6]
+
+
+def test_a_trial_that_fails_otherwise_stops_the_sweep_and_is_tried_again(make_spec, tmp_path):
+    recorder, spec = Recorder(), make_spec([0.1, 8.0])
+    with pytest.raises(UserError) as refusal:
+        run_sweep(spec, commands=recorder.commands())
+    assert str(refusal.value).startswith(f"--spec={tmp_path}/spec.json: the run in {spec.workdir}/search/a-")
+    assert "(exit status 1; log.txt there ends with: error: cannot write (No space left on device))" in str(
+        refusal.value
+    )
+    assert [line["accuracy"] for line in results_of(spec)] == [0.1, 0.3]
+    recorder.trained.clear()
+    with pytest.raises(UserError):
+        run_sweep(spec, commands=recorder.commands())
+    assert [config.learning_rate for config in recorder.trained] == [8.0]
+
+
+def test_one_sweep_at_a_time(make_spec, tmp_path):
+    spec = make_spec([0.1])
+    with locked(spec), pytest.raises(UserError) as refusal:
+        run_sweep(spec, commands=Recorder().commands())
+    problem = f"a sweep, or a trial that one has left, is running in {spec.workdir}"
+    assert str(refusal.value) == f"--spec={tmp_path}/spec.json: workdir: {problem}"
+    assert not Path(spec.workdir, "results.jsonl").exists()
+
+
+def test_more_cores_than_there_are_are_refused(make_spec, tmp_path):
+    have = len(os.sched_getaffinity(0))
+    with pytest.raises(UserError) as refusal:
+        run_sweep(make_spec([0.1], side_by_side=have + 1), commands=Recorder().commands())
+    assert f"side_by_side: {have + 1} run(s) of 1 core(s) are more than the {have} core(s)" in str(refusal.value)
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_dataset_without_a_test_split_has_no_final(make_spec, tmp_path):
+    write_images(tmp_path / "photos", [f"{name}/{index}.jpg" for name in "xy" for index in range(3)])
+    spec = make_spec([0.1], base={"dataset": f"folder:{tmp_path}/photos", "hard_negatives": 2})
+    recorder = Recorder()
+    with pytest.raises(UserError, match="no test split"):
+        run_sweep(spec, final=True, commands=recorder.commands())
+    assert recorder.trained == []

@@ -1,0 +1,228 @@
+"""Specifications of sweeps: what they say, and the sentence about each mistake."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+
+import pytest
+
+from flags.sweep import config_of
+from instcls_tf.errors import UserError
+from instcls_tf.sweep.spec import Spec, read_spec
+from instcls_tf.sweep.trials import best_setting, final_trials, search_trials, trials_before_final
+from tests.commands import ROOT
+
+SPEC = """
+workdir = "{folder}/sweep"
+minutes = 10
+cores = 1
+side_by_side = 2
+seeds = [3, 4]
+trials = 4
+
+[base]
+flagfile = "{folder}/base.flags"
+dataset = "digits"
+scale_learning_rate = false
+
+[arms.ours.flags]
+smoothing = 0
+[arms.ours.grid]
+learning_rate = [0.1, 0.2]
+temperature = [0.1, 0.3]
+
+[arms.simclr.flags]
+method = "simclr"
+[arms.simclr.random]
+learning_rate = {{ log_uniform = [0.01, 1.0] }}
+color_strength = {{ uniform = [0.25, 1] }}
+views = {{ choice = [2, 4] }}
+"""
+
+
+@pytest.fixture
+def read(tmp_path):
+    """The specification above with parts of its text replaced."""
+
+    def from_text(*changes: tuple[str, str]) -> Spec:
+        (tmp_path / "base.flags").write_text("--image_size=16\n--epochs=7\n--dataset=cifar10\n--batch_size=64\n")
+        text = SPEC.format(folder=tmp_path)
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        (tmp_path / "spec.toml").write_text(text)
+        return read_spec(str(tmp_path / "spec.toml"), config_of)
+
+    return from_text
+
+
+def test_flags_of_base_and_of_arms_make_the_recipes(read, tmp_path):
+    spec = read()
+    assert (spec.workdir, spec.minutes, spec.epochs) == (f"{tmp_path}/sweep", 10, None)
+    assert (spec.cores, spec.side_by_side, spec.seeds, spec.search_seeds) == (1, 2, (3, 4), (3,))
+    assert (spec.validation, spec.seed, spec.measurements) == (0.1, 0, 0)
+    for settings in spec.arms.values():
+        for setting in settings:
+            config = setting.config
+            assert (config.dataset, config.image_size, config.batch_size) == ("digits", 16, 64)  # base before flagfile
+            assert config.scale_learning_rate is False
+            assert {name: getattr(config, name) for name in setting.flags} == setting.flags
+    assert {setting.config.method for setting in spec.arms["simclr"]} == {"simclr"}
+    assert {setting.config.temperature for setting in spec.arms["simclr"]} == {0.2}  # the method's own
+
+
+def test_a_grid_is_every_combination(read):
+    points = [(s.flags["learning_rate"], s.flags["temperature"]) for s in read().arms["ours"]]
+    assert points == [(0.1, 0.1), (0.1, 0.3), (0.2, 0.1), (0.2, 0.3)]
+    assert all(setting.flags["smoothing"] == 0 for setting in read().arms["ours"])
+
+
+def test_draws_fill_their_ranges_and_more_trials_begin_with_the_same(read):
+    many = read(("trials = 4", "trials = 200\nunequal_trials = true")).arms["simclr"]
+    rates = [setting.flags["learning_rate"] for setting in many]
+    strengths = [setting.flags["color_strength"] for setting in many]
+    assert len(many) == 200
+    assert 0.01 <= min(rates) < 0.02 and 0.5 < max(rates) <= 1
+    assert sum(math.log10(rate) < -1 for rate in rates) == pytest.approx(100, abs=25)  # half of the decades
+    assert 0.25 <= min(strengths) < 0.3 and 0.95 < max(strengths) <= 1
+    assert sum(strength < 0.625 for strength in strengths) == pytest.approx(100, abs=25)
+    assert {setting.flags["views"] for setting in many} == {2, 4}
+    assert many[:4] == read().arms["simclr"]
+    assert read(('dataset = "digits"', 'dataset = "digits"\nepochs_ = 1'), ("\nepochs_ = 1", "")).arms == read().arms
+    others = read(("trials = 4", "trials = 4\nseed = 1")).arms["simclr"]
+    assert not {setting.flags["learning_rate"] for setting in others} & set(rates[:4])
+
+
+def test_arms_that_share_a_range_share_its_draws(read):
+    random = "[arms.ours.random]\nlearning_rate = { log_uniform = [0.01, 1.0] }\n"
+    spec = read(("[arms.ours.grid]\nlearning_rate = [0.1, 0.2]\ntemperature = [0.1, 0.3]\n", random))
+    ours, simclr = ([s.flags["learning_rate"] for s in settings] for settings in spec.arms.values())
+    assert ours == simclr
+
+
+def test_json_says_the_same(read, tmp_path):
+    spec = read()
+    base = {"flagfile": f"{tmp_path}/base.flags", "dataset": "digits", "scale_learning_rate": False}
+    grid = {"learning_rate": [0.1, 0.2], "temperature": [0.1, 0.3]}
+    values = {
+        "workdir": f"{tmp_path}/sweep", "minutes": 10, "side_by_side": 2, "base": base, "seeds": [3, 4],
+        "arms": {"ours": {"flags": {"smoothing": 0}, "grid": grid}},
+    }  # fmt: skip
+    (tmp_path / "spec.json").write_text(json.dumps(values))
+    assert read_spec(str(tmp_path / "spec.json"), config_of).arms["ours"] == spec.arms["ours"]
+
+
+def test_the_specification_of_the_documentation(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)  # where its flagfile is
+    (text,) = re.findall(r"^```toml\n(.*?)^```", (ROOT / "docs" / "sweeps.md").read_text(), re.DOTALL | re.MULTILINE)
+    (tmp_path / "spec.toml").write_text(text)
+    spec = read_spec(str(tmp_path / "spec.toml"), config_of)
+    assert {name: len(settings) for name, settings in spec.arms.items()} == {"ours": 8, "simclr": 8}
+
+
+TWO = "has 3 setting(s) and ours has 4: wanted as many for each arm, or unequal_trials = true"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("minutes = 10", "minute = 10", "minutes: wanted either minutes, the same for each trial, or epochs"),
+        ("minutes = 10", "minutes = 10\nepochs = 3", "minutes: wanted either minutes, the same for each trial, or"),
+        ("minutes = 10", "minutes = true", "minutes: true must be a number of minutes above 0"),
+        ("minutes = 10", "minutes = 0", "minutes: 0 must be a number of minutes above 0"),
+        ("cores = 1", "cores = 1\ncore = 1", "core: no such key; did you mean cores?"),
+        ("cores = 1", "cores = 0", "cores: 0 must be a whole number of at least 1"),
+        ("[3, 4]", "[3, 3]", "seeds: [3, 3] must be a list of different whole numbers"),
+        ("[3, 4]", "[]", "seeds: [] must be a list of different whole numbers"),
+        ("trials = 4", "trials = 4\nvalidation = 1", "validation: 1 must be a fraction above 0 and below 1"),
+        ("trials = 4", "trials = 3", f"arms.simclr: {TWO}"),
+        ("trials = 4\n", "", "arms.simclr.trials: is missing: wanted the number of random draws, here or for all arms"),
+        ("smoothing = 0", "view = 2", "arms.ours: --view: no such flag; did you mean --views?"),
+        ("smoothing = 0", "smoothing = 'x'", "arms.ours: --smoothing=x: must be a number"),
+        ("smoothing = 0", "smoothing = 2", "arms.ours: --smoothing=2.0: must be 0 or more and below 1"),
+        ("smoothing = 0", "smoothing = [0]", "arms.ours.smoothing: must be a word, a number, true or false"),
+        ("smoothing = 0", "seed = 0", "arms.ours.flags.seed: no flag of an arm or of base: give seeds"),
+        ("smoothing = 0", "dataset = 'x'", "arms.ours.flags.dataset: no flag of an arm or of base: give it"),
+        ("smoothing = 0", "temperature = 1", "arms.ours.grid.temperature: is among the fixed flags, too"),
+        ("[arms.ours.flags]", "[arms.'a/b'.flags]", "arms.a/b: must be of letters, digits and _ . + -"),
+        ("[0.1, 0.3]", "0.1", "arms.ours.grid.temperature: 0.1 must be a list of at least one value"),
+        ("[0.1, 0.3]", "[0.1, 0.1]", "arms.ours.grid.temperature: has a value twice"),
+        ("[arms.ours.grid]", "[arms.ours.random]\nviews = {choice=[2]}\n[arms.ours.grid]", "arms.ours.random: beside"),
+        ("log_uniform = [0.01", "log_uniform = [0.0", 'arms.simclr.random.learning_rate: {"log_uniform": [0.0,'),
+        ("uniform = [0.25, 1]", "uniform = [1, 1]", 'arms.simclr.random.color_strength: {"uniform": [1, 1]} must be'),
+        ("choice = [2, 4]", "choice = []", 'arms.simclr.random.views: {"choice": []} must be a choice of at least one'),
+        ("choice = [2, 4]", "chosen = [2]", 'arms.simclr.random.views: {"chosen": [2]} must be one of { log_uniform'),
+        ("[base]", "[base]\nmax_steps = 3", "base.max_steps: no flag of an arm or of base: give minutes or epochs for"),
+        ("[base]", "[base]\nfoo = 3", "base: --foo: no such flag"),
+        ("[base]", "[base", "is no TOML (Expected"),
+        ("/sweep", "/s*", "workdir: --workdir="),
+        ("base.flags", "other.flags", "base: --flagfile: cannot read"),
+    ],
+)  # fmt: skip
+def test_mistakes_name_the_file_and_the_key(read, tmp_path, old, new, sentence):
+    with pytest.raises(UserError) as refusal:
+        read((old, new))
+    assert str(refusal.value).startswith(f"--spec={tmp_path}/spec.toml: {sentence}")
+    assert "\n" not in str(refusal.value)
+
+
+def test_unequal_budgets_may_be_wanted(read):
+    spec = read(("trials = 4", "trials = 3\nunequal_trials = true"))
+    assert [len(settings) for settings in spec.arms.values()] == [4, 3]
+
+
+def test_trials_take_turns_and_have_folders_of_their_own(read):
+    spec = read(("trials = 4", "trials = 4\nsearch_seeds = [3, 5]"))
+    trials = search_trials(spec)
+    names = [(trial.setting.arm, trial.seed) for trial in trials]
+    assert names == 4 * [("ours", 3), ("ours", 5), ("simclr", 3), ("simclr", 5)]
+    assert len(trials) == len({trial.folder for trial in trials}) == len({trial.key for trial in trials}) == 16
+    assert len({trial.dataset for trial in trials}) == 1
+    config = trials[0].config(epochs=9, measurements=4)
+    assert (config.epochs, config.seed, config.online_knn_every) == (9, 3, 2)
+    assert (config.workdir, config.dataset) == (trials[0].folder, trials[0].dataset)
+    assert config.dataset.startswith(f"folder:{spec.workdir}/images-")
+
+
+def test_a_trial_is_known_again_by_all_that_makes_a_difference(read):
+    def keys(*changes: tuple[str, str]) -> set[str]:
+        return {trial.key for trial in search_trials(read(*changes))}
+
+    assert keys() == keys(('dataset = "digits"', 'dataset = "digits"\nlog_every = 3'))
+    assert keys() < keys(("[3, 4]", "[3, 4]\nsearch_seeds = [3, 4]"))
+    for change in (
+        ("minutes = 10", "minutes = 11"),
+        ("minutes = 10", "epochs = 10"),
+        ("side_by_side = 2", "side_by_side = 1"),
+        ("[3, 4]", "[5]"),
+        ("trials = 4", "trials = 4\nvalidation = 0.2"),
+        ('dataset = "digits"', 'dataset = "digits"\nwidth_multiplier = 0.5'),
+    ):
+        assert not keys() & keys(change), change
+
+
+def test_the_best_setting_is_chosen_by_its_mean_and_runs_with_all_seeds(read):
+    spec = read(("trials = 4", "trials = 4\nsearch_seeds = [3, 5]"))
+    trials = search_trials(spec)
+    ours = [trial for trial in trials if trial.setting.arm == "ours"]
+    accuracies = [0.1, 0.9, 0.6, 0.6, 0.9, None, 0.5, 0.5]  # by setting and seed; one has diverged
+    results = [{"key": trial.key, "accuracy": found} for trial, found in zip(ours, accuracies)]
+    assert best_setting(spec, "ours", results[:-1]) is None
+    assert best_setting(spec, "ours", results) == spec.arms["ours"][1]
+    assert best_setting(spec, "simclr", results) is None
+    final = final_trials(spec, results)
+    assert [(trial.setting, trial.seed) for trial in final] == [(spec.arms["ours"][1], seed) for seed in (3, 4)]
+    assert {trial.dataset for trial in final} == {"digits"}
+    assert not {trial.key for trial in final} & {trial.key for trial in trials}
+    failed = [{"key": trial.key, "accuracy": None} for trial in ours]
+    assert best_setting(spec, "ours", failed) is None
+
+
+def test_an_arm_of_one_setting_needs_no_search(read):
+    one = ("[arms.ours.grid]\nlearning_rate = [0.1, 0.2]\ntemperature = [0.1, 0.3]\n", "")
+    spec = read(one, ("trials = 4", "trials = 4\nunequal_trials = true"))
+    assert best_setting(spec, "ours", []) == spec.arms["ours"][0]
+    assert {trial.setting.arm for trial in trials_before_final(spec)} == {"simclr"}
+    assert [trial.setting.arm for trial in final_trials(spec, [])] == ["ours", "ours"]

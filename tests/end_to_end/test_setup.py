@@ -59,6 +59,6 @@ def test_a_compiler_that_refuses_the_kernels_is_a_warning(set_up):
     assert finished.returncode == 0, finished.stderr
     assert "Already set up" in finished.stdout
     (warning,) = finished.stderr.splitlines()
-    assert warning.startswith("Warning: no kernels for the classifier (")
+    assert warning.startswith("Warning: no kernels for the classifier and for views (")
     assert "error: bad value for -march" in warning
     assert warning.endswith("TensorFlow's operations are used, slower on CPUs.")

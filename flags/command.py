@@ -14,8 +14,7 @@ from typing import Callable, NoReturn
 
 from absl import flags
 
-from flags import flagfiles
-from instcls_tf import files
+from instcls_tf import files, flagfiles
 from instcls_tf.distributed import job, watchdog
 from instcls_tf.distributed.launcher import launched_rank_and_size
 from instcls_tf.errors import UserError, one_line, shown

@@ -81,6 +81,14 @@ def define_similarity() -> None:
     flags.DEFINE_integer("listed", 20, "With --index: how many pairs and outliers are listed.")
 
 
+def define_report() -> None:
+    """The flags of `report`."""
+    _define_run()
+    flags.DEFINE_integer(
+        "images", 10_000, "At most so many training images, and a fifth as many test images, spread over the dataset."
+    )
+
+
 def define_dynamics() -> None:
     """The flags of `dynamics`."""
     _define_run()

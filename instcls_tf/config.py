@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from instcls_tf import flagfiles
 from instcls_tf.checks import (
     above_zero,
     background_colour,
@@ -98,6 +99,7 @@ class PretrainConfig:
     mlp_head: bool = True
     embedding_size: int = 128
     zero_init_last_gamma: bool = True
+    init: str | None = None
     batch_size: int = 4096
     views: int = 2
     micro_batch: int = 64
@@ -141,6 +143,8 @@ class PretrainConfig:
     checkpoint_every: int = 1
     keep_checkpoints: int = 2
     online_knn_every: int = 0
+    gauge_every: int = 1
+    report: bool = True
     stall_timeout: float = STALL_TIMEOUT
     max_steps: int | None = None
 
@@ -162,7 +166,7 @@ class PretrainConfig:
         if not self.workdir:
             raise UserError("--workdir is missing: name the folder that receives the run")
         path_for_tensorflow("workdir", self.workdir)
-        for name in ("dataset", "data_dir", "tfds_split"):
+        for name in ("dataset", "data_dir", "tfds_split", "init"):
             value = getattr(self, name) or ""
             # Several lines would be several flags in run.flags.
             require(self, name, "\n" not in value and "\r" not in value, "one line")
@@ -183,16 +187,9 @@ class PretrainConfig:
             self, "temperature", "batch_contrast_temperature", "width_multiplier", "classifier_learning_rate_factor"
         )
         zero_or_more(self, "learning_rate", "weight_decay", "class_weight_decay", "warmup_epochs", "batch_contrast")
-        zero_or_more(
-            self,
-            "stall_timeout",
-            "bn_burn_in",
-            "sampled_classes",
-            "checkpoint_every",
-            "hard_negatives",
-            "online_knn_every",
-        )
+        zero_or_more(self, "stall_timeout", "bn_burn_in", "sampled_classes", "checkpoint_every", "hard_negatives")
         zero_or_more(self, "exposures", "extend_epochs", "prior_every", "contrast_epochs", "max_steps")
+        zero_or_more(self, "online_knn_every", "gauge_every")
         require(self, "max_pixels", 1 <= self.max_pixels <= LARGEST_MAX_PIXELS, f"1 to {LARGEST_MAX_PIXELS}")
         background_colour(self.background)
         require(self, "keep_checkpoints", self.keep_checkpoints >= 1, "at least 1")
@@ -339,9 +336,18 @@ class PretrainConfig:
 
     def as_flags(self) -> str:
         """The text of `run.flags`: an absl flagfile that replays the run."""
-        lines = []
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value is not None:
-                lines.append(f"--{field.name}={str(value).lower() if isinstance(value, bool) else value}")
-        return "\n".join([*lines, RUN_FLAGS_END]) + "\n"
+        return "\n".join([*flagfiles.lines_of(self), RUN_FLAGS_END]) + "\n"
+
+    @classmethod
+    def from_flagfile(cls, path_or_preset: str, **settings: Any) -> PretrainConfig:
+        """The recipe of a flagfile, such as a run's `run.flags`, or of a preset by its name (`photos`).
+
+        Args:
+          path_or_preset: the file, or the name.
+          **settings: fields that are to be otherwise; they win.
+
+        Raises:
+          UserError: no such preset or field, with the nearest one, or a value that is not fit.
+        """
+        flagfiles.refuse_unknown(cls, settings)
+        return cls(**{**flagfiles.values_of(cls, path_or_preset), **settings})

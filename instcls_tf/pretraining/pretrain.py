@@ -17,8 +17,9 @@ from instcls_tf.data.source import Source, notes_of
 from instcls_tf.distributed import collectives, workers
 from instcls_tf.errors import some_of
 from instcls_tf.evaluation.online_knn import OnlineKnn
+from instcls_tf.initial.start import keep_starting_weights
 from instcls_tf.methods.simclr import SimCLR
-from instcls_tf.pretraining import agreement, finite, opening, preflight
+from instcls_tf.pretraining import agreement, finite, opening, preflight, starting
 from instcls_tf.pretraining.activations import groups_of
 from instcls_tf.pretraining.reporter import EpochReporter
 from instcls_tf.pretraining.state import make_run, make_schedule
@@ -71,9 +72,9 @@ def _pretrain(
     stamps.stamp("making the network")
     steps = Steps(config.for_instances(source.num_instances), source.num_instances)
     schedule = make_schedule(steps)
-    run = make_run(config, source.num_instances, schedule)
-    online_knn = OnlineKnn(config, run.encoder) if config.online_knn_every else None
     prefix = opened.prefix
+    run = make_run(config, source.num_instances, schedule, starting.initializer(config, prefix is None, progress))
+    online_knn = OnlineKnn(config, run.encoder) if config.online_knn_every else None
     if prefix is not None:
         run = run._replace(origin=opening.origin_of(config, source))
     has_lists = prefix is not None and run.restore(prefix)
@@ -95,10 +96,14 @@ def _pretrain(
         if classifier is not None and not config.contrast_epochs:
             heeding = stop.heeded_in(progress, changes_run=True)
             initialize_classifier(config, classifier, run.encoder, source, heeding, bad_files)
+            starting.report_gap(config, source, run.encoder, classifier, progress)
+        if is_chief:
+            keep_starting_weights(config.workdir, run.encoder)
         if steps.end == 0:
             run.save(config.workdir, with_lists=False)
 
     # ---- Training
+    gauge = starting.make_gauge(config, run.encoder, source, progress, begins=prefix is None)
     batches = iter(_training_batches(config, source, first_step, max(first_step, steps.end)))
     views_spec = tf.TensorSpec([None, config.views, config.image_size, config.image_size, 3], tf.uint8)
     groups = groups_of(config)
@@ -107,7 +112,7 @@ def _pretrain(
         stop.with_step(make_train_step(run.network, loss, run.optimizer, views_spec, config.micro_batch, groups))
         for loss in (run.method, contrast)
     )
-    reporter = EpochReporter(steps, first_step, progress, online_knn, started)
+    reporter = EpochReporter(steps, first_step, progress, online_knn, started, gauge)
     for step in range(first_step, steps.end):
         # ---- Class weights from the network as it is now: after the epochs of contrast, and every so many epochs
         if classifier is not None and steps.takes_prior_again(step):
@@ -150,6 +155,8 @@ def _pretrain(
             stop.stop(f"after step {step + 1} of {steps.end}", with_lists=with_lists)
     reporter.close()
     progress.say(f"done: {config.workdir} (checkpoint at step {max(first_step, steps.end)} of {steps.total})")
+    if config.report and first_step < steps.end == steps.total:
+        starting.report_help(config, progress)
     return reporter.metrics
 
 

@@ -6,7 +6,7 @@ import codecs
 
 import pytest
 
-from flags import flagfiles
+from instcls_tf import flagfiles
 from instcls_tf.errors import UserError
 
 

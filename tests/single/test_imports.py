@@ -18,17 +18,20 @@ LEVELS = (
     ("scripts",),
     ("flags",),
     ("benchmark", "detection", "plan", "report", "sweep"),
-    ("evaluation", "export", "pretraining"),
+    ("evaluation", "export", "initial", "pretraining"),
     ("methods",),
     ("classifier", "data", "run"),
     ("distributed", "encoder"),
-    ("checks", "compiler", "config", "errors", "files", "optimizer", "progress", "stamps"),
+    ("checks", "compiler", "config", "errors", "files", "flagfiles", "optimizer", "progress", "stamps"),
 )
 SIDEWAYS = {
     ("benchmark", "plan"),  # measured beside planned
     ("benchmark", "report"),  # figures
     ("plan", "report"),
     ("sweep", "report"),
+    ("initial", "export"),  # names and files of weights, in the other direction
+    ("evaluation", "initial"),  # a run beside its start
+    ("pretraining", "initial"),
     ("pretraining", "evaluation"),  # k-NN while a run goes on
     ("classifier", "data"),  # the contrastive prior is a pass over the images
     ("encoder", "distributed"),  # BN statistics of all workers
@@ -36,7 +39,10 @@ SIDEWAYS = {
     ("checks", "errors"),
     ("config", "checks"),
     ("config", "errors"),
+    ("config", "flagfiles"),
     ("files", "errors"),
+    ("flagfiles", "errors"),
+    ("flagfiles", "files"),
     ("progress", "errors"),
     ("progress", "stamps"),
 }

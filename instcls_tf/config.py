@@ -22,8 +22,7 @@ from instcls_tf.checks import (
 from instcls_tf.errors import UserError
 
 RESNET50, RESNET18 = ENCODERS = ("resnet50", "resnet18")
-# Residual blocks of the four stages.
-RESNET_DEPTHS = {RESNET50: (3, 4, 6, 3), RESNET18: (2, 2, 2, 2)}
+RESNET_DEPTHS = {RESNET50: (3, 4, 6, 3), RESNET18: (2, 2, 2, 2)}  # residual blocks of the four stages
 IMAGENET_STEM, SMALL_STEM = STEMS = ("imagenet", "small")
 SIMCLR_VIEWS, DIGIT_VIEWS, PLAIN_VIEWS = AUGMENTATIONS = ("simclr", "digits", "none")
 MARGINAL, CROSS_ENTROPY = SMOOTHING_LOSSES = ("marginal", "cross_entropy")
@@ -39,20 +38,17 @@ ALWAYS, NEVER = "always", "never"
 RECOMPUTE = (AUTO, ALWAYS, NEVER)
 CLASS_DTYPES = (FLOAT32, BFLOAT16)
 
-# Pillow opens nothing larger: half a GiB of RGB.
-LARGEST_MAX_PIXELS = 2**29 // 3
+LARGEST_MAX_PIXELS = 2**29 // 3  # Pillow opens nothing larger: half a GiB of RGB
 
 # The file in a workdir that holds the recipe of its run.
 RUN_FLAGS_NAME = "run.flags"
-# Its last line: a file without it was cut off.
-RUN_FLAGS_END = "# end"
+RUN_FLAGS_END = "# end"  # its last line: a file without it was cut off
 INSTANCE, SIMCLR, MOCO_V2, PIC, DIET = METHODS = ("instance", "simclr", "moco_v2", "pic", "diet")
 ADAMW, SGD = DIET_OPTIMIZERS = ("adamw", "sgd")
 
 # tau where --temperature is left out. SimCLR's paper has .1 on ImageNet and .5 on CIFAR-10; DIET's logits have none.
 TEMPERATURES = {INSTANCE: 0.15, SIMCLR: 0.2, MOCO_V2: 0.2, PIC: 0.2, DIET: 1.0}
-# DIET's for AdamW, which decouples it from the gradient.
-ADAMW_WEIGHT_DECAY = 0.05
+ADAMW_WEIGHT_DECAY = 0.05  # DIET's for AdamW, which decouples it from the gradient
 # Published for 1.28 million images; fewer take a part of them that is as large or larger.
 LARGEST_QUEUE, LARGEST_WINDOW = 2**16, 2**17
 

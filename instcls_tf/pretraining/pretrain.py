@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import tensorflow as tf
 
@@ -19,7 +20,7 @@ from instcls_tf.errors import some_of
 from instcls_tf.evaluation.online_knn import OnlineKnn
 from instcls_tf.initial.start import keep_starting_weights
 from instcls_tf.methods.simclr import SimCLR
-from instcls_tf.pretraining import agreement, finite, opening, preflight, starting
+from instcls_tf.pretraining import advice, agreement, finite, opening, preflight, starting
 from instcls_tf.pretraining.activations import groups_of
 from instcls_tf.pretraining.reporter import EpochReporter
 from instcls_tf.pretraining.state import make_run, make_schedule
@@ -33,12 +34,18 @@ from instcls_tf.run.precision import with_precision
 from instcls_tf.run.workdir import begin_run
 
 
-def pretrain(config: PretrainConfig, source: Source | None = None) -> dict[str, float]:
-    """Pretrains an encoder, or continues the run that `config.workdir` holds; all workers call it.
+def pretrain(
+    config: PretrainConfig | None = None, source: Source | None = None, *, preset: str | None = None, **settings: Any
+) -> dict[str, float]:
+    """Pretrains an encoder, or continues the run that the workdir holds; all workers call it.
+
+    `pretrain(dataset="folder:/data/photos", workdir="runs/photos", preset="photos")` needs nothing else.
 
     Args:
       config: the recipe; it is checked as the command checks it.
       source: its training images, if `preflight.open_training_data` has opened them already.
+      preset: the name of a preset, or a flagfile, in the place of a recipe.
+      **settings: fields of `PretrainConfig`, which win over both.
 
     Returns:
       The last line of `metrics.jsonl`, empty if no step was made.
@@ -50,7 +57,7 @@ def pretrain(config: PretrainConfig, source: Source | None = None) -> dict[str, 
     started = time.monotonic()
 
     # ---- What the user asked for, before anything is touched
-    config = with_precision(config)
+    config = with_precision(preflight.recipe_of_call(config, preset, settings))
     source = preflight.open_training_data(config, source)
 
     # ---- Workers, which agree; and a workdir for this run alone
@@ -82,6 +89,9 @@ def _pretrain(
 
     # ---- The folder of the run
     _announce(source, steps, run.method.note, first_step, progress)
+    if is_chief and prefix is None:
+        for warning in advice.warnings_of(config, source, collectives.size()):
+            progress.say(f"warning: {warning}")
     if is_chief and not opened.resuming:
         begin_run(config)
     run = run._replace(origin=opening.origin_of(config, source))

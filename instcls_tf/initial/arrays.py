@@ -99,9 +99,9 @@ def _read_torch(path: str) -> dict[str, np.ndarray]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of PyTorch: damaged, or objects that it would have to unpickle
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"--init={shown(path)}: PyTorch does not read it as weights alone ({shown(reason)}); wanted a state dict"
+            f"--init={shown(path)}: PyTorch finds more than weights in it, or it is damaged ({type(error).__name__});"
+            f" wanted a state dict alone, as torch.save(network.state_dict(), ...) writes it"
         ) from error
     state = _state_in(content)
     return {name: _numpy(value) for name, value in state.items() if hasattr(value, "numpy")}

@@ -15,11 +15,13 @@ from instcls_tf.initial.arrays import HEAD, Arrays, from_torch, name_of_variable
 
 # By it the weights of a ResNet are found among those of others.
 _MARK = "layer1.0.conv1.weight"
+# PyTorch counts batches, and nothing uses it.
+_COUNTER = "num_batches_tracked"
 # Of several networks in a file, such as MoCo's query and key encoders, what its own evaluation takes.
 _PREFERRED = ("encoder_q.", "teacher.", "student.")
 # What other methods and classifiers have beside the backbone: left out, and said.
 _OTHER_PARTS = re.compile(
-    r"(?:.*\.)?(?P<part>fc|head|classifier|projector|projection_head|prototypes|predictor|queue|queue_ptr|encoder_k)\b.*"
+    r"(?:.*?\.)?(?P<part>fc|head|classifier|projector|projection_head|prototypes|predictor|queue|queue_ptr|encoder_k)\b.*"
 )
 # MoCo v2's head is ours: two linear maps with a ReLU between them.
 _HEAD_OF_MOCO = {"fc.0": f"{HEAD}fc1", "fc.2": f"{HEAD}fc2"}
@@ -43,6 +45,7 @@ def match(encoder: tf.keras.Model, arrays: Arrays, path: str) -> Matched:
     Raises:
       UserError: names the weights that are missing, of another shape, not finite, or left over.
     """
+    arrays = {name: value for name, value in arrays.items() if not name.endswith(_COUNTER)}
     own, others = _own(arrays, path)
     wanted = {name_of_variable(variable.name): variable for variable in encoder.variables}
     own = _with_head_of_moco(own, wanted)

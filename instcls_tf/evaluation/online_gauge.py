@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Callable
 
 import tensorflow as tf
@@ -50,25 +51,30 @@ class OnlineGauge:
         self._start = {f"{name}{_START}": value for name, value in self._read().items()}
 
     def measure(self) -> dict[str, float]:
-        """`gauge_agreement` and `rank_me`, and those of the start, as `metrics.jsonl` has them."""
+        """`gauge_agreement` and `rank_me`, those of the start, and what they cost, as `metrics.jsonl` has them."""
+        started = time.monotonic()
         now = self._read()
-        self._warn(now["gauge_agreement"])
-        return {**now, **self._start}
+        if not self._warned:
+            warning = if_worse(now["gauge_agreement"], self._start.get(f"gauge_agreement{_START}"))
+            self._warned = bool(warning)
+            if warning:
+                self._say(warning)
+        return {**now, **self._start, "gauge_seconds": time.monotonic() - started}
 
     def _read(self) -> dict[str, float]:
         (reading,) = self._views.read(self._backbone)
         return reading._asdict()
 
-    def _warn(self, agreement: float) -> None:
-        start = self._start.get(f"gauge_agreement{_START}", 0.0)
-        if self._warned or agreement > start - _CLEARLY:
-            return
-        self._warned = True
-        self._say(
-            f"warning: two views of an image share {agreement:.0%} of their nearest neighbours, {start:.0%} before:"
-            f" the network is worse than at its start; is --learning_rate too high, or the augmentation too strong for"
-            f" these images? (python -m scripts.show_views shows it)"
-        )
+
+def if_worse(agreement: float, start: float | None) -> str:
+    """What to say of a network that has become worse than it was at its start; nothing if it has not, clearly."""
+    if start is None or agreement > start - _CLEARLY:
+        return ""
+    return (
+        f"warning: two views of an image share {agreement:.0%} of their nearest neighbours, {start:.0%} before: the"
+        f" network is worse than at its start; is --learning_rate too high, or the augmentation too strong for these"
+        f" images? (python -m scripts.show_views shows it)"
+    )
 
 
 def start_in(lines: list[dict[str, float]]) -> dict[str, float]:

@@ -55,6 +55,10 @@ def test_two_workers_judge_as_one(workdir, tmp_path):
     assert shared["finetune"]["loss"] == pytest.approx(alone["finetune"]["loss"], rel=0.2)
     assert shared["cached"]["learning_rate"] == pytest.approx(alone["cached"]["learning_rate"], rel=1e-4)
     assert alone["cached"]["top1"] > 0.3
+    for network in ("pixels", "start", "run"):
+        for name, tolerance in {"top1": 0.03, "nearest_top1": 0.03, "gauge_agreement": 0.01, "rank_me": 0.01}.items():
+            assert shared["report"][network][name] == pytest.approx(alone["report"][network][name], abs=tolerance), name
+    assert (shared["report"]["train_examples"], shared["report"]["test_examples"]) == (500, 100)
     assert (alone["finetune"]["labels"], alone["finetune"]["fraction"]) == (140, 0.1)
     assert alone["finetune"]["score"] == alone["finetune"]["mean_per_class"]
     assert (shared["extract"]["examples"], shared["extract"]["files"]) == (5, 4)

@@ -42,7 +42,8 @@ def interrupted_run_of_two(tmp_path_factory) -> PastRun:
 @pytest.mark.parametrize("fixture", ["whole_run", "whole_run_of_two"])
 def test_a_run_leaves_what_the_documentation_promises(request, fixture):
     workdir = request.getfixturevalue(fixture).workdir
-    assert {path.name for path in workdir.iterdir()} == {"run.flags", "metrics.jsonl", "checkpoints", "tensorboard"}
+    left = {"run.flags", "metrics.jsonl", "checkpoints", "tensorboard", "start.safetensors"}
+    assert {path.name for path in workdir.iterdir()} == left
     assert load_run(str(workdir)) == PretrainConfig(**TINY, workdir=str(workdir))
 
     metrics = metrics_of(workdir)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from instcls_tf.distributed import collectives
 from instcls_tf.evaluation import commands
+from instcls_tf.evaluation.against_start import judge_run
 from instcls_tf.evaluation.recipes import CachedRecipe, FinetuneRecipe, LinearRecipe
 from instcls_tf.evaluation.subject import open_subject
 
@@ -28,6 +29,7 @@ def judge(workdir: Path, photos: Path, output: Path) -> dict[str, dict]:
         "cached": commands.cached_linear_of_run(subject, CACHED),
         "linear": commands.linear_of_run(subject, LINEAR),
         "finetune": commands.finetune_of_run(subject, FINETUNE),
+        "report": judge_run(str(workdir), images=500).result(),
         "extract": commands.extract_of_run(str(workdir), f"folder:{photos}", None, "train", str(output)),
     }
 

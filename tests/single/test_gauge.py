@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from instcls_tf.config import PretrainConfig
+from instcls_tf.data.sources import open_source
 from instcls_tf.errors import UserError
+from instcls_tf.evaluation.features import Embedder
 from instcls_tf.evaluation.gauge import rank_me, read_gauges, shared_neighbours
+from instcls_tf.evaluation.online_gauge import if_worse, start_in
+from instcls_tf.evaluation.two_views import TwoViews
 
 RANDOM = np.random.default_rng(0)
 
@@ -80,3 +86,38 @@ def test_what_is_no_reading():
         read_gauges(np.array([[1.0], [np.nan]]), np.ones([2, 1]))
     with pytest.raises(UserError, match="at least two images"):
         read_gauges(np.ones([1, 2]), np.ones([1, 2]))
+
+
+# ------------------------------------------------------------------------------------------------------ during a run
+
+CONFIG = PretrainConfig(dataset="digits", augmentation="digits", image_size=8, seed=4)
+
+
+def test_two_views_are_of_the_same_images_and_always_the_same():
+    """A model that gives pixels shows what was looked at."""
+    source = open_source("digits")
+    pixels = Embedder(lambda images: tf.reshape(tf.cast(images, tf.float32), [-1, 8 * 8 * 3]))
+    ((first, second),) = TwoViews(CONFIG, source).features(pixels)
+    ((again, _),) = TwoViews(CONFIG, source).features(pixels)
+    np.testing.assert_array_equal(first, again)
+    assert first.shape == second.shape == (128, 192)  # of 1,437 images a twentieth would be fewer
+    assert np.abs(first - second).max() > 50
+    first, second = first - first.mean(axis=0), second - second.mean(axis=0)
+    own = [np.corrcoef(a, b)[0, 1] for a, b in zip(first, second)]
+    others = [np.corrcoef(a, b)[0, 1] for a, b in zip(first, np.roll(second, 1, axis=0))]
+    assert np.mean(own) > 0.1
+    assert abs(np.mean(others)) < 0.05
+
+
+def test_a_network_that_gets_worse_is_told_of():
+    assert if_worse(0.30, None) == if_worse(0.30, 0.34) == if_worse(0.5, 0.3) == ""
+    said = if_worse(0.20, 0.35)
+    assert said.startswith(
+        "warning: two views of an image share 20% of their nearest neighbours, 35% before: the network"
+    )
+
+
+def test_the_start_is_found_in_the_log():
+    lines = [{"step": 1, "loss_expected_start": 3.0}, {"step": 2, "gauge_agreement_start": 0.25, "rank_me_start": 7.5}]
+    assert start_in(lines) == {"gauge_agreement_start": 0.25, "rank_me_start": 7.5}
+    assert start_in(lines[:1]) == start_in([]) == {}

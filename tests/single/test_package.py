@@ -102,6 +102,13 @@ def test_nothing_but_the_package_is_installed():
     assert {f"instcls_tf.{path.parent.name}" for path in (ROOT / "instcls_tf").glob("*/__init__.py")} < set(found)
 
 
+def test_presets_are_installed_with_the_package():
+    """Where `flags/` is not: the link in the clone is followed when the package is built."""
+    patterns = SETTINGS["tool"]["setuptools"]["package-data"]["instcls_tf"]
+    found = {path.name for pattern in patterns for path in (ROOT / "instcls_tf").glob(pattern)}
+    assert found == {"py.typed", *(path.name for path in (ROOT / "flags" / "presets").glob("*.flags"))}
+
+
 def test_dependencies_are_ranges():
     for line in itertools.chain(PROJECT["dependencies"], *EXTRAS.values()):
         assert "==" not in line, line

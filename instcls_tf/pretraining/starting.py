@@ -75,8 +75,9 @@ def report_help(config: PretrainConfig, progress: Progress) -> None:
         found = judge_run(config.workdir, config.data_dir)
         if collectives.rank() == 0:
             files.write(os.path.join(config.workdir, REPORT_NAME), json.dumps(found.result()).encode())
-    except UserError as error:
-        progress.say(f"warning: the run is finished, but not judged: {error}")
+    except (UserError, tf.errors.OpError) as error:
+        reason = error if isinstance(error, UserError) else str(error).splitlines()[0]
+        progress.say(f"warning: the run is finished, but not judged: {reason}")
         return
     for line in found.text().splitlines():
         progress.say(line)

@@ -133,6 +133,11 @@ def test_type_checkers_see_the_public_names():
     assert (ROOT / "instcls_tf" / "py.typed").exists()
 
 
+def test_help_shows_each_public_name():
+    assert {name for name in instcls_tf.__all__ if name not in instcls_tf.__doc__} == set()
+    assert 'preset="photos"' in instcls_tf.__doc__
+
+
 def test_the_version_is_that_of_the_project(monkeypatch):
     line = f'version = "{instcls_tf.__version__}"'
     assert line in (ROOT / "pyproject.toml").read_text().splitlines()

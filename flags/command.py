@@ -28,6 +28,8 @@ _GRACE_SECONDS = 5.0
 # memory, unless told otherwise: two arrays of 10 GB would not fit into 24 GB. What is only reserved takes no memory.
 _ADDRESS_SPACE = 2**46
 
+_OF_A_GRAPH = re.compile(r"Graph execution error:|Detected at node|  File \"|\s*\[\[\{\{node")
+
 _WANTED = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
@@ -53,9 +55,15 @@ def run(main: Callable[[], None], description: str, before_parsing: Callable[[],
     except signals.Stopped:
         sys.exit(job.STOPPED_STATUS)  # it has been said
     except Exception as error:
-        if not job.record_error(f"{type(error).__name__}: {error}", traceback.format_exc()):
+        if not job.record_error(f"{type(error).__name__}: {_reason(error)}", traceback.format_exc()):
             raise
         _leave(1)  # the launcher tells of the first of the workers
+
+
+def _reason(error: Exception) -> str:
+    """An error's message without the lines in which TensorFlow tells where in a graph it was: a traceback has them."""
+    lines = [line for line in str(error).splitlines() if line.strip() and not _OF_A_GRAPH.match(line)]
+    return " ".join(line.strip() for line in lines) or str(error)
 
 
 def _join_job() -> None:

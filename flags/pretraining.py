@@ -53,6 +53,9 @@ DESCRIPTIONS = {
     " its views: a few images are shown for more epochs than many.",
     "extend_epochs": "Epochs after those, with a warm-up and a cosine of their own: a finished run goes on when it is"
     " given them. The result is that of --epochs and --extend_epochs together, not of one longer run.",
+    "extend_from": "Folder of a run on an earlier state of the set. Images that it knows, by their bytes, keep class"
+    " weights and momentum, wherever they lie now; new ones get theirs from its network; those that are gone lose them."
+    " A run of its own begins with that, in --workdir.",
     "warmup_epochs": "Linear warm-up, in epochs; at most a tenth of the run.",
     "learning_rate": f"Learning rate at a batch size of {recipe.REFERENCE_BATCH_SIZE} (at any batch size with"
     " --noscale_learning_rate).",
@@ -131,7 +134,7 @@ CHOICES = {
 }
 
 # --dataset may name a folder as well, but is part of the recipe and stays as it was given.
-PATHS = ("data_dir", "init")
+PATHS = ("data_dir", "extend_from", "init")
 
 
 def define(only: tuple[str, ...] | None = None, flag_values: flags.FlagValues = FLAGS) -> None:

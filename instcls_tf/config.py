@@ -6,6 +6,7 @@ The defaults are the paper's and stand only here; the command-line flags and the
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any
 
 from instcls_tf import flagfiles
@@ -61,6 +62,7 @@ REFERENCE_BATCH_SIZE = 4096
 
 # What only the instance classification has; its prior and its smoothing are on by default and left out elsewhere.
 _OF_THE_CLASSIFICATION = (
+    "extend_from",
     "sampled_classes",
     "prior_every",
     "contrast_epochs",
@@ -104,6 +106,7 @@ class PretrainConfig:
     epochs: int = 1000
     exposures: int = 0
     extend_epochs: int = 0
+    extend_from: str | None = None
     warmup_epochs: float = 10
     learning_rate: float = 0.48
     scale_learning_rate: bool = True
@@ -228,6 +231,8 @@ class PretrainConfig:
                         f"--{field.name}={getattr(self, field.name)}: is of --method={INSTANCE},"
                         f" --method={self.method} has nothing of the kind"
                     )
+        if self.extend_from is not None:
+            self._validate_extend_from(self.extend_from)
         if self.prior_every and self.classifier_init == RANDOM:
             raise UserError(
                 f"--prior_every={self.prior_every}: takes the contrastive prior again, but --classifier_init={RANDOM}"
@@ -240,6 +245,18 @@ class PretrainConfig:
             require(self, "temperature", self.temperature == none, "left out with --method=diet, which has none")
         if self.method in (SIMCLR, MOCO_V2) or self.contrast_epochs or self.batch_contrast:
             require(self, "views", self.views >= 2, "at least 2, which are compared with each other")
+
+    def _validate_extend_from(self, other: str) -> None:
+        path_for_tensorflow("extend_from", other)
+        if self.init is not None:
+            raise UserError(f"--extend_from={other}: brings its network along, leave --init={self.init} out")
+        if self.contrast_epochs:
+            raise UserError(
+                f"--extend_from={other}: takes class weights over, and --contrast_epochs={self.contrast_epochs} would"
+                f" take them from the network again: leave one of the two out"
+            )
+        if os.path.realpath(other) == os.path.realpath(self.workdir):
+            raise UserError(f"--extend_from={other}: is --workdir itself, wanted another folder for the run that grows")
 
     def _validate_contrast_epochs(self) -> None:
         fits = self.contrast_epochs < self.epochs

@@ -49,6 +49,7 @@ CHANGED = PretrainConfig(
     exposures=70_000,
     recompute="never",
     extend_epochs=2,
+    extend_from="runs/before",
     warmup_epochs=0.5,
     learning_rate=0.1,
     scale_learning_rate=False,

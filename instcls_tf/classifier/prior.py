@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from typing import Callable
 
+import numpy as np
 import tensorflow as tf
 
+from instcls_tf.classifier import tiles
 from instcls_tf.classifier.sharded_classifier import ShardedClassifier
 from instcls_tf.config import RANDOM, RAW_BATCH_BN, RAW_FIXED_BN, RAW_RUNNING_BN, PretrainConfig
 from instcls_tf.data import pipeline
@@ -55,21 +57,80 @@ def initialize_classifier(
     if config.classifier_init == RANDOM:
         return
     infer = {RAW_RUNNING_BN: _running_bn, RAW_FIXED_BN: _fixed_bn, RAW_BATCH_BN: _batch_bn}
-    images_spec = tf.TensorSpec([None, config.image_size, config.image_size, 3], tf.uint8)
-    embed = tf.function(
-        infer[config.classifier_init](encoder, config.micro_batch),
-        [images_spec, tf.TensorSpec([None], tf.int32)],
-        autograph=False,
-    )
+    embed = infer[config.classifier_init](encoder, config.micro_batch)
     burn_in = config.bn_burn_in if config.classifier_init == RAW_RUNNING_BN else 0
+    _pass_over_images(config, classifier, embed, classifier.write, source, burn_in, progress, bad_files)
+
+
+def initialize_new_classes(
+    config: PretrainConfig,
+    classifier: ShardedClassifier,
+    encoder: tf.keras.Model,
+    source: Source,
+    is_new: np.ndarray,
+    progress: OnProgress = no_progress,
+    bad_files: BadFiles | None = None,
+) -> None:
+    """Gives new classes a weight beside those of a run that has been trained; all workers together.
+
+    It is the projection of the class's image, normalised by the network's moving statistics, which stay as they are,
+    plus the mean difference between the weights of the other classes, as directions, and the projections of theirs:
+    training has taken from the weights what all embeddings have in common, and with it the new classes would be
+    nearer to every image than the old ones.
+
+    Args:
+      config: the recipe.
+      classifier: has the weights of the other classes, receives those of the new ones.
+      encoder: the trained network.
+      source: the images.
+      is_new: which of them have no weight yet, bool `[N]`.
+      progress: as in `initialize_classifier`.
+      bad_files: of the run, checked on the way.
+
+    Raises:
+      UserError: too many images cannot be read, or a record file is damaged.
+    """
+    differences = tf.Variable(tf.zeros([config.embedding_size + 1]))  # their sum, and how many
+    local_is_new = tf.constant(is_new[classifier.begin : classifier.end])
+
+    def use(local: tf.Tensor, projections: tf.Tensor) -> None:
+        new = tf.gather(local_is_new, local)
+        classifier.write(local[new], projections[new])
+        directions = tf.math.l2_normalize(classifier.read(local[~new]), axis=1)
+        ones = tf.ones([tf.shape(directions)[0], 1])
+        differences.assign_add(tf.reduce_sum(tf.concat([directions - projections[~new], ones], axis=1), axis=0))
+
+    embed = _fixed_bn(encoder, config.micro_batch)
+    _pass_over_images(config, classifier, embed, use, source, 0, progress, bad_files)
+    total = collectives.sum_over_workers(tf.identity(differences), "differences_of_weights")
+    shift = tf.math.divide_no_nan(total[:-1], total[-1])
+    new = tf.cast(tf.where(local_is_new)[:, 0], tf.int32)
+    for start in range(0, len(new), tiles.DRAWN_BLOCK_CLASSES):
+        local = new[start : start + tiles.DRAWN_BLOCK_CLASSES]
+        classifier.write(local, tf.math.l2_normalize(classifier.read(local) + shift, axis=1))
+
+
+def _pass_over_images(
+    config: PretrainConfig,
+    classifier: ShardedClassifier,
+    embed: Embed,
+    use: Callable[[tf.Tensor, tf.Tensor], None],
+    source: Source,
+    burn_in: int,
+    progress: OnProgress,
+    bad_files: BadFiles | None,
+) -> None:
+    """After so many epochs of statistics alone: what `use` does with this worker's classes `[m]` and projections."""
+    images_spec = tf.TensorSpec([None, config.image_size, config.image_size, 3], tf.uint8)
+    embed = tf.function(embed, [images_spec, tf.TensorSpec([None], tf.int32)], autograph=False)
     steps = pipeline.steps_per_epoch(source.num_instances, config.batch_size)
     for epoch in range(burn_in + 1):
         stage = "BN burn-in" if epoch < burn_in else "contrastive prior"
         for done, (images, instance_ids, _) in enumerate(_inference_epoch(config, source, epoch), start=1):
-            weights, ids = embed(images, instance_ids)
+            projections, ids = embed(images, instance_ids)
             if epoch == burn_in:
                 own = (ids >= classifier.begin) & (ids < classifier.end)
-                classifier.write(ids[own] - classifier.begin, weights[own])
+                use(ids[own] - classifier.begin, projections[own])
             progress(stage, done, steps)
             if bad_files is not None and bad_files.is_due(done, steps):
                 bad_files.check()

@@ -59,6 +59,16 @@ class FolderSource:
         """The path below `root`."""
         return self.paths[instance_id]
 
+    def content_of(self, instance_id: int) -> bytes:
+        """The bytes of a file; none if it cannot be read."""
+        if instance_id in self.irregular:
+            return b""
+        try:
+            with open(os.path.join(os.fsencode(self.root), self.paths.bytes_of(instance_id)), "rb") as file:
+                return file.read()
+        except OSError:
+            return b""
+
     def holds_images_in(self, folder: str) -> bool:
         """Whether `folder` is `root` or a folder below it from which images are taken."""
         place = os.path.relpath(os.path.realpath(folder), os.path.realpath(self.root))

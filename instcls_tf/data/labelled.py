@@ -189,6 +189,10 @@ class Subset(FixedIds):
         """As the whole source."""
         return self.whole.reading
 
+    def content_of(self, instance_id: int) -> bytes:
+        """An image as it is stored."""
+        return self.whole.content_of(int(self.ids[instance_id]))
+
     def loader(self) -> Callable[[Any], Any]:
         """A graph function from an instance id (int64 scalar) to its image, uint8 `[H, W, 3]`."""
         import tensorflow as tf
@@ -222,6 +226,10 @@ class EncodedImages(FixedIds):
     def content_digest(self) -> str:
         """A hash of the encoded images."""
         return digest_of_content(self, self.encoded)
+
+    def content_of(self, instance_id: int) -> bytes:
+        """An image as it is encoded."""
+        return self.encoded[instance_id]
 
     def loader(self) -> Callable[[Any], Any]:
         """A graph function from an instance id (int64 scalar) to its image, uint8 `[H, W, 3]`."""

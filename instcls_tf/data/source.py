@@ -84,6 +84,9 @@ class RandomAccessSource(Images, Protocol):
     def labels(self) -> np.ndarray:
         """`[N]` int32, -1 if unknown."""
 
+    def content_of(self, instance_id: int) -> bytes:
+        """An image as it is stored; empty if it cannot be read."""
+
 
 class StreamedSource(Images, Protocol):
     """Records that are read one after the other."""

@@ -105,6 +105,10 @@ class DigitsSource(FixedIds):
         """A hash of the pixels."""
         return digest_of_content(self, [np.ascontiguousarray(self.images).tobytes()])
 
+    def content_of(self, instance_id: int) -> bytes:
+        """The pixels of an image."""
+        return self.images[instance_id].tobytes()
+
     def loader(self) -> Callable[[Any], Any]:
         """A graph function from an instance id (int64 scalar) to its image, uint8 `[8, 8, 3]`."""
         import tensorflow as tf

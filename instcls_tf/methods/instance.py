@@ -17,6 +17,7 @@ from instcls_tf.run.parts import Slices
 
 # Of the class weights in a checkpoint; the name is that of the first runs.
 CLASS_WEIGHTS_KEY = "classifier/rows"
+CLASS_MOMENTUM_KEY = "classifier/momentum"
 
 
 class ContrastedOutput(NamedTuple):
@@ -74,7 +75,7 @@ class InstanceClassification:
         begin, total = self.classifier.begin, self.classifier.num_instances
         return {
             CLASS_WEIGHTS_KEY: Slices(self.classifier.local_weights, begin, total),
-            "classifier/momentum": Slices(self.classifier.local_momentum, begin, total),
+            CLASS_MOMENTUM_KEY: Slices(self.classifier.local_momentum, begin, total),
         }
 
     def train(self, batch: StepBatch, learn: Learn) -> Output:

@@ -6,13 +6,15 @@ import os
 from typing import Any
 
 from instcls_tf import flagfiles
-from instcls_tf.config import PretrainConfig
+from instcls_tf.config import MIXED_FLOAT16, PretrainConfig
 from instcls_tf.data.source import Source
 from instcls_tf.data.sources import open_training_source
 from instcls_tf.distributed.launcher import launched_rank_and_size
 from instcls_tf.errors import UserError
 from instcls_tf.initial.kinds import kind_of
-from instcls_tf.run.workdir import has_checkpoints, refuse_other_recipe
+from instcls_tf.run.workdir import has_checkpoints, load_run, refuse_other_recipe
+
+_OF_THE_NETWORK = ("method", "encoder", "width_multiplier", "stem", "mlp_head", "embedding_size")
 
 
 def recipe_of_call(config: PretrainConfig | None, preset: str | None, settings: dict[str, Any]) -> PretrainConfig:
@@ -63,6 +65,8 @@ def open_training_data(config: PretrainConfig, source: Source | None = None) -> 
         _refuse_added_files(config, source)
     else:
         _refuse_images_in_workdir(config, source)
+        if config.extend_from is not None:
+            _refuse_another_network(config, config.extend_from)
     return source
 
 
@@ -87,5 +91,20 @@ def _refuse_added_files(config: PretrainConfig, source: Source) -> None:
         raise UserError(
             f"--dataset={config.dataset}: {source.changes.added[0]!r} was added after the run in"
             f" --workdir={config.workdir} began with {before} images, now there are {source.num_instances}: take the"
-            f" new files away to continue the run, or begin another one in another folder"
+            f" new files away to continue the run, or begin another one in another folder, with"
+            f" --extend_from={config.workdir} to go on from this one"
         )
+
+
+def _refuse_another_network(config: PretrainConfig, other: str) -> None:
+    """What is taken over from `--extend_from` must fit."""
+    try:
+        theirs = load_run(other)
+    except UserError as error:
+        raise UserError(str(error).replace("--workdir", "--extend_from")) from error
+    for name in (*_OF_THE_NETWORK, "precision"):
+        before, now = getattr(theirs, name), getattr(config, name)
+        if before != now and (name != "precision" or MIXED_FLOAT16 in (before, now)):  # which has a loss scale
+            raise UserError(
+                f"--extend_from={other}: is a run with --{name}={before}, this one has --{name}={now}: wanted the same"
+            )

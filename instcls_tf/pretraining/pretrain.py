@@ -9,9 +9,9 @@ import tensorflow as tf
 
 from instcls_tf import stamps
 from instcls_tf.classifier.kernels import passes
-from instcls_tf.classifier.prior import initialize_classifier
+from instcls_tf.classifier.prior import initialize_classifier, initialize_new_classes
 from instcls_tf.config import FLOAT32, PretrainConfig
-from instcls_tf.data import augment, pipeline
+from instcls_tf.data import augment, contents, pipeline
 from instcls_tf.data.bad_files import BadFiles
 from instcls_tf.data.kernels import views
 from instcls_tf.data.source import Source, notes_of
@@ -20,7 +20,7 @@ from instcls_tf.errors import some_of
 from instcls_tf.evaluation.online_knn import OnlineKnn
 from instcls_tf.initial.start import keep_starting_weights
 from instcls_tf.methods.simclr import SimCLR
-from instcls_tf.pretraining import advice, agreement, finite, opening, preflight, starting
+from instcls_tf.pretraining import advice, agreement, finite, growth, opening, preflight, starting
 from instcls_tf.pretraining.activations import groups_of
 from instcls_tf.pretraining.reporter import EpochReporter
 from instcls_tf.pretraining.state import make_run, make_schedule
@@ -87,6 +87,12 @@ def _pretrain(
     has_lists = prefix is not None and run.restore(prefix)
     first_step, classifier, hard_negatives = run.step, run.classifier, run.hard_negatives
 
+    # ---- What the images are, by which an earlier run or a later one knows them
+    grown, hashes = None, None
+    if prefix is None and classifier is not None:
+        hashes = growth.contents_of(source, progress)
+        grown = growth.find(config, hashes, progress) if config.extend_from else None
+
     # ---- The folder of the run
     _announce(source, steps, run.method.note, first_step, progress)
     if is_chief and prefix is None:
@@ -97,14 +103,21 @@ def _pretrain(
     run = run._replace(origin=opening.origin_of(config, source))
     if is_chief:
         _report_changes(source, source.write_manifest(config.workdir), progress)
+        if hashes is not None:
+            contents.write(contents.contents_path(config.workdir), hashes)
     bad_files = BadFiles(config.workdir, source, config.max_bad_fraction)
     stop = StopRequest(run, config.workdir, progress)
     signals.defer()  # from here on there is something to lose
 
-    # ---- Class weights, from the random network
+    # ---- Class weights, from the random network or from an earlier run
     if prefix is None:
-        if classifier is not None and not config.contrast_epochs:
-            heeding = stop.heeded_in(progress, changes_run=True)
+        heeding = stop.heeded_in(progress, changes_run=True)
+        if classifier is not None and grown is not None:
+            progress.say(str(grown))
+            growth.take_over(run, classifier, grown)
+            if grown.is_new.any():
+                initialize_new_classes(config, classifier, run.encoder, source, grown.is_new, heeding, bad_files)
+        elif classifier is not None and not config.contrast_epochs:
             initialize_classifier(config, classifier, run.encoder, source, heeding, bad_files)
             starting.report_gap(config, source, run.encoder, classifier, progress)
         if is_chief:

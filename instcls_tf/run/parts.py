@@ -11,7 +11,7 @@ from instcls_tf import stamps
 from instcls_tf.errors import UserError
 
 # Rows that are in memory twice while they are written or read.
-_CHUNK_ROWS = 2**19
+CHUNK_ROWS = 2**19
 
 
 class Slices(NamedTuple):
@@ -24,9 +24,9 @@ class Slices(NamedTuple):
     def chunks(self) -> Iterator[tuple[int, int]]:
         """Begin and end of the rows that are written and read at a time."""
         rows = self.variable.shape[0]
-        for start in range(0, rows, _CHUNK_ROWS):
+        for start in range(0, rows, CHUNK_ROWS):
             stamps.go_on()
-            yield start, min(start + _CHUNK_ROWS, rows)
+            yield start, min(start + CHUNK_ROWS, rows)
 
     def spec(self, start: int, stop: int) -> str:
         """TensorFlow's notation of some of these rows: the whole shape, then `begin,length` or `-` per dimension."""

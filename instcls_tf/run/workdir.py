@@ -33,7 +33,7 @@ _LATER = "center_crop_fraction"
 # Marks the line of a run.flags with the run's id: a comment, so that the file is a flagfile still.
 _RUN_ID = "# run "
 # What a run leaves that would be taken for its successor's.
-_OF_THE_RUN = ("manifest.tsv", "bad_files.txt", "start.safetensors", "report.json")
+_OF_THE_RUN = ("manifest.tsv", "contents.npy", "bad_files.txt", "start.safetensors", "report.json")
 # The folder in a workdir that holds the checkpoints of its run.
 CHECKPOINTS_NAME = "checkpoints"
 # The last line that a run.flags had for certain before files ended with a mark.

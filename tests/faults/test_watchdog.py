@@ -13,7 +13,7 @@ import pytest
 from instcls_tf.distributed import watchdog
 from tests.commands import TIMEOUT, run_command, under_launcher
 from tests.end_to_end.runs import flags_of
-from tests.faults.jobs import Job, hurt, running, saved, standin
+from tests.faults.jobs import Job, hurt, launcher, running, saved, standin
 
 LONG, LIMIT = "--steps=1000", "--stall_timeout=3"
 STALLED = 70
@@ -88,6 +88,28 @@ def test_pretraining_without_our_launcher(tmp_path, monkeypatch):
     )
     assert "waits in training, step 2 of 8, at instcls_tf/pretraining/stopping.py" in sentence
     assert any(line.startswith("1: [") for line in finished.said_by(0)), "Horovod names what misses rank 1"
+
+
+@pytest.mark.parametrize("differs", ["name", "shape", "dtype"])
+def test_workers_in_different_collectives(differs):
+    """Two workers over MPI sum tensors of other names, shapes or types: the job ends, with who is where or with
+    Horovod's text.
+    """
+    finished = run_command(launcher(2, "tests.faults.mismatch", f"--differs={differs}"))
+    last = finished.stderr.splitlines()[-1]
+    if differs == "name":
+        assert finished.status == STALLED
+        assert last.startswith("error: nothing has moved for ")
+        for rank in (0, 1):
+            assert re.search(rf"worker {rank} \(pid \d+ on \S+\) waits in summing, step 3 of 10", last), last
+    else:
+        assert finished.status == 1
+        expected = {  # in the order in which they came
+            "shape": r"tensor shapes: One rank sent a tensor of shape \[[23]\], but another rank sent a tensor of shape"
+            r" \[[23]\]\.",
+            "dtype": r"data types: One rank had type float(32|64), but another rank had type float(32|64)\.",
+        }[differs]
+        assert re.fullmatch(rf"error: worker \d on \S+: \w+Error: Mismatched (ALLREDUCE )?{expected}", last), last
 
 
 # -------------------------------------------------------------------------------------- the watch itself, by the second

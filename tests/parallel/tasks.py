@@ -257,7 +257,7 @@ def restore(folder: Path, saved: Path) -> None:
 
 
 def _numbered_state():
-    parts._CHUNK_ROWS = 20
+    parts.CHUNK_ROWS = 20
     layer = make_classifier(cases.CASES["marginal"], "saved")
     layer.local_momentum.assign(-layer.local_weights)
     hard_negatives = HardNegatives(layer, cases.NUM_HARD_NEGATIVES)

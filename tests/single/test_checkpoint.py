@@ -40,7 +40,7 @@ def assert_equal(state, other) -> None:
 @pytest.fixture
 def saved(tmp_path, monkeypatch) -> str:
     """The prefix of a checkpoint whose tensors went through several chunks."""
-    monkeypatch.setattr(parts, "_CHUNK_ROWS", 20)
+    monkeypatch.setattr(parts, "CHUNK_ROWS", 20)
     return checkpoint.save(str(tmp_path), 7, *make_state())
 
 

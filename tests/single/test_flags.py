@@ -191,6 +191,7 @@ def test_home_is_expanded_in_every_path(monkeypatch):
     assert found == NO_PATHS | {
         "workdir",
         "data_dir",
+        "extend_from",
         "output",
         "train_features",
         "test_features",

@@ -1,0 +1,151 @@
+"""A run on a set that has grown or shrunk: what it takes over from the run on the earlier state, `--extend_from`.
+
+Images are known by their bytes (`data.contents`), so that files may be moved and renamed. Known images keep their class
+weight and its momentum to the last bit, the encoder its weights, BN statistics and momentum. New images get the
+projection that this encoder has for them, as the contrastive prior gives those of a random network; those that are gone
+lose their class. Steps, learning rate and warm-up begin anew.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from instcls_tf import stamps
+from instcls_tf.classifier.sharded_classifier import ShardedClassifier
+from instcls_tf.config import PretrainConfig
+from instcls_tf.data import contents
+from instcls_tf.data.source import Source
+from instcls_tf.data.sources import open_training_source
+from instcls_tf.distributed import collectives, workers
+from instcls_tf.errors import UserError
+from instcls_tf.methods.instance import CLASS_MOMENTUM_KEY, CLASS_WEIGHTS_KEY
+from instcls_tf.pretraining.state import Run
+from instcls_tf.progress import OnProgress, Progress
+from instcls_tf.run import checkpoint, checkpoint_choice
+from instcls_tf.run.parts import CHUNK_ROWS, refuse_not_finite
+from instcls_tf.run.workdir import load_run
+
+
+class Growth(NamedTuple):
+    """What a run takes over."""
+
+    prefix: str  # of the other run's newest checkpoint
+    known: np.ndarray  # int64 [N]: an image's id in that run, -1 if it is new
+    num_before: int  # images of that run
+
+    @property
+    def is_new(self) -> np.ndarray:
+        """Which images that run did not have, bool `[N]`."""
+        return self.known < 0
+
+    def __str__(self) -> str:
+        new = int(self.is_new.sum())
+        kept = len(self.known) - new
+        return (
+            f"from {self.prefix}: {kept} images are known and keep weight and momentum, {new} are new,"
+            f" {self.num_before - kept} of its {self.num_before} are gone"
+        )
+
+
+def contents_of(source: Source, progress: OnProgress) -> np.ndarray:
+    """The hashes of all images, uint64 `[N, 2]`; each worker reads its share, all together."""
+    own = contents.hashes_of(source, *collectives.own_bounds(source.num_instances), progress)
+    return collectives.all_gather(tf.constant(own.view(np.int64)), "contents").numpy().view(np.uint64)
+
+
+def find(config: PretrainConfig, hashes: np.ndarray, progress: Progress) -> Growth:
+    """What `--extend_from` has of these images; all workers together.
+
+    Args:
+      config: the recipe.
+      hashes: of its images, uint64 `[N, 2]`.
+      progress: of hashing the other run's images, where it has not kept their hashes.
+
+    Raises:
+      UserError: the other run has no checkpoint, knows none of the images, or is not known by the bytes of its images.
+    """
+    other = str(config.extend_from)
+    prefix = _newest_of(other)
+    before = _contents_before(other, progress)
+    known = contents.known_ids(before, hashes)
+    if (known < 0).all():
+        raise UserError(
+            f"--extend_from={other}: knows none of the {len(known)} images of --dataset={config.dataset}, wanted a run"
+            f" on an earlier state of the same set"
+        )
+    return Growth(prefix, known, len(before))
+
+
+def _newest_of(other: str) -> str:
+    """The checkpoint that rank 0 takes."""
+    prefix, problem = "", ""
+    if collectives.rank() == 0:
+        try:
+            prefix = checkpoint.newest(other)
+        except UserError as error:
+            problem = str(error).replace("--workdir", "--extend_from")
+    step, problem = workers.everybodys([checkpoint_choice.step_of(prefix) if prefix else 0, problem])[0]
+    if problem:
+        raise UserError(problem)
+    return checkpoint_choice.prefix_of(other, step)
+
+
+def _contents_before(other: str, progress: Progress) -> np.ndarray:
+    path = contents.contents_path(other)
+    if workers.rank_0_says(os.path.exists(path), "contents_before"):
+        return contents.read(path)
+    progress.say(f"--extend_from={other}: has no {contents.CONTENTS_NAME}, its images are read again")
+    try:
+        source = open_training_source(load_run(other), workdir=other)
+    except UserError as error:
+        raise UserError(f"--extend_from={other}: its images are not known any more: {error}") from error
+    return contents_of(source, progress)
+
+
+def take_over(run: Run, classifier: ShardedClassifier, growth: Growth) -> None:
+    """Reads the encoder, and the class weights and momentum of this worker's known images, bit by bit.
+
+    Args:
+      run: before its first step; receives the encoder.
+      classifier: of the run; new images get Gaussian weights, for those that cannot be read, and no momentum.
+      growth: from where, and which images.
+
+    Raises:
+      UserError: the checkpoint is damaged, or is not of such a run.
+    """
+    stamps.stamp("taking over the earlier run")
+    classifier.initialize_gaussian()
+    with checkpoint.damage_is_a_user_error(growth.prefix):
+        run.replicated().read(growth.prefix).assert_consumed()
+        run.optimizer.iterations.assign(0)
+        _read_known(growth, CLASS_WEIGHTS_KEY, classifier.local_weights, classifier.begin)
+        _read_known(growth, CLASS_MOMENTUM_KEY, classifier.local_momentum, classifier.begin)
+    refuse_not_finite(run.replicated(), run.sliced(with_lists=False), growth.prefix)
+
+
+def _read_known(growth: Growth, key: str, variable: tf.Variable, begin: int) -> None:
+    """Reads the rows of this worker's known images, some of the earlier run's rows at a time."""
+    reader = tf.train.load_checkpoint(growth.prefix)
+    total, size = reader.get_variable_to_shape_map()[key]
+    dtype = reader.get_variable_to_dtype_map()[key]
+    before = growth.known[begin : begin + variable.shape[0]]
+    mine = np.flatnonzero(before >= 0)
+    mine = mine[np.argsort(before[mine])]
+    for first in range(0, total, CHUNK_ROWS):
+        stamps.go_on()
+        count = min(CHUNK_ROWS, total - first)
+        rows = mine[np.searchsorted(before[mine], first) : np.searchsorted(before[mine], first + count)]
+        if not len(rows):
+            continue
+        (values,) = tf.raw_ops.RestoreV2(
+            prefix=growth.prefix,
+            tensor_names=[key],
+            shape_and_slices=[f"{total} {size} {first},{count}:-"],
+            dtypes=[dtype],
+        )
+        kept = tf.cast(tf.gather(values, before[rows] - first), variable.dtype)
+        variable.scatter_update(tf.IndexedSlices(kept, tf.constant(rows)))

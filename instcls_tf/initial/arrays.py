@@ -122,4 +122,4 @@ def _state_in(content: Any) -> Mapping[str, Any]:
 
 def _floats(arrays: Mapping[str, np.ndarray]) -> Arrays:
     """What weights are; counters and such are integers."""
-    return {name: np.asarray(value, np.float32) for name, value in arrays.items() if value.dtype.kind in "fV"}
+    return {name: np.asarray(value, np.float32) for name, value in arrays.items() if value.dtype.kind == "f"}

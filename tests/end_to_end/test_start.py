@@ -10,8 +10,11 @@ import pytest
 
 import instcls_tf
 from instcls_tf.data.sources import open_source
+from instcls_tf.encoder.networks import build_encoder
 from instcls_tf.errors import UserError
+from instcls_tf.export.subject import subject_of_run
 from instcls_tf.initial.arrays import read_arrays
+from instcls_tf.initial.start import initialize_encoder
 from tests.commands import Finished, run_script
 from tests.end_to_end.runs import flags_of, write_images
 from tests.torch_layout import random_state_dict
@@ -110,3 +113,12 @@ def test_features_come_in_the_order_of_paths(folder, parts):
     (folder / "broken.jpg").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"embed: cannot read 2 of 3 files: .*broken.jpg: .*; .*nowhere.png: "):
         instcls_tf.embed([paths[0], folder / "broken.jpg", folder / "nowhere.png"], workdir=str(folder / "run"))
+
+
+def test_a_run_is_a_start_itself(folder, parts):
+    """And its model card tells of its own start without the folders of this machine."""
+    encoder = build_encoder(encoder="resnet18", width_multiplier=0.125, stem="small", seed=9)
+    assert initialize_encoder(encoder, str(folder / "run")) == ["its projection head is taken as well"]
+    for mine, theirs in zip(encoder.variables, instcls_tf.load_encoder(str(folder / "run")).variables):
+        np.testing.assert_array_equal(mine, theirs)
+    assert subject_of_run(str(folder / "run")).origin["recipe"]["init"] == "weights.npz"

@@ -35,7 +35,8 @@ _TEST_PART = 5
 # Pixels that raw images are compared by; larger ones are averaged down to it, or they would not fit into memory.
 _PIXELS = 32
 _NAMES = ("pixels", "start", "run")
-_UNKNOWN = -1
+# Of a run against its start.
+BETTER, WORSE, LIKE = "better than its start", "worse than its start", "like its start"
 
 
 class Judgement(NamedTuple):
@@ -54,17 +55,13 @@ class Judgement(NamedTuple):
         return "top1" if "top1" in self.networks["run"] else "gauge_agreement"
 
     def verdict(self) -> str:
-        """`better` or `worse` than the start, or `like it`: within two standard errors of that many images."""
+        """Whether the run is better than its start: beyond two standard errors of so many images."""
         start, run = (self.networks[name][self.measure] for name in ("start", "run"))
         asked = self.about["test_examples"] if self.measure == "top1" else self.about["gauge_images"]
         doubt = 2 * np.sqrt((start * (1 - start) + run * (1 - run)) / asked)
-        return (
-            "like its start"
-            if abs(run - start) <= doubt
-            else "better than its start"
-            if run > start
-            else "worse than its start"
-        )
+        if abs(run - start) <= doubt:
+            return LIKE
+        return BETTER if run > start else WORSE
 
     def text(self) -> str:
         """The table, for people."""

@@ -14,7 +14,7 @@ from instcls_tf.config import RANDOM, RAW_BATCH_BN, PretrainConfig
 from instcls_tf.data.source import Source
 from instcls_tf.distributed import collectives
 from instcls_tf.errors import UserError, shown
-from instcls_tf.evaluation.against_start import judge_run
+from instcls_tf.evaluation.against_start import WORSE, judge_run
 from instcls_tf.evaluation.online_gauge import OnlineGauge, start_in
 from instcls_tf.evaluation.similarity import gap_of_weights
 from instcls_tf.initial.start import initialize_encoder
@@ -79,5 +79,7 @@ def report_help(config: PretrainConfig, progress: Progress) -> None:
         reason = error if isinstance(error, UserError) else str(error).splitlines()[0]
         progress.say(f"warning: the run is finished, but not judged: {reason}")
         return
-    for line in found.text().splitlines():
+    *table, last = found.text().splitlines()
+    is_worse = found.verdict() == WORSE
+    for line in (*table, f"warning: {last}" if is_worse else last):
         progress.say(line)

@@ -71,7 +71,7 @@ class Judgement(NamedTuple):
         head = [name for name, _ in columns] + ["RankMe"]
         init = self.about["init"]
         labels = {
-            "pixels": f"raw pixels ({self.about['pixels']} px)",
+            "pixels": f"raw pixels ({self.about['pixel_side']} px)",
             "start": f"starting weights ({'--init' if init else 'untrained'})",
             "run": f"this run (step {self.about['step']})",
         }
@@ -113,7 +113,7 @@ def judge_run(workdir: str, data_dir: str | None = None, images: int = IMAGES) -
     progress.close()
     found = {name: {**score, **reading._asdict()} for name, score, reading in zip(_NAMES, scores, readings)}
     about = {"dataset": config.dataset, "step": step_of(newest(workdir)), "init": config.init or "", **examples}
-    return Judgement(found, {**about, "gauge_images": views.num_images, "pixels": min(_PIXELS, config.image_size)})
+    return Judgement(found, {**about, "gauge_images": views.num_images, "pixel_side": min(_PIXELS, config.image_size)})
 
 
 def _side_by_side(config: PretrainConfig, backbones: list[tf.keras.Model]) -> Callable[[tf.Tensor], list[tf.Tensor]]:

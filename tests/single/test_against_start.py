@@ -6,7 +6,7 @@ import pytest
 
 from instcls_tf.evaluation.against_start import BETTER, LIKE, WORSE, Judgement
 
-ABOUT = {"dataset": "d", "step": 8, "init": "", "pixels": 32, "gauge_images": 400}
+ABOUT = {"dataset": "d", "step": 8, "init": "", "pixel_side": 32, "gauge_images": 400}
 LABELLED = {**ABOUT, "train_examples": 5000, "test_examples": 400, "test_split": "test"}
 UNLABELLED = {**ABOUT, "train_examples": 0, "test_examples": 0, "test_split": ""}
 
@@ -32,7 +32,7 @@ def test_the_verdict_is_beyond_two_standard_errors(has_labels, start, run, verdi
     """Of 400 images: 0.065 to 0.07 here."""
     found = Judgement(networks(start, run, has_labels), LABELLED if has_labels else UNLABELLED)
     assert found.verdict() == verdict
-    assert found.result()["verdict"] == verdict
+    assert found.result() == {**found.networks, **found.about, "verdict": verdict}
 
 
 def test_the_table_with_labels():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from instcls_tf.claims.figure import has_orderings
 from instcls_tf.claims.ledger import KNN, LINEAR, METRICS, Claim, Ledger, Scale
 from instcls_tf.claims.runs import run_of
 from instcls_tf.claims.verdicts import NOT_RUN, Verdict, estimate_of, values_of, verdicts_of
@@ -89,6 +90,14 @@ def _section(claim: Claim, scale: Scale, results: dict[str, dict[str, Any]]) -> 
     yield "| run | epochs | images shown | forward passes per image | minutes of one core | seeds | 20-NN | linear |"
     yield "|---|---|---|---|---|---|---|---|"
     yield from rows
+    if has_orderings(claim, scale, results):
+        yield ""
+        yield f"![Differences of pairs at the scale {scale.name}]({figure_name(claim, scale)})"
+
+
+def figure_name(claim: Claim, scale: Scale) -> str:
+    """The file of a claim's figure, beside the page."""
+    return f"claims/{claim.id}_{scale.name}.png"
 
 
 def _row(name: str, epochs: int, values: dict[str, dict[int, float]], lines: list[dict[str, Any]]) -> str:

@@ -11,10 +11,14 @@ from typing import Any, Callable
 
 import numpy as np
 
+from instcls_tf import files
+from instcls_tf.claims.figure import draw_orderings, has_orderings
 from instcls_tf.claims.ledger import KNN, LINEAR, Claim, Ledger, Scale
+from instcls_tf.claims.page import figure_name, render
 from instcls_tf.claims.runs import Run, hours_of, passes_per_image, runs_of
 from instcls_tf.claims.verdicts import verdicts_of
 from instcls_tf.config import PretrainConfig
+from instcls_tf.data.sources import open_training_source
 from instcls_tf.distributed.cores import allowed
 from instcls_tf.errors import UserError, shown
 from instcls_tf.progress import Progress
@@ -146,7 +150,7 @@ def _line(run: Run, ended: Ended) -> dict[str, Any]:
         KNN: knn["top1"],
         LINEAR: linear["top1"],
         "test_images": knn["examples"],
-        "instances": round(lines[-1]["step"] * config.batch_size / lines[-1]["epoch"]) if lines else None,
+        "instances": open_training_source(config, workdir=folder).num_instances,
         "passes_per_image": passes_per_image(config),
         "seconds": lines[-1]["seconds"],
         "images_per_second": float(np.median([line["images_per_second"] for line in lines])),
@@ -178,10 +182,11 @@ def answer_of(claims: list[Claim], scale: Scale, results: dict[str, dict[str, An
 
 
 def ledger_page(ledger: Ledger, results: str, page: str) -> Answer:
-    """Writes `docs/results.md` anew from the claims and the results."""
-    from instcls_tf import files
-    from instcls_tf.claims.page import render
-
-    text = render(ledger, read_results(results))
-    files.write(page, text.encode())
-    return Answer({"page": page, "runs": len(read_results(results))}, f"{page} is written")
+    """Writes `docs/results.md` anew from the claims and the results, and its figures after it."""
+    found = read_results(results)
+    files.write(page, render(ledger, found).encode())
+    for claim in ledger.claims.values():
+        for scale in ledger.scales.values():
+            if has_orderings(claim, scale, found):
+                draw_orderings(os.path.join(os.path.dirname(page), figure_name(claim, scale)), claim, scale, found)
+    return Answer({"page": page, "runs": len(found)}, f"{page} is written")

@@ -80,6 +80,7 @@ def test_a_run_goes_on_without_its_file_and_ends_with_a_table(folder, parts):
     ]  # fmt: skip
     found = json.loads((folder / "run" / "report.json").read_text())
     assert (found["train_examples"], found["test_examples"]) == (32, 8)
+    assert all(set(found[name]) >= {"top1", "nearest_top1", "rank_me"} for name in ("pixels", "start", "run"))
     assert found["test_split"] == "every fifth training image"
     # The two parts looked at the same images and views, and so does the report.
     first, second = lines(folder)

@@ -33,6 +33,7 @@ DISTRIBUTIONS = {
     "absl": "absl-py",
     "faiss": "faiss-cpu",
     "google": "protobuf",
+    "umap": "umap-learn",
     "sklearn": "scikit-learn",
 }
 # What is imported only there comes with an extra, under the name of the extra.
@@ -41,9 +42,10 @@ ROOMS_OF_EXTRAS = {
     "benchmark": ["benchmark"],
     "distributed": ["horovod"],
     "export": ["onnx"],
+    "gallery": ["benchmark", "umap"],
 }
-# No test needs it: `scripts.export_matrix` installs its own.
-NOT_LOCKED = {"onnx"}
+# No test needs them: `scripts.export_matrix` installs its own, and maps are made without UMAP as well.
+NOT_LOCKED = {"onnx", "umap"}
 
 
 def names(requirements: list[str]) -> set[str]:

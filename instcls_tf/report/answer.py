@@ -10,6 +10,7 @@ gives back its result, as an `Answer` where there is a text or a picture as well
   similarity, correlation, compare          report.similarity, report.correlation, report.comparison
   dynamics                                  report.dynamics
   show_views                                report.view_grid
+  gallery                                   gallery.command
   checkpoint                                report.checkpoints
   export, check_export                      export.commands, export.self_check
   prepare                                   data.prepare

@@ -149,3 +149,10 @@ def test_images_compile_the_kernels_from_what_is_copied(tmp_path, dockerfile):
         for folder in (ROOT, tmp_path)
     ]
     assert said[0] == said[1] and b"/views-" in said[0]
+
+
+def test_what_pages_are_made_of_is_installed():
+    """Files that are no modules come along by name only."""
+    (pattern,) = SETTINGS["tool"]["setuptools"]["package-data"]["instcls_tf.gallery"]
+    found = {path.name for path in (ROOT / "instcls_tf" / "gallery").glob(pattern)}
+    assert found == {"index.html", "gallery.css", "points.js", "gallery.js"}

@@ -125,7 +125,8 @@ def test_near_duplicates_agree_in_features_and_pixels():
     random = np.random.default_rng(0)
     picture, other = random.integers(30, 200, [2, 20, 20, 3]).astype(np.uint8)
     flat = np.full([20, 20, 3], 90, np.uint8)
-    thumbnails = np.stack([picture, picture + 40, other, flat, flat + 1, flat + 60])  # 0, 1 and 3, 4 are the same
+    faint = flat + (np.arange(20) // 10)[None, :, None].astype(np.uint8)  # what would correlate by its noise
+    thumbnails = np.stack([picture, picture + 40, other, faint, flat + 1, faint + 60])  # 0, 1 and 3, 4 are the same
     everybody = np.array([[j for j in range(6) if j != i] for i in range(6)], np.int32)
     alike = neighbours.Neighbours(everybody, np.full([6, 5], 0.99, np.float32))
     assert neighbours.near_duplicates(alike, thumbnails).pairs.tolist() == [[0, 1], [3, 4]]

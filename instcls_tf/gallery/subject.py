@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -100,25 +101,35 @@ def thumbnails_of(
       progress: called with a stage's name, batches done and batches in all.
 
     Raises:
-      UserError: the file cannot be written.
+      UserError: there is no room for the file.
     """
     source = shown.source
     # Images that are read at random: those alone. A stream: all of them, and the others are passed over.
     chosen = take(source, shown.ids) if source.random_access and len(shown.ids) < source.num_instances else source
     ids = np.arange(len(shown.ids)) if chosen is not source else shown.ids
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
+        shape = (len(ids), size, size, 3)
+        pixels = np.memmap(
+            _reserved(os.path.join(scratch, "thumbnails"), math.prod(shape)), np.uint8, "r+", shape=shape
+        )
+        batches = pipeline.inference_batches(
+            chosen, image_size=size, batch_size=_BATCH, center_crop_fraction=center_crop_fraction
+        )
+        for done, (images, own_ids, _) in enumerate(batches, start=1):
+            _put(pixels, ids, images.numpy(), own_ids.numpy())
+            progress("thumbnails", done, len(batches))
+        yield pixels
+
+
+def _reserved(path: str, size: int) -> str:
+    """A file of zeros whose place on the disk is its own: writing to a mapped one that has none ends the process."""
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
-            shape = (len(ids), size, size, 3)
-            pixels = np.memmap(os.path.join(scratch, "thumbnails"), np.uint8, "w+", shape=shape)
-            batches = pipeline.inference_batches(
-                chosen, image_size=size, batch_size=_BATCH, center_crop_fraction=center_crop_fraction
-            )
-            for done, (images, own_ids, _) in enumerate(batches, start=1):
-                _put(pixels, ids, images.numpy(), own_ids.numpy())
-                progress("thumbnails", done, len(batches))
-            yield pixels
+        with open(path, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
-        raise UserError(f"--output: cannot write thumbnails to {folder} ({error.strerror})") from error
+        where = os.path.dirname(os.path.dirname(path))
+        raise UserError(f"{where}: cannot write {size / 1e6:.0f} MB of thumbnails there ({error.strerror})") from error
+    return path
 
 
 def _put(pixels: np.ndarray, ids: np.ndarray, images: np.ndarray, own_ids: np.ndarray) -> None:

@@ -244,6 +244,11 @@ def test_thumbnails_belong_to_their_images(tmp_path, most):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_thumbnails_for_which_there_is_no_room(tmp_path):
+    with pytest.raises(UserError, match=r"cannot write 1125899907 MB of thumbnails there \(.+\)$"):
+        subject._reserved(str(tmp_path / "thumbnails"), 2**50)
+
+
 def test_hard_negatives_that_are_shown_come_first():
     lists = np.array([[-1, 4, -1, 2], [-1, -1, -1, 1]])
     assert command._first_shown(lists, 2).tolist() == [[4, 2], [1, -1]]

@@ -18,7 +18,7 @@ from instcls_tf.gallery import layout, neighbours, pages, projector, subject
 from instcls_tf.gallery.settings import GallerySettings
 from instcls_tf.progress import Progress
 from instcls_tf.report import page
-from instcls_tf.report.answer import Answer
+from instcls_tf.report.answer import Answer, Picture
 from instcls_tf.run import checkpoint
 from instcls_tf.run.encoder import load_encoder
 from instcls_tf.run.workdir import load_run
@@ -28,7 +28,7 @@ _REPORTED = 6
 
 
 def gallery_of_run(workdir: str, data_dir: str | None, output: str | None, settings: GallerySettings) -> Answer | None:
-    """Writes a page to look through the images of a run, and with it the page about the run, `WORKDIR/report.html`.
+    """Writes a page to look through the images of a run; the page about the run, `WORKDIR/report.html`, is to follow.
 
     All workers compute the features together, the rest is done by rank 0.
 
@@ -40,7 +40,7 @@ def gallery_of_run(workdir: str, data_dir: str | None, output: str | None, setti
 
     Returns:
       `output`, `images` that are shown, `of` how many, `layout`, `near_duplicates` (pairs), `bytes`, `seconds` and
-      `report`; None on ranks above 0.
+      `report`, which is still to be written; None on ranks above 0.
 
     Raises:
       UserError: a setting is out of range, there is no run or checkpoint, its images are not there, or the folder is
@@ -78,7 +78,7 @@ def gallery_of_run(workdir: str, data_dir: str | None, output: str | None, setti
         rows = neighbour_rows(exhibit)
         projector.write_projector(workdir, exhibit, getattr(stored, settings.features)[chosen.rows])
     progress.close()
-    report = page.write_page(workdir, data_dir, rows)
+    report = page.page_path(workdir)
     result = {
         "output": output,
         "images": len(exhibit.names),
@@ -89,7 +89,8 @@ def gallery_of_run(workdir: str, data_dir: str | None, output: str | None, setti
         "seconds": round(time.monotonic() - started, 1),
         "report": report,
     }
-    return Answer(result, f"Open {os.path.join(output, 'index.html')} and {report} in a browser.")
+    text = f"Open {shown(os.path.join(output, 'index.html'))} and {shown(report)} in a browser."
+    return Answer(result, text, picture=Picture(report, lambda _: page.write_page(workdir, data_dir, rows)))
 
 
 def _exhibit(

@@ -32,8 +32,8 @@ GIGABYTE = 10**9
 class Picture(NamedTuple):
     """A picture that is still to be drawn."""
 
-    path: str  # of a PNG file
-    draw: Callable[[str], None]  # writes it there
+    path: str  # of a PNG file, or of a page
+    draw: Callable[[str], object]  # writes it there
 
 
 class Answer(NamedTuple):

@@ -14,6 +14,7 @@ from instcls_tf.data.sources import open_training_source
 from instcls_tf.distributed import collectives, workers
 from instcls_tf.errors import UserError, shown
 from instcls_tf.evaluation import feature_store
+from instcls_tf.evaluation.subject import refuse_untrained
 from instcls_tf.gallery import layout, neighbours, pages, projector, subject
 from instcls_tf.gallery.settings import GallerySettings
 from instcls_tf.progress import Progress
@@ -49,6 +50,7 @@ def gallery_of_run(workdir: str, data_dir: str | None, output: str | None, setti
     started = time.monotonic()
     settings.validate()
     config = load_run(workdir)
+    refuse_untrained(config, settings.features)
     output = output or os.path.join(workdir, "gallery")
     refuse_picture_among_images(config.dataset, os.path.join(output, "sprites", "00000.jpg"), output)
     pages.refuse_unfit(output)

@@ -15,12 +15,14 @@ from google.protobuf import text_format
 from PIL import Image
 from sklearn.decomposition import PCA
 
+from instcls_tf.config import PretrainConfig
 from instcls_tf.data.labelled import take
 from instcls_tf.data.sources import open_source
 from instcls_tf.errors import UserError
 from instcls_tf.gallery import command, layout, neighbours, pages, projector, subject
 from instcls_tf.gallery.settings import GallerySettings
 from instcls_tf.progress import no_progress
+from instcls_tf.run.workdir import begin_run
 
 NAMES = [
     "a.png",
@@ -268,6 +270,13 @@ def test_settings_out_of_range(changes, sentence):
     with pytest.raises(UserError) as error:
         GallerySettings(**changes).validate()
     assert str(error.value) == sentence
+
+
+def test_features_that_the_method_has_not_trained(tmp_path):
+    begin_run(PretrainConfig(workdir=str(tmp_path), dataset="digits", method="diet"))
+    with pytest.raises(UserError, match=r"^--features=projection: must be backbone: --method=diet leaves"):
+        command.gallery_of_run(str(tmp_path), None, None, GallerySettings(features="projection"))
+    assert [path.name for path in tmp_path.iterdir()] == ["run.flags"]
 
 
 def test_the_projector_is_as_tensorboard_reads_it(tmp_path):

@@ -18,7 +18,7 @@ LEVELS = (
     ("scripts",),
     ("flags",),
     ("claims",),
-    ("benchmark", "detection", "plan", "report", "sweep"),
+    ("benchmark", "detection", "gallery", "plan", "report", "sweep"),
     ("evaluation", "export", "initial", "pretraining"),
     ("methods",),
     ("classifier", "data", "run"),
@@ -26,8 +26,10 @@ LEVELS = (
     ("checks", "compiler", "config", "errors", "files", "flagfiles", "optimizer", "progress", "stamps"),
 )
 SIDEWAYS = {
+    ("benchmark", "gallery"),  # of synthetic images
     ("benchmark", "plan"),  # measured beside planned
     ("benchmark", "report"),  # figures
+    ("gallery", "report"),  # the page about the run
     ("plan", "report"),
     ("sweep", "report"),
     ("initial", "export"),  # names and files of weights, in the other direction

@@ -19,10 +19,12 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test compares it with
     from instcls_tf.evaluation.knn import knn_accuracy
     from instcls_tf.pretraining.pretrain import pretrain
     from instcls_tf.run.encoder import load_encoder
+    from instcls_tf.search.index import Index
 
     __version__: str
 
 _HOMES = {
+    "Index": "search.index",
     "PretrainConfig": "config",
     "ShardedClassifier": "classifier.sharded_classifier",
     "UserError": "errors",
@@ -36,6 +38,7 @@ _HOMES = {
     "resnet50": "encoder.networks",
 }
 __all__ = [
+    "Index",
     "PretrainConfig",
     "ShardedClassifier",
     "UserError",

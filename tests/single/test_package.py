@@ -41,6 +41,8 @@ ROOMS_OF_EXTRAS = {
     "benchmark": ["benchmark"],
     "distributed": ["horovod"],
     "export": ["onnx"],
+    "evaluation": ["find"],
+    "search": ["find"],
 }
 # No test needs it: `scripts.export_matrix` installs its own.
 NOT_LOCKED = {"onnx"}

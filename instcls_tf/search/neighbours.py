@@ -32,7 +32,8 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
     if not np.isfinite(vectors).all():
         raise UserError("the features are not finite: did the training of their network diverge?")
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(lengths > 0, lengths, 1)
+    # What has this length already stays bit by bit as it is.
+    return vectors / np.where((lengths > 0) & (np.abs(lengths - 1) > 1e-6), lengths, 1)
 
 
 def nearest_rows(rows: np.ndarray, queries: np.ndarray, k: int, exact: bool = False) -> tuple[np.ndarray, np.ndarray]:

@@ -20,6 +20,8 @@ SIDE = 64
 # an encoder, must not count.
 _ALIGNED_BLUR, _COMPARED_BLUR = 2.0, 1.0
 _STEPS = 12
+_AS_IT_IS = np.zeros(4, np.float32)
+_SURE = 0.95
 # After so many steps, pictures that do not go together at least so much will not.
 _LOOKED_AT, _HOPELESS = 3, 0.85
 # Largest scale, and move as a share of the side, of a copy that was cut at its borders.
@@ -27,6 +29,8 @@ _LARGEST_SCALE, _LARGEST_MOVE = 0.15, 0.12
 _WINDOW = 7
 # SSIM's constant for pixels in 0..255: windows of less contrast are alike.
 _FLAT = (0.03 * 255) ** 2
+# From here on a channel may have been cut off; brightness is fitted where none was, if that is a share of the image.
+_WHITE, _ENOUGH = 245, 0.2
 # Deviation of a channel below which an image is of one tone; two of those are alike if their tones differ by less.
 _ONE_TONE = 4.0
 
@@ -60,10 +64,26 @@ def _similarity(first: np.ndarray, second: np.ndarray) -> float:
     if place is None:
         return 0.0
     fixed, moving = (ndimage.gaussian_filter(image, (_COMPARED_BLUR, _COMPARED_BLUR, 0)) for image in (fixed, moving))
+    found = _similarity_at(place, fixed, moving)
+    # Where much is cut off at white, the borders of that lead the alignment astray.
+    return found if found > _SURE else max(found, _similarity_at(_AS_IT_IS, fixed, moving))
+
+
+def _similarity_at(place: np.ndarray, fixed: np.ndarray, moving: np.ndarray) -> float:
     moved = np.stack([_sampled(moving[..., channel], place) for channel in range(3)], axis=-1)
     inside = _is_inside(place)
-    colours = _correlation(fixed[inside], moved[inside])
-    return min(colours, _structure(fixed.mean(axis=-1), moved.mean(axis=-1), inside))
+    bright, dark = (fixed, moved) if fixed[inside].mean() > moved[inside].mean() else (moved, fixed)
+    dark = _brightened(dark, bright, inside)
+    colours = _correlation(bright[inside], dark[inside])
+    return min(colours, _structure(bright.mean(axis=-1), dark.mean(axis=-1), inside))
+
+
+def _brightened(dark: np.ndarray, bright: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """The darker image `[SIDE, SIDE, 3]` as bright as the other, which has lost what would be brighter than white."""
+    whole = inside & (bright.max(axis=-1) < _WHITE)
+    whole = whole if whole.sum() > _ENOUGH * inside.sum() else inside
+    gain, offset = _brightness(dark[whole].ravel(), bright[whole].ravel())
+    return np.clip(gain * dark + offset, 0, 255)
 
 
 def _grey(image: np.ndarray, blur: float) -> np.ndarray:

@@ -115,6 +115,10 @@ MISTAKES = {
     "check_export": "check_export: wanted the folder of an export",
     "check_export {empty}": "{empty}: holds no export (model_card.json is missing)",
     "export_matrix": "--environments is missing",
+    "search --workdir={empty}": "--query is missing: name an image file, or several with commas between",
+    "search --workdir={empty} --query=a.jpg": "--workdir={empty}: holds no run ({empty}/run.flags: No such file or"
+    " directory)",
+    "duplicates --workdir={empty} --percentile=101": "--percentile=101.0: must be between 0 and 100",
     "compare --output={empty}": "--runs is missing",
     "compare --runs=a --output={empty}": "--runs=a: must be NAME=WORKDIR,NAME=WORKDIR,... with different names",
 }

@@ -96,7 +96,7 @@ def test_projections(workdir, whole):
 def test_images_join_without_training(whole, photos, tmp_path):
     index = copied(whole)
     before = index.vectors.copy()
-    write_images(tmp_path, ["new.png"])
+    write_images(tmp_path, ["of the pixels of the first.png", "new.png"])
     (tmp_path / "broken.png").write_bytes(b"no image")
     new, broken, twin = str(tmp_path / "new.png"), str(tmp_path / "broken.png"), str(tmp_path / "copy.png")
     Path(twin).write_bytes((photos / "a/5.png").read_bytes())

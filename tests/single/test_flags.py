@@ -156,7 +156,7 @@ def test_too_many_workers_for_the_batch(no_tensorflow):
 
 
 # Whose help speaks of files and folders, but which are no paths: prefixes and names stand before those in them.
-NO_PATHS = {"dataset", "train_split", "against_dataset"}
+NO_PATHS = {"dataset", "train_split"}
 SUBJECTS = ("input", "classifier", "step", "hard_negatives", "memory", "scaling", "duplicates")
 # Imports a script, which defines its flags, gives a path to all whose help speaks of one, and shows how they are read.
 _READ_PATHS = """
@@ -197,6 +197,7 @@ def test_home_is_expanded_in_every_path(monkeypatch):
         "picture",
         "simclr",
         "environments",
+        "folder",
         "index",
     }
 

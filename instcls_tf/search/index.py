@@ -23,7 +23,7 @@ from instcls_tf.encoder.networks import encoder_digest
 from instcls_tf.errors import UserError, shown
 from instcls_tf.evaluation import feature_store, features
 from instcls_tf.evaluation.recipes import BACKBONE, KINDS
-from instcls_tf.evaluation.subject import judged_config
+from instcls_tf.evaluation.subject import judged_config, refuse_untrained
 from instcls_tf.run.encoder import load_encoder
 from instcls_tf.search.neighbours import nearest_rows, unit_rows
 
@@ -133,6 +133,7 @@ class Index:
         """The same of a source that is open; see `of_run`."""
         require_value("features", kind, kind in KINDS, "one of " + ", ".join(KINDS))
         config = judged_config(workdir, center_crop_fraction)
+        refuse_untrained(config, kind)
         progress = workers.start(config.seed, notes_of(source))
         encoder = load_encoder(workdir)
         stored = feature_store.stored_features(

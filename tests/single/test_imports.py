@@ -18,7 +18,7 @@ LEVELS = (
     ("scripts",),
     ("flags",),
     ("claims",),
-    ("benchmark", "detection", "plan", "report", "sweep"),
+    ("benchmark", "detection", "gallery", "plan", "report", "sweep"),
     ("search",),
     ("evaluation", "export", "pretraining"),
     ("methods",),
@@ -27,8 +27,10 @@ LEVELS = (
     ("checks", "compiler", "config", "errors", "files", "optimizer", "progress", "stamps"),
 )
 SIDEWAYS = {
+    ("benchmark", "gallery"),  # of synthetic images
     ("benchmark", "plan"),  # measured beside planned
     ("benchmark", "report"),  # figures
+    ("gallery", "report"),  # the page about the run
     ("plan", "report"),
     ("sweep", "report"),
     ("pretraining", "evaluation"),  # k-NN while a run goes on

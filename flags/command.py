@@ -106,6 +106,16 @@ def give(answer: Answer | None, name: str = "", folder: str = "") -> None:
         _draw(answer.picture)
 
 
+def give_page(page: Picture) -> None:
+    """Draws what comes on top of a work that is done, on rank 0: whatever goes wrong with it is a warning."""
+    rank, _ = launched_rank_and_size() or (0, 1)
+    try:
+        if rank == 0:
+            _draw(page)
+    except UserError as error:
+        _write_error(f"warning: {error}")
+
+
 def _draw(picture: Picture) -> None:
     try:
         picture.draw(picture.path)

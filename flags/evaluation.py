@@ -15,6 +15,7 @@ from instcls_tf.evaluation.recipes import (
     KINDS,
     KNN_NEIGHBORS,
     KNN_TEMPERATURE,
+    OUTPUT_FORMATS,
     PIXELS,
     CachedRecipe,
     FinetuneRecipe,
@@ -35,11 +36,23 @@ def define_workdir() -> None:
 
 def define_extract() -> None:
     """The flags of `extract`."""
+    define_images()
+    paths.define(
+        "output",
+        None,
+        "File to write, NAME.npz, NAME.csv or NAME.parquet, or a new folder for .npy files of at most 1 GiB.",
+    )
+    flags.DEFINE_string(
+        "format", None, f"How to write it; by default as --output ends. One of: {', '.join(OUTPUT_FORMATS)}."
+    )
+
+
+def define_images() -> None:
+    """A run, and any split of any dataset."""
     define_run()
     flags.DEFINE_string("dataset", None, "The images; by default the run's own (same forms as in pretrain).")
     flags.DEFINE_string("split", "train", "Which split of the dataset.")
     _define_center_crop_fraction()
-    paths.define("output", None, "File to write, NAME.npz, or a new folder for .npy files of at most 1 GiB.")
 
 
 def define_knn() -> None:

@@ -21,6 +21,7 @@ The parts:
   pretrain             a run, or more of it; goes on where the run in its workdir has ended
   PretrainConfig       a recipe: every setting and its default; from_flagfile(path_or_preset)
   embed                features of image files
+  Index                Index.of_run("runs/photos").search("a.jpg", k=20): what looks alike, names and cosines
   load_encoder         the network of a run
   knn_accuracy         knn_accuracy(train_features, train_labels, test_features, test_labels)["top1"]
   ShardedClassifier    ShardedClassifier(1_000_000, smoothing=0.0)(embeddings, instance_ids, learning_rate=0.1).loss
@@ -50,10 +51,12 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test compares it with
     from instcls_tf.evaluation.knn import knn_accuracy
     from instcls_tf.pretraining.pretrain import pretrain
     from instcls_tf.run.encoder import load_encoder
+    from instcls_tf.search.index import Index
 
     __version__: str
 
 _HOMES = {
+    "Index": "search.index",
     "PretrainConfig": "config",
     "ShardedClassifier": "classifier.sharded_classifier",
     "UserError": "errors",
@@ -68,6 +71,7 @@ _HOMES = {
     "resnet50": "encoder.networks",
 }
 __all__ = [
+    "Index",
     "PretrainConfig",
     "ShardedClassifier",
     "UserError",

@@ -22,8 +22,10 @@ def main() -> None:
         source = open_training_data(config)
         with watchdog.watching(config.stall_timeout, config.workdir):
             from instcls_tf.pretraining.pretrain import pretrain
+            from instcls_tf.report import page
 
-            pretrain(config, source)
+            if pretrain(config, source) and config.report:
+                command.give_page(page.picture_of(config.workdir))
 
 
 if __name__ == "__main__":

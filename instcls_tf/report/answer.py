@@ -10,6 +10,7 @@ gives back its result, as an `Answer` where there is a text or a picture as well
   detect                                    detection.finetune
   similarity, correlation, compare          report.similarity, report.correlation, report.comparison
   dynamics                                  report.dynamics
+  search, duplicates                        report.search, report.duplicates
   show_views                                report.view_grid
   gallery                                   gallery.command
   checkpoint                                report.checkpoints

@@ -159,7 +159,7 @@ def test_too_many_workers_for_the_batch(no_tensorflow):
 
 # Whose help speaks of files and folders, but which are no paths: prefixes and names stand before those in them.
 NO_PATHS = {"dataset", "train_split"}
-SUBJECTS = ("input", "classifier", "step", "hard_negatives", "gallery", "memory", "scaling")
+SUBJECTS = ("input", "classifier", "step", "hard_negatives", "gallery", "memory", "scaling", "duplicates")
 # Imports a script, which defines its flags, gives a path to all whose help speaks of one, and shows how they are read.
 _READ_PATHS = """
 import importlib, json, re, sys
@@ -200,6 +200,7 @@ def test_home_is_expanded_in_every_path(monkeypatch):
         "simclr",
         "environments",
         "folder",
+        "index",
     }
 
 

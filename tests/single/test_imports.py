@@ -19,6 +19,7 @@ LEVELS = (
     ("flags",),
     ("claims",),
     ("benchmark", "detection", "gallery", "plan", "report", "sweep"),
+    ("search",),
     ("evaluation", "export", "initial", "pretraining"),
     ("methods",),
     ("classifier", "data", "run"),
@@ -57,6 +58,7 @@ WITHOUT_TENSORFLOW = (
     "instcls_tf.run.workdir",
     "instcls_tf.data.sources",
     "instcls_tf.pretraining.preflight",
+    "instcls_tf.search.settings",
     *(module for module in modules() if module.startswith(("instcls_tf.plan", "instcls_tf.sweep"))),
 )
 

@@ -42,6 +42,8 @@ ROOMS_OF_EXTRAS = {
     "benchmark": ["benchmark"],
     "distributed": ["horovod"],
     "export": ["onnx"],
+    "evaluation": ["find"],
+    "search": ["find"],
     "gallery": ["benchmark", "umap"],
 }
 # No test needs them: `scripts.export_matrix` installs its own, and maps are made without UMAP as well.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from absl import flags
 
 from flags import paths
-from flags.sweep import config_of
 from instcls_tf.errors import UserError
 from instcls_tf.report.answer import Answer
 
@@ -53,4 +52,4 @@ def answer() -> Answer:
         return reproduce.plan(chosen, scale, **of_both)
     if scale.name == "cifar10" and FLAGS.dataset is None:
         raise UserError("--dataset is missing: wanted folder:PATH, the images of --scale=cifar10")
-    return reproduce.reproduce(chosen, scale, config_of=config_of, **of_both)
+    return reproduce.reproduce(chosen, scale, **of_both)

@@ -233,6 +233,8 @@ class PretrainConfig:
                     )
         if self.extend_from is not None:
             self._validate_extend_from(self.extend_from)
+        if self.init is not None:
+            self._refuse_own_start(self.init)
         if self.prior_every and self.classifier_init == RANDOM:
             raise UserError(
                 f"--prior_every={self.prior_every}: takes the contrastive prior again, but --classifier_init={RANDOM}"
@@ -246,15 +248,21 @@ class PretrainConfig:
         if self.method in (SIMCLR, MOCO_V2) or self.contrast_epochs or self.batch_contrast:
             require(self, "views", self.views >= 2, "at least 2, which are compared with each other")
 
+    def _refuse_own_start(self, weights: str) -> None:
+        own = os.path.realpath(self.workdir)
+        if os.path.realpath(weights) == own or os.path.dirname(os.path.realpath(weights)) == own:
+            raise UserError(f"--init={weights}: is of --workdir itself, wanted weights that lie elsewhere")
+
     def _validate_extend_from(self, other: str) -> None:
         path_for_tensorflow("extend_from", other)
         if self.init is not None:
             raise UserError(f"--extend_from={other}: brings its network along, leave --init={self.init} out")
-        if self.contrast_epochs:
-            raise UserError(
-                f"--extend_from={other}: takes class weights over, and --contrast_epochs={self.contrast_epochs} would"
-                f" take them from the network again: leave one of the two out"
-            )
+        for name in ("contrast_epochs", "prior_every"):
+            if getattr(self, name):
+                raise UserError(
+                    f"--extend_from={other}: takes class weights over, and --{name}={getattr(self, name)} would take"
+                    f" them from the network again: leave one of the two out"
+                )
         if os.path.realpath(other) == os.path.realpath(self.workdir):
             raise UserError(f"--extend_from={other}: is --workdir itself, wanted another folder for the run that grows")
 

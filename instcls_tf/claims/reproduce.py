@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import json
 import os
+import shlex
 import shutil
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from instcls_tf.claims.page import figure_name, render
 from instcls_tf.claims.runs import Run, hours_of, passes_per_image, runs_of
 from instcls_tf.claims.verdicts import verdicts_of
 from instcls_tf.config import PretrainConfig
+from instcls_tf.data.source import Source
 from instcls_tf.data.sources import open_training_source
 from instcls_tf.distributed.cores import allowed
 from instcls_tf.errors import UserError, shown
@@ -28,9 +31,6 @@ from instcls_tf.run.workdir import load_run
 from instcls_tf.sweep.jobs import LOG_NAME, Ended, Job, places, run_jobs
 from instcls_tf.sweep.ownership import interruptible, locked
 from instcls_tf.sweep.results import append_line, commit, processor
-
-# From words of a command line of `pretrain` to its recipe.
-ConfigOf = Callable[[list[str]], PretrainConfig]
 
 
 def read_results(path: str) -> dict[str, dict[str, Any]]:
@@ -46,7 +46,6 @@ def reproduce(
     workdir: str,
     results: str,
     dataset: str | None,
-    config_of: ConfigOf,
     seeds: int | None = None,
     epochs: int | None = None,
 ) -> Answer:
@@ -58,7 +57,6 @@ def reproduce(
       workdir: holds the runs.
       results: `results.jsonl`, which gets a line for each.
       dataset: see `Run.words`.
-      config_of: the recipe of a command line.
       seeds, epochs: instead of the claims'; see `runs_of`.
 
     Raises:
@@ -70,9 +68,13 @@ def reproduce(
             f"--scale={scale.name}: takes {scale.workers} workers and a cluster, and is not run from here: --dry_run"
             f" prints its commands"
         )
-    todo = _missing(claims, scale, read_results(results), seeds, epochs)
+    found = read_results(results)
+    todo = _missing(claims, scale, found, seeds, epochs)
     for run in todo:
-        config_of(run.words(dataset, run.folder(workdir))).validate()
+        config = _config(run, dataset, workdir)
+        config.validate()
+    if todo:
+        _refuse_other_images(open_training_source(config, begins=True), scale, found)
     progress = Progress(visible=True)
     jobs = {run.folder(workdir): run for run in todo}
     with locked(workdir, f"--workdir={shown(workdir)}") as lock, interruptible():
@@ -83,7 +85,22 @@ def reproduce(
                 append_line(results, line)
                 shutil.rmtree(os.path.join(ended.job.folder, "features"), ignore_errors=True)
                 progress.say(f"{done}/{len(todo)} {ended.job.folder}: 20-NN {line[KNN]:.1%}, linear {line[LINEAR]:.1%}")
-    return answer_of(claims, scale, read_results(results))
+    return answer_of([_as_tried(claim, scale, seeds, epochs) for claim in claims], scale, read_results(results))
+
+
+def _config(run: Run, dataset: str | None, workdir: str) -> PretrainConfig:
+    config = run.config.replace(workdir=run.folder(workdir))
+    return config if dataset is None else config.replace(dataset=dataset)
+
+
+def _refuse_other_images(source: Source, scale: Scale, results: dict[str, dict[str, Any]]) -> None:
+    """Runs of a scale are of the same images, or their difference would not be that of the methods."""
+    for line in results.values():
+        if line["scale"] == scale.name and line["images"] != source.ids_digest().hex():
+            raise UserError(
+                f"--dataset={shown(source.name)}: has not the images of the runs of --scale={scale.name} that are made"
+                f" already ({line['instances']} under other names), wanted the same or another --results"
+            )
 
 
 def plan(
@@ -99,7 +116,7 @@ def plan(
     """The commands of the runs that are missing, and hours; starts none. Arguments as `reproduce`."""
     found = read_results(results)
     todo = _missing(claims, scale, found, seeds, epochs)
-    lines = [" ".join(["python", "-m", *command[2:]]) for run in todo for command in run.commands(dataset, workdir)]
+    lines = [shlex.join(["python", "-m", *command[2:]]) for run in todo for command in run.commands(dataset, workdir)]
     pace = _seconds_per_epoch(scale, found)
     hours = [hours_of(run, scale, pace) for run in todo]
     total = None if None in hours else sum(hour for hour in hours if hour is not None)
@@ -139,18 +156,21 @@ def _line(run: Run, ended: Ended) -> dict[str, Any]:
             f" on when that is mended"
         )
     config, lines = load_run(folder), read_metrics(folder)
+    source = open_training_source(config, workdir=folder)
     knn, linear = (_json(os.path.join(folder, f"{name}.json")) for name in ("knn_eval", "linear_eval"))
     return {
         "key": run.key,
         "scale": run.scale,
         "flags": run.flags,
+        "recipe": run.recipe,
         "dataset": config.dataset.rpartition("/")[2],
         "epochs": run.epochs,
         "seed": run.seed,
         KNN: knn["top1"],
         LINEAR: linear["top1"],
         "test_images": knn["examples"],
-        "instances": open_training_source(config, workdir=folder).num_instances,
+        "instances": source.num_instances,
+        "images": source.ids_digest().hex(),
         "passes_per_image": passes_per_image(config),
         "seconds": lines[-1]["seconds"],
         "images_per_second": float(np.median([line["images_per_second"] for line in lines])),
@@ -159,6 +179,16 @@ def _line(run: Run, ended: Ended) -> dict[str, Any]:
         "processor": processor(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _as_tried(claim: Claim, scale: Scale, seeds: int | None, epochs: int | None) -> Claim:
+    """The claim with the seeds and the length of a trial."""
+    changes: dict[str, Any] = {}
+    if scale.name in claim.epochs and epochs is not None:
+        changes["epochs"] = {**claim.epochs, scale.name: (epochs,)}
+    if scale.name in claim.seeds and seeds is not None:
+        changes["seeds"] = {**claim.seeds, scale.name: seeds}
+    return dataclasses.replace(claim, **changes)
 
 
 def _json(path: str) -> dict[str, Any]:

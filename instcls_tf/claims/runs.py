@@ -1,6 +1,7 @@
 """The runs that a claim takes, what tells one from another, and their commands. No TensorFlow.
 
-A run is known by its scale, its flags, its length and its seed, not by the claim that asks for it: claims share runs.
+A run is known by its scale, its recipe, its length and its seed, not by the claim that asks for it: claims share runs.
+The recipe is what the flags come to, so that a changed preset makes other runs.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 from instcls_tf.claims.ledger import Arm, Claim, Scale
 from instcls_tf.config import INSTANCE, MOCO_V2, RANDOM, PretrainConfig
-from instcls_tf.sweep.trials import digest
+from instcls_tf.sweep.trials import NO_PART, digest, identity
 
 # What takes time and changes nothing.
 _WITHOUT = {"gauge_every": 0, "report": False}
@@ -28,9 +29,23 @@ class Run(NamedTuple):
     seed: int
 
     @property
+    def config(self) -> PretrainConfig:
+        """Its recipe, but for dataset and workdir."""
+        flags = dict(self.flags)
+        preset = flags.pop("flagfile", None)
+        settings = {**flags, "epochs": self.epochs, "seed": self.seed}
+        return PretrainConfig(**settings) if preset is None else PretrainConfig.from_flagfile(preset, **settings)
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What of it differs from the defaults; neither length nor seed, nor what changes no result."""
+        return identity(self.config, {*NO_PART, "dataset", *_WITHOUT})
+
+    @property
     def key(self) -> str:
         """Eight hexadecimal digits."""
-        return digest(self._asdict())
+        about = {"scale": self.scale, "recipe": self.recipe, "epochs": self.epochs, "seed": self.seed}
+        return digest(about)
 
     def folder(self, workdir: str) -> str:
         """Where it is made."""

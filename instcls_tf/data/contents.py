@@ -67,9 +67,16 @@ def _digest(content: bytes) -> bytes:
 
 
 def write(path: str, hashes: np.ndarray) -> None:
-    """Writes the hashes of all images: all of them or, whatever happens meanwhile, none."""
-    with files.whole_file(path) as file:
-        np.save(file, hashes)
+    """Writes the hashes of all images: all of them or, whatever happens meanwhile, none.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    try:
+        with files.whole_file(path) as file:
+            np.save(file, hashes)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def read(path: str) -> np.ndarray:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Callable, TypeVar, cast
 
 import numpy as np
 import tensorflow as tf
 
 from instcls_tf.distributed import collectives, device
+from instcls_tf.errors import UserError
 from instcls_tf.progress import Progress
+
+Result = TypeVar("Result")
 
 
 def start(seed: int = 0, notes: Iterable[str] = ()) -> Progress:
@@ -53,3 +56,23 @@ def everybodys(mine: Any) -> list[Any]:
     text = tf.constant(np.frombuffer(json.dumps(mine).encode() + b"\n", np.uint8))
     gathered = collectives.all_gather(text, "everybodys").numpy().tobytes()
     return [json.loads(line) for line in gathered.decode().splitlines()]
+
+
+def all_or_none(work: Callable[[], Result]) -> Result:
+    """What `work` returns on this worker; all workers together, and outside of a graph.
+
+    Args:
+      work: enters no collective.
+
+    Raises:
+      UserError: it has failed on a worker; the first one's, on all of them, so that none waits for one that has left.
+    """
+    result, problem = None, ""
+    try:
+        result = work()
+    except UserError as error:
+        problem = str(error)
+    problems = list(filter(None, everybodys(problem)))
+    if problems:
+        raise UserError(problems[0])
+    return cast(Result, result)

@@ -155,6 +155,22 @@ def _facts_of(prefix: str) -> str:
     return problem or f"a whole one, digest {hashlib.sha256(repr(manifest).encode()).hexdigest()[:16]}"
 
 
+def refuse_different_facts(about: str, fact: str) -> None:
+    """Makes sure that all workers have found the same.
+
+    Args:
+      about: begins the sentence: what was looked at.
+      fact: what this worker has found.
+
+    Raises:
+      UserError: names the first worker that has found something else, and both; on all workers alike.
+    """
+    found = workers.everybodys(fact)
+    for rank, other in enumerate(found):
+        if other != found[0]:
+            raise UserError(f"{about}: worker {rank} finds {other} there, worker 0 {found[0]}: wanted the same")
+
+
 def compares_weights(step: int) -> bool:
     """Whether the weights are compared after a step, counted from 0."""
     return (step + 1) % EVERY == 0

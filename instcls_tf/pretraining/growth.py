@@ -8,6 +8,7 @@ lose their class. Steps, learning rate and warm-up begin anew.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from typing import NamedTuple
 
@@ -23,10 +24,11 @@ from instcls_tf.data.sources import open_training_source
 from instcls_tf.distributed import collectives, workers
 from instcls_tf.errors import UserError
 from instcls_tf.methods.instance import CLASS_MOMENTUM_KEY, CLASS_WEIGHTS_KEY
+from instcls_tf.pretraining import agreement
 from instcls_tf.pretraining.state import Run
 from instcls_tf.progress import OnProgress, Progress
 from instcls_tf.run import checkpoint, checkpoint_choice
-from instcls_tf.run.parts import CHUNK_ROWS, refuse_not_finite
+from instcls_tf.run.parts import CHUNK_ROWS, refuse_not_finite, replicated_variables
 from instcls_tf.run.workdir import load_run
 
 
@@ -51,8 +53,19 @@ class Growth(NamedTuple):
         )
 
 
-def contents_of(source: Source, progress: OnProgress) -> np.ndarray:
-    """The hashes of all images, uint64 `[N, 2]`; each worker reads its share, all together."""
+def contents_of(source: Source, progress: OnProgress, workdir: str | None = None) -> np.ndarray:
+    """The hashes of all images, uint64 `[N, 2]`; each worker reads its share, all together.
+
+    Args:
+      source: the images.
+      progress: of reading them.
+      workdir: of a run that had begun with these very images: what it has kept is not read once more.
+    """
+    path = contents.contents_path(workdir or "")
+    if workers.rank_0_says(workdir is not None and os.path.exists(path), "contents_kept"):
+        kept = workers.all_or_none(lambda: contents.read(path))
+        if len(kept) == source.num_instances:
+            return kept
     own = contents.hashes_of(source, *collectives.own_bounds(source.num_instances), progress)
     return collectives.all_gather(tf.constant(own.view(np.int64)), "contents").numpy().view(np.uint64)
 
@@ -70,7 +83,9 @@ def find(config: PretrainConfig, hashes: np.ndarray, progress: Progress) -> Grow
     """
     other = str(config.extend_from)
     prefix = _newest_of(other)
-    before = _contents_before(other, progress)
+    agreement.refuse_other_checkpoints(prefix)
+    before = _contents_before(other, prefix, progress)
+    agreement.refuse_different_facts(f"--extend_from={other}", hashlib.sha256(before.tobytes()).hexdigest()[:16])
     known = contents.known_ids(before, hashes)
     if (known < 0).all():
         raise UserError(
@@ -94,16 +109,33 @@ def _newest_of(other: str) -> str:
     return checkpoint_choice.prefix_of(other, step)
 
 
-def _contents_before(other: str, progress: Progress) -> np.ndarray:
+def _contents_before(other: str, prefix: str, progress: Progress) -> np.ndarray:
+    """The hashes of the images of the other run, one for each of its classes."""
     path = contents.contents_path(other)
+    total, _ = _shape_of(prefix, CLASS_WEIGHTS_KEY)
     if workers.rank_0_says(os.path.exists(path), "contents_before"):
-        return contents.read(path)
-    progress.say(f"--extend_from={other}: has no {contents.CONTENTS_NAME}, its images are read again")
+        before = workers.all_or_none(lambda: contents.read(path))
+    else:
+        progress.say(f"--extend_from={other}: has no {contents.CONTENTS_NAME}, its images are read again")
+        source = workers.all_or_none(lambda: _images_of(other))
+        # Files that were added since have ids behind those of its classes.
+        before = contents_of(source, progress)[:total]
+    if len(before) != total:
+        raise UserError(f"--extend_from={other}: {len(before)} images are there for the {total} classes of {prefix}")
+    return before
+
+
+def _images_of(other: str) -> Source:
     try:
-        source = open_training_source(load_run(other), workdir=other)
+        return open_training_source(load_run(other), workdir=other)
     except UserError as error:
         raise UserError(f"--extend_from={other}: its images are not known any more: {error}") from error
-    return contents_of(source, progress)
+
+
+def _shape_of(prefix: str, key: str) -> list[int]:
+    """Of a tensor in a checkpoint that holds it on all workers alike."""
+    with checkpoint.damage_is_a_user_error(prefix):
+        return tf.train.load_checkpoint(prefix).get_variable_to_shape_map()[key]
 
 
 def take_over(run: Run, classifier: ShardedClassifier, growth: Growth) -> None:
@@ -119,6 +151,12 @@ def take_over(run: Run, classifier: ShardedClassifier, growth: Growth) -> None:
     """
     stamps.stamp("taking over the earlier run")
     classifier.initialize_gaussian()
+    workers.all_or_none(lambda: _read(run, classifier, growth))
+    # As every save demands it: what was read is the same everywhere.
+    agreement.refuse_different_weights(replicated_variables(run.replicated()), 0)
+
+
+def _read(run: Run, classifier: ShardedClassifier, growth: Growth) -> None:
     with checkpoint.damage_is_a_user_error(growth.prefix):
         run.replicated().read(growth.prefix).assert_consumed()
         run.optimizer.iterations.assign(0)
@@ -129,9 +167,8 @@ def take_over(run: Run, classifier: ShardedClassifier, growth: Growth) -> None:
 
 def _read_known(growth: Growth, key: str, variable: tf.Variable, begin: int) -> None:
     """Reads the rows of this worker's known images, some of the earlier run's rows at a time."""
-    reader = tf.train.load_checkpoint(growth.prefix)
-    total, size = reader.get_variable_to_shape_map()[key]
-    dtype = reader.get_variable_to_dtype_map()[key]
+    total, size = _shape_of(growth.prefix, key)
+    dtype = tf.train.load_checkpoint(growth.prefix).get_variable_to_dtype_map()[key]
     before = growth.known[begin : begin + variable.shape[0]]
     mine = np.flatnonzero(before >= 0)
     mine = mine[np.argsort(before[mine])]

@@ -90,7 +90,7 @@ def _pretrain(
     # ---- What the images are, by which an earlier run or a later one knows them
     grown, hashes = None, None
     if prefix is None and classifier is not None:
-        hashes = growth.contents_of(source, progress)
+        hashes = growth.contents_of(source, progress, config.workdir if opened.resuming else None)
         grown = growth.find(config, hashes, progress) if config.extend_from else None
 
     # ---- The folder of the run

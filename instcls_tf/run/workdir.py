@@ -33,7 +33,9 @@ _LATER = "center_crop_fraction"
 # Marks the line of a run.flags with the run's id: a comment, so that the file is a flagfile still.
 _RUN_ID = "# run "
 # What a run leaves that would be taken for its successor's.
-_OF_THE_RUN = ("manifest.tsv", "contents.npy", "bad_files.txt", "start.safetensors", "report.json")
+_OF_THE_RUN = ("manifest.tsv", "contents.npy", "bad_files.txt")
+# And what would be shown as its successor's; it may be a user's where no run has begun.
+_RESULTS = ("start.safetensors", "report.json", "report.html")
 # The folder in a workdir that holds the checkpoints of its run.
 CHECKPOINTS_NAME = "checkpoints"
 # The last line that a run.flags had for certain before files ended with a mark.
@@ -65,7 +67,7 @@ def begin_run(config: PretrainConfig) -> None:
       UserError: it cannot be written there.
     """
     try:
-        for name in _OF_THE_RUN:
+        for name in (*_OF_THE_RUN, *(_RESULTS if os.path.exists(run_flags_path(config.workdir)) else ())):
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 os.remove(os.path.join(config.workdir, name))
         _write_recipe(config, secrets.token_hex(8))

@@ -17,7 +17,7 @@ from instcls_tf.sweep.spec import Setting, Spec
 SEARCH, FINAL = STAGES = ("search", "final")
 
 # What may change without another result: where things lie, and what is written when.
-_NO_PART = {
+NO_PART = {
     "workdir",
     "data_dir",
     "epochs",
@@ -107,7 +107,7 @@ def best_setting(spec: Spec, arm: str, results: list[dict]) -> Setting | None:
 
 def _trial(spec: Spec, setting: Setting, seed: int, stage: str) -> Trial:
     config, dataset = setting.config, setting.config.dataset
-    about = {"stage": stage, "arm": setting.arm, "seed": seed, "recipe": identity(config, _NO_PART)}
+    about = {"stage": stage, "arm": setting.arm, "seed": seed, "recipe": identity(config, NO_PART)}
     about |= {"minutes": spec.minutes, "epochs": spec.epochs}
     if spec.minutes is not None:
         about |= {"cores": spec.cores, "side_by_side": spec.side_by_side}

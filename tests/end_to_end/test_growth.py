@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from instcls_tf.data import manifest
+from instcls_tf.data import contents, manifest
 from instcls_tf.data.sources import open_source
 from instcls_tf.run import checkpoint
 from instcls_tf.run.encoder import load_encoder
@@ -147,11 +147,13 @@ def test_a_run_whose_hashes_are_lost_reads_its_images_again(runs, tmp_path):
     finished = run_script("pretrain", *flags_of(tmp_path / "second", max_steps=0, **flags))
     assert finished.status == 2
     assert "its images are not known any more" in finished.stderr and "no such folder" in finished.stderr
-    shutil.move(runs / "elsewhere", runs / "before")
+    shutil.copytree(runs / "elsewhere", runs / "before")
+    # Added to that folder since: it has no class in the earlier run, and is new.
+    shutil.copy(next((runs / "now" / "more").iterdir()), runs / "before" / "since.png")
     try:
         finished = run_script("pretrain", *flags_of(tmp_path / "second", max_steps=0, **flags))
     finally:
-        shutil.move(runs / "before", runs / "elsewhere")
+        shutil.rmtree(runs / "before")
     assert finished.status == 0, finished.output
     # New images' projections are rounded otherwise on one worker than on two.
     np.testing.assert_allclose(state_of(tmp_path / "second")[1], state_of(runs / "second")[1], atol=1e-6)
@@ -164,7 +166,8 @@ def test_a_run_whose_hashes_are_lost_reads_its_images_again(runs, tmp_path):
         ({"method": "simclr", "hard_negatives": 100}, "is of --method=instance"),
         ({"dataset": "digits"}, "knows none of the 1437 images of --dataset=digits"),
         ({"extend_from": "/nowhere"}, "--extend_from=/nowhere: holds no run"),
-        ({"contrast_epochs": 1}, "leave one of the two out"),
+        ({"contrast_epochs": 1}, "--contrast_epochs=1 would take them from the network again"),
+        ({"prior_every": 2}, "--prior_every=2 would take them from the network again"),
     ],
 )
 def test_what_does_not_fit_is_refused(runs, tmp_path, changes, sentence):
@@ -174,6 +177,16 @@ def test_what_does_not_fit_is_refused(runs, tmp_path, changes, sentence):
     assert (finished.status, sentence in finished.stderr) == (2, True), finished.output
     assert not (tmp_path / "second").exists()
     assert snapshot(runs / "first") == before
+
+
+def test_hashes_of_another_number_of_images_are_refused(runs, tmp_path):
+    shutil.copytree(runs / "first", tmp_path / "first")
+    contents.write(str(tmp_path / "first" / "contents.npy"), contents.read(str(runs / "first" / "contents.npy"))[:90])
+    flags = {**RECIPE, "dataset": f"folder:{runs / 'now'}", "extend_from": tmp_path / "first"}
+    finished = run_script("pretrain", *flags_of(tmp_path / "second", **flags))
+    assert finished.status == 2
+    assert "90 images are there for the 91 classes of" in finished.stderr
+    assert not (tmp_path / "second").exists()
 
 
 def test_a_run_does_not_grow_into_itself(runs):

@@ -39,6 +39,8 @@ def test_every_run_is_a_recipe_that_can_be_planned(scale):
         config = config_of(run.words(dataset, "runs/x"))
         config.validate()
         config.validate_with_data(INSTANCES[scale])
+        # What the key is made of is what the command line says.
+        assert run.config == config.replace(dataset=run.config.dataset, workdir="", gauge_every=1, report=True)
         assert (config.epochs, config.workdir) == (run.epochs, "runs/x")
         if config.method == "instance":
             workers = LEDGER.scales[scale].workers or 1
@@ -60,10 +62,29 @@ def test_claims_share_runs():
 
 def test_a_key_stays_what_it_was():
     """Or every run that was made would be forgotten."""
-    run = Run("digits", {"flagfile": "flags/presets/digits.flags", "smoothing": 0}, 6, 0)
-    assert run.key == "479f2f1d"
+    run = Run("digits", {"smoothing": 0.0, "learning_rate": 0.1}, 6, 0)
+    assert run.key == "eb7075e9"
     others = [run._replace(scale="cifar10"), run._replace(epochs=7), run._replace(seed=1), run._replace(flags={})]
     assert len({other.key for other in [run, *others]}) == 5
+
+
+def test_a_changed_preset_makes_other_runs(tmp_path):
+    preset = tmp_path / "a.flags"
+    keys = []
+    for text in ("--learning_rate=0.1\n", "# the same\n--learning_rate=0.10\n", "--learning_rate=0.2\n"):
+        preset.write_text(text)
+        keys.append(Run("digits", {"flagfile": str(preset), "smoothing": 0.0}, 6, 0).key)
+    assert keys[0] == keys[1] == "eb7075e9" != keys[2]
+
+
+def test_runs_of_other_images_are_not_taken_for_made(tmp_path):
+    scale, claims = LEDGER.scales["digits"], LEDGER.chosen("table4_prior")
+    line = {"key": "of another set", "scale": "digits", "images": "00", "instances": 3, "epochs": 1, "seconds": 1.0}
+    (tmp_path / "results.jsonl").write_text(json.dumps(line) + "\n")
+    settings = {"workdir": str(tmp_path / "runs"), "results": str(tmp_path / "results.jsonl"), "dataset": None}
+    with pytest.raises(UserError, match="--dataset=digits: has not the images of the runs of --scale=digits"):
+        reproduce.reproduce(claims, scale, **settings)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_passes_per_image():
@@ -80,10 +101,8 @@ def test_passes_per_image():
 
 
 SCALE = Scale("small", "few images", {})
-CLAIM = Claim(
-    "it", "Table 0", "A is above B.", "nobody's", {name: Arm(name, {"small": {"a": name}}, {1: 2.5}) for name in "AB"},
-    (("A", "B"),), {"small": (3,)}, {"small": 4},
-)  # fmt: skip
+ARMS = {name: Arm(name, {"small": {"momentum": momentum}}, {1: 2.5}) for name, momentum in (("A", 0.1), ("B", 0.2))}
+CLAIM = Claim("it", "Table 0", "A is above B.", "nobody's", ARMS, (("A", "B"),), {"small": (3,)}, {"small": 4})
 
 
 def results_with(differences: list[float]) -> dict[str, dict]:
@@ -202,7 +221,7 @@ def test_imagenet_is_not_run_from_here(tmp_path):
     settings = {"workdir": str(tmp_path / "runs"), "results": str(tmp_path / "results.jsonl"), "dataset": None}
     claims, scale = LEDGER.chosen("table4_prior"), LEDGER.scales["imagenet"]
     with pytest.raises(UserError, match="takes 64 workers and a cluster"):
-        reproduce.reproduce(claims, scale, config_of=config_of, **settings)
+        reproduce.reproduce(claims, scale, **settings)
     answer = reproduce.plan(claims, scale, **settings)
     epochs = 2 * (10 + 25 + 50 + 100 + 200 + 400)
     assert answer.result == {"runs": 12, "hours": pytest.approx(epochs * 302 / 3600)}

@@ -18,12 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from instcls_tf.distributed import cores, job, loopback, mpirun, watchdog
 from instcls_tf.distributed import hosts as machines
-from instcls_tf.distributed import job, loopback, mpirun, watchdog
 from instcls_tf.distributed.forwarded_signals import ForwardedSignals
 from instcls_tf.distributed.hosts import Host
 from instcls_tf.distributed.job import STOPPED_STATUS
@@ -71,14 +71,15 @@ def supervise(options: Options, words: Sequence[str], is_resumable: bool, workdi
     """
     with ForwardedSignals(is_resumable) as signals:
         hosts = options.hosts
-        problems = machines.problems(machines.take(hosts, options.workers))
+        seen = machines.look(machines.take(hosts, options.workers))
+        problems = [host.problem for host in seen.values() if host.problem]
         if problems:
-            raise UserError("; ".join(problems.values()))
+            raise UserError("; ".join(problems))
         restarts, before, saved = 0, Outcome(0, None), _newest(workdir)
         while True:
             hosts = machines.take(hosts, options.workers)
             with _folder(hosts, workdir) as folder:
-                outcome = _Attempt(hosts, words, folder, signals).run()
+                outcome = _Attempt(hosts, words, folder, signals, _threads(machines.shares(hosts, seen))).run()
             is_final = outcome.status in (0, STOPPED_STATUS) or outcome.is_mistake or signals.asked is not None
             if is_final or restarts == options.max_restarts:
                 return outcome.status
@@ -102,6 +103,19 @@ def _left(hosts: Sequence[Host], outcome: Outcome, before: Outcome, has_moved: b
         return left
     name = machines.of_rank(hosts, outcome.rank)
     return left if name in gone else machines.without_one(left, name)
+
+
+def _threads(shares: Mapping[str, int]) -> int | None:
+    """The number of threads that all workers are to compute with; None if that is what each of them would take.
+
+    Sums are rounded by the number of threads, and the fastest worker waits for the slowest in every step.
+    """
+    fewest = min(shares, key=lambda name: shares[name])
+    if cores.THREADS in os.environ or len(set(shares.values())) == 1:
+        return None
+    told = ", ".join(f"{name} {share}" for name, share in shares.items())
+    _say(f"hosts differ in cores per worker ({told}): all compute with {shares[fewest]} thread(s), as on {fewest}")
+    return shares[fewest]
 
 
 def _newest(workdir: str | None) -> str | None:
@@ -148,10 +162,18 @@ class _Attempt:
       words: the workers' command.
       folder: of the job.
       signals: told which process to pass signals to.
+      threads: of each worker, if machines differ.
     """
 
-    def __init__(self, hosts: Sequence[Host], words: Sequence[str], folder: str, signals: ForwardedSignals):
-        self._hosts, self._words, self._folder, self._signals = hosts, words, folder, signals
+    def __init__(
+        self,
+        hosts: Sequence[Host],
+        words: Sequence[str],
+        folder: str,
+        signals: ForwardedSignals,
+        threads: int | None = None,
+    ):
+        self._hosts, self._words, self._folder, self._signals, self._threads = hosts, words, folder, signals, threads
         self._workers = sum(host.slots for host in hosts)
         self._filter, self._watch = mpirun.Filter(), watchdog.Watch(range(self._workers))
         self._standstill: str | None = None
@@ -172,6 +194,8 @@ class _Attempt:
     def _start(self) -> subprocess.Popen:
         environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3")}
         environment[job.FOLDER] = self._folder
+        if self._threads is not None:
+            environment[cores.THREADS] = str(self._threads)
         environment[job.LAUNCHER] = f"{os.getpid()}@{socket.gethostname()}"
         if os.isatty(2):
             environment[job.TERMINAL] = f"{os.ttyname(2)}@{socket.gethostname()}"

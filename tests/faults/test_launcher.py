@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from instcls_tf.distributed import cores
 from tests.commands import ROOT, run_command, user_environment
 from tests.faults import conftest
 from tests.faults.jobs import hurt, job_folders, launcher, running, saved, standin
@@ -291,12 +292,32 @@ def test_a_bar_on_a_terminal(tmp_path):
     assert "<stderr>" not in shown and process.stdout.read() == b"rank 0 answers\n"
 
 
+# An ssh that leads to this machine.
+THE_SAME_MACHINE = (
+    'while [ "${1#-}" != "$1" ]; do [ "$1" = -o ] && shift; shift; done; shift\nexec env -i HOME=$HOME %s sh -c "$*"'
+)
+
+
+def test_hosts_with_other_cores(tmp_path, monkeypatch):
+    """A host with fewer cores per worker: all workers compute with the smallest number of threads, which is said."""
+    own = len(os.sched_getaffinity(0))
+    if own < 2:
+        pytest.skip("one core alone: no host can have fewer")
+    monkeypatch.setenv("PATH", fake_ssh(tmp_path, THE_SAME_MACHINE % f"taskset -c {min(os.sched_getaffinity(0))}"))
+    words = standin(tmp_path / "run", LONG, options=("-H", "localhost:1,elsewhere:1"))
+    with running(words, PATH=os.environ["PATH"]) as job:
+        job.wait_until(lambda: len(saved(tmp_path / "run")) > 1)
+        given = [job.worker(rank).environ()[cores.THREADS] for rank in (0, 1)]
+        job.started.send_signal(signal.SIGTERM)
+        finished = job.finish()
+    assert given == ["1", "1"]
+    told = f"(localhost {own}, elsewhere 1): all compute with 1 thread(s), as on elsewhere"
+    assert finished.stderr.splitlines()[0] == f"hosts differ in cores per worker {told}"
+
+
 def test_workers_on_another_host(tmp_path, monkeypatch):
     """A worker elsewhere, over ssh: it finds the environment, and its errors and stamps are read."""
-    script = (
-        'while [ "${1#-}" != "$1" ]; do [ "$1" = -o ] && shift; shift; done; shift\nexec env -i HOME=$HOME sh -c "$*"'
-    )
-    monkeypatch.setenv("PATH", fake_ssh(tmp_path, script))
+    monkeypatch.setenv("PATH", fake_ssh(tmp_path, THE_SAME_MACHINE % ""))
     run = tmp_path / "run"
     with running(standin(run, options=("-H", "localhost:1,elsewhere:1")), PATH=os.environ["PATH"]) as job:
         finished = job.finish()

@@ -23,6 +23,7 @@ from instcls_tf.data.source import Source
 from instcls_tf.distributed import collectives, cores, device, workers
 from instcls_tf.errors import UserError, shown
 from instcls_tf.run import checkpoint_choice, checkpoint_manifest
+from instcls_tf.run.code import code_digest
 
 # Places may have other names on other machines; whether they are the same is tried.
 _PLACES = ("workdir", "data_dir")
@@ -76,15 +77,6 @@ def _facts(config: PretrainConfig, source: Source) -> dict[str, str]:
         "kernels": " and ".join(kernels),
         "threads": str(device.threads() or "a GPU's"),
     }
-
-
-def code_digest() -> str:
-    """A hash of this package's sources."""
-    root = Path(__file__).resolve().parents[1]
-    digest = hashlib.sha256()
-    for path in sorted(path for path in root.rglob("*") if path.suffix in (".py", ".cc", ".h")):
-        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def refuse_other_workdirs(workdir: str) -> None:

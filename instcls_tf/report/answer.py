@@ -11,6 +11,7 @@ gives back its result, as an `Answer` where there is a text or a picture as well
   dynamics                                  report.dynamics
   show_views                                report.view_grid
   checkpoint                                report.checkpoints
+  doctor                                    doctor.examine
   export, check_export                      export.commands, export.self_check
   prepare                                   data.prepare
   benchmark                                 benchmark.commands

@@ -17,6 +17,7 @@ from tests.import_graph import DRAWING, ROOT, Import, circles, draw, graph_of_mo
 LEVELS = (
     ("scripts",),
     ("flags",),
+    ("doctor",),
     ("benchmark", "detection", "plan", "report", "sweep"),
     ("evaluation", "export", "pretraining"),
     ("methods",),

@@ -1,0 +1,97 @@
+#!/usr/bin/env bash
+# Builds docker/Dockerfile.cpu and runs it, where there is no Docker engine: mmdebstrap makes the base, buildah the image.
+#
+#   sudo ./scripts/test_image.sh              needs mmdebstrap and buildah, and about 12 GB under TMPDIR; some minutes
+#
+# Digits train in it as the image's user and as one that it does not know; nothing is left behind. Behind a proxy with
+# authorities of its own, PIP_CERT names the bundle, and PIP_CONFIG_FILE the settings of pip, both used for the build alone.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+image=localhost/instcls-tf:cpu base=localhost/instcls-base:latest
+
+fail() {
+  echo "test_image.sh: $*" >&2
+  exit 1
+}
+
+[[ $EUID == 0 ]] || fail "wanted as root: it mounts layers and makes files of several users"
+for tool in mmdebstrap buildah; do
+  command -v "$tool" >/dev/null || fail "$tool is not there: apt-get install mmdebstrap buildah"
+done
+
+work=$(mktemp -d)
+export BUILDAH_ISOLATION=chroot
+store=(buildah --root "$work/storage" --runroot "$work/run" --storage-driver overlay)
+
+clear_up() { # the containers' mounts, layers, runs: all of it
+  "${store[@]}" rm --all >/dev/null 2>&1 || true
+  while read -r place; do umount -l "$place"; done < <(awk -v at="$work/" 'index($2, at) == 1 { print $2 }' /proc/mounts | sort -r)
+  rm -rf "$work"
+}
+trap clear_up EXIT
+trap 'exit 1' INT TERM
+
+timed() { # timed TITLE COMMAND...: a line with the seconds it took; what it said, if it failed
+  local title=$1 start=$SECONDS
+  shift
+  "$@" >"$work/log" 2>&1 </dev/null || { tail -n 40 "$work/log" >&2 && fail "$title: failed after $((SECONDS - start)) s"; }
+  echo "$title: $((SECONDS - start)) s"
+}
+
+make_base() {
+  local container
+  mmdebstrap --variant=minbase --components=main bookworm "$work/base.tar"
+  container=$("${store[@]}" from scratch)
+  "${store[@]}" add "$container" "$work/base.tar" /
+  "${store[@]}" commit --rm "$container" "$base"
+  rm "$work/base.tar"
+}
+
+build() {
+  local settings=()
+  if [[ -n ${PIP_CERT:-} ]]; then
+    printf '[global]\ncert = /run/authorities.crt\n' >"$work/pip.conf"
+    settings+=(--volume "$PIP_CERT:/run/authorities.crt:ro" --volume "${PIP_CONFIG_FILE:-$work/pip.conf}:/etc/pip.conf:ro")
+  fi
+  "${store[@]}" build --format docker --pull-never --build-arg BASE="$base" --build-arg REVISION="$(git rev-parse HEAD)" \
+    "${settings[@]}" --file docker/Dockerfile.cpu --tag "$image" .
+}
+
+run() { # run USER COMMAND...: as the image's entry point starts it
+  local user=$1
+  shift
+  "${store[@]}" run --user "$user" --volume "$work/runs:/runs" "$container" -- tini -g -- /app/docker/entrypoint.sh "$@"
+}
+
+train() { # train USER
+  run "$1" python -m scripts.launch -np 2 pretrain --flagfile=flags/presets/digits.flags --max_steps=20 --log_every=5 \
+    --workdir="/runs/of_$1"
+  [[ $(stat -c %u "$work/runs/of_$1/metrics.jsonl") == "$1" ]] || fail "the run of user $1 belongs to somebody else"
+  tail -n 1 "$work/runs/of_$1/metrics.jsonl"
+}
+
+refuse_surplus() { # no compiler, no tests, no pages
+  local root tool
+  root=$("${store[@]}" mount "$container")
+  for tool in gcc g++ cc c++ make cmake ruff pytest; do
+    [[ ! -e $root/usr/bin/$tool && ! -e $root/app/.venv/bin/$tool ]] || fail "the image holds $tool"
+  done
+  for place in tests docs .git examples; do
+    [[ ! -e $root/app/$place ]] || fail "the image holds /app/$place"
+  done
+  size=$(du -sx --block-size=1M "$root" | cut -f1)
+}
+
+mkdir -m 1777 "$work/runs"
+timed "base (mmdebstrap)" make_base
+timed "image (buildah)" build
+container=$("${store[@]}" from --pull-never "$image")
+refuse_surplus
+echo "size: $size MB"
+timed "health check" run 1000 python -m scripts.doctor --quick
+for user in 1000 12345; do
+  timed "20 steps of digits, 2 workers, as user $user" train "$user"
+  tail -n 1 "$work/log"
+done
+clear_up
+echo "nothing is left: $(! ls -d "$work" 2>/dev/null && echo yes), in $SECONDS s"

@@ -3,6 +3,8 @@
 #
 #   sudo ./scripts/test_image.sh              needs mmdebstrap and buildah, and about 12 GB under TMPDIR; some minutes
 #
+#   sudo IMAGE_STORAGE=/var/tmp/images ./scripts/test_image.sh      keeps base and layers there, for the next time
+#
 # Digits train in it as the image's user and as one that it does not know; nothing is left behind. Behind a proxy with
 # authorities of its own, PIP_CERT names the bundle, and PIP_CONFIG_FILE the settings of pip, both used for the build alone.
 set -euo pipefail
@@ -21,11 +23,12 @@ done
 
 work=$(mktemp -d)
 export BUILDAH_ISOLATION=chroot
-store=(buildah --root "$work/storage" --runroot "$work/run" --storage-driver overlay)
+storage=${IMAGE_STORAGE:-$work}
+store=(buildah --root "$storage/storage" --runroot "$storage/run" --storage-driver overlay)
 
 clear_up() { # the containers' mounts, layers, runs: all of it
   "${store[@]}" rm --all >/dev/null 2>&1 || true
-  while read -r place; do umount -l "$place"; done < <(awk -v at="$work/" 'index($2, at) == 1 { print $2 }' /proc/mounts | sort -r)
+  while read -r place; do umount -l "$place"; done < <(awk -v at="$storage/" 'index($2, at) == 1 { print $2 }' /proc/mounts | sort -r)
   rm -rf "$work"
 }
 trap clear_up EXIT
@@ -40,7 +43,8 @@ timed() { # timed TITLE COMMAND...: a line with the seconds it took; what it sai
 
 make_base() {
   local container
-  mmdebstrap --variant=minbase --components=main bookworm "$work/base.tar"
+  ! "${store[@]}" inspect --type image "$base" >/dev/null 2>&1 || return 0
+  mmdebstrap --variant=minbase --components=main bookworm "$work/base.tar" || return 1
   container=$("${store[@]}" from scratch)
   "${store[@]}" add "$container" "$work/base.tar" /
   "${store[@]}" commit --rm "$container" "$base"
@@ -53,7 +57,7 @@ build() {
     printf '[global]\ncert = /run/authorities.crt\n' >"$work/pip.conf"
     settings+=(--volume "$PIP_CERT:/run/authorities.crt:ro" --volume "${PIP_CONFIG_FILE:-$work/pip.conf}:/etc/pip.conf:ro")
   fi
-  "${store[@]}" build --format docker --pull-never --build-arg BASE="$base" --build-arg REVISION="$(git rev-parse HEAD)" \
+  "${store[@]}" build --layers --format docker --pull-never --build-arg BASE="$base" --build-arg REVISION="$(git rev-parse HEAD)" \
     "${settings[@]}" --file docker/Dockerfile.cpu --tag "$image" .
 }
 

@@ -35,6 +35,8 @@ _LOOK_SECONDS = 0.5
 _LATER_SECONDS = 8.0
 # mpirun gives its workers a second before it kills them.
 _KILL_SECONDS = 10.0
+# Between two looks at machines that do not answer.
+_ASK_SECONDS = 2.0
 _FOLDER_PREFIX = "instcls-job-"
 
 
@@ -45,6 +47,7 @@ class Options(NamedTuple):
     workers: int
     max_restarts: int
     min_workers: int
+    wait_for_hosts: float  # seconds, for machines without which fewer are left
 
 
 class Outcome(NamedTuple):
@@ -84,7 +87,8 @@ def supervise(options: Options, words: Sequence[str], is_resumable: bool, workdi
             if is_final or restarts == options.max_restarts:
                 return outcome.status
             restarts += 1
-            left = _left(hosts, outcome, before, has_moved=_newest(workdir) != saved)
+            gone = _gone(hosts, options.min_workers, options.wait_for_hosts)
+            left = _left(hosts, gone, outcome, before, has_moved=_newest(workdir) != saved)
             count = sum(host.slots for host in left)
             if count < options.min_workers:
                 _say(f"no restart: {count} worker(s) are left, --min_workers={options.min_workers}")
@@ -93,11 +97,25 @@ def supervise(options: Options, words: Sequence[str], is_resumable: bool, workdi
             _say(f"restart {restarts} of {options.max_restarts}, with {count} worker(s), from {saved or 'the start'}")
 
 
-def _left(hosts: Sequence[Host], outcome: Outcome, before: Outcome, has_moved: bool) -> tuple[Host, ...]:
-    """The workers that may be started again: not on machines that are gone, nor one that fails again and again."""
+def _gone(hosts: Sequence[Host], fewest: int, patience: float) -> set[str]:
+    """The machines that cannot be used, after some patience if too few workers are left without them."""
     gone = machines.problems(hosts)
     for problem in gone.values():
         _say(problem)
+    end, is_told = time.monotonic() + patience, False
+    while gone and sum(host.slots for host in hosts if host.name not in gone) < fewest and time.monotonic() < end:
+        if not is_told:
+            _say(f"waiting for {', '.join(gone)}, up to {patience:g} s (--wait_for_hosts)")
+        is_told = True
+        time.sleep(_ASK_SECONDS)
+        gone = machines.problems(hosts)
+    return set(gone)
+
+
+def _left(
+    hosts: Sequence[Host], gone: set[str], outcome: Outcome, before: Outcome, has_moved: bool
+) -> tuple[Host, ...]:
+    """The workers that may be started again: not on machines that are gone, nor one that fails again and again."""
     left = tuple(host for host in hosts if host.name not in gone)
     if outcome.rank is None or outcome.rank != before.rank or has_moved:
         return left

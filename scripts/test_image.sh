@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds docker/Dockerfile.cpu and runs it, where there is no Docker engine: mmdebstrap makes the base, buildah the image.
 #
-#   sudo ./scripts/test_image.sh              needs mmdebstrap and buildah, and about 12 GB under TMPDIR; some minutes
+#   sudo ./scripts/test_image.sh              needs mmdebstrap, buildah and OpenSSH, and about 12 GB under TMPDIR; minutes
 #
 #   sudo IMAGE_STORAGE=/var/tmp/images ./scripts/test_image.sh      keeps base and layers there, for the next time
 #
@@ -24,9 +24,24 @@ done
 work=$(mktemp -d)
 export BUILDAH_ISOLATION=chroot
 storage=${IMAGE_STORAGE:-$work}
+kept=()
 store=(buildah --root "$storage/storage" --runroot "$storage/run" --storage-driver overlay)
 
-clear_up() { # the containers' mounts, layers, runs: all of it
+end_host() { # end_host PID: all that runs in the network of a host, which is not ours
+  local network place
+  network=$(readlink "/proc/$1/ns/net") || return 0
+  if [[ $network != "$(readlink /proc/self/ns/net)" ]]; then
+    for place in /proc/[0-9]*; do
+      [[ $(readlink "$place/ns/net" 2>/dev/null) != "$network" ]] || kill -KILL "${place#/proc/}" 2>/dev/null || true
+    done
+  fi
+  kill -KILL "$1" 2>/dev/null || true
+}
+
+clear_up() { # the containers' processes, mounts, layers, runs: all of it
+  local pid
+  for pid in "${kept[@]}"; do end_host "$pid"; done
+  kept=()
   "${store[@]}" rm --all >/dev/null 2>&1 || true
   while read -r place; do umount -l "$place"; done < <(awk -v at="$storage/" 'index($2, at) == 1 { print $2 }' /proc/mounts | sort -r)
   rm -rf "$work"
@@ -86,6 +101,49 @@ refuse_surplus() { # no compiler, no tests, no pages
   size=$(du -sx --block-size=1M "$root" | cut -f1)
 }
 
+keep_host() { # keep_host NAME ADDRESS: a container as a host of its own, kept by a process whose number goes to $work/NAME
+  local root
+  root=$("${store[@]}" mount "$("${store[@]}" from --pull-never --name "$1" "$image")")
+  printf '127.0.0.1 localhost\n10.231.8.1 a\n10.231.8.2 b\n' >"$root/etc/hosts"
+  # shellcheck disable=SC2016 # for the shell inside
+  unshare --net --uts --mount --propagation private sh -c '
+    hostname "$1" && ip link set lo up && mount -t proc proc "$2/proc" && mount --rbind /dev "$2/dev" &&
+    mkdir -p "$2/home/instcls/.ssh" && mount --bind "$3/keys" "$2/home/instcls/.ssh" && mount --bind "$3/runs" "$2/runs" &&
+    exec sleep infinity' sh "$1" "$root" "$work" &
+  kept+=($!)
+  printf '%s %s %s\n' "$!" "$root" "$2" >"$work/$1"
+}
+
+inside() { # inside NAME COMMAND...: in a container, as user 1000, as the image's entry point starts it
+  local pid root
+  read -r pid root _ <"$work/$1"
+  shift
+  nsenter --target "$pid" --net --uts --mount env -i HOME=/home/instcls VIRTUAL_ENV=/app/.venv \
+    PATH=/app/.venv/bin:/usr/sbin:/usr/bin:/sbin:/bin chroot --userspec=1000:1000 "$root" \
+    /bin/sh -c 'cd /app && exec tini -g -- /app/docker/entrypoint.sh "$@"' sh "$@"
+}
+
+train_on_two_hosts() { # two containers, two networks, a link between them, ssh from one to the other
+  local name pid address
+  mkdir "$work/keys"
+  ssh-keygen -q -t ed25519 -N "" -f "$work/keys/id_ed25519"
+  cp "$work/keys/id_ed25519.pub" "$work/keys/authorized_keys"
+  chown -R 1000:1000 "$work/keys"
+  keep_host a 10.231.8.1/24
+  keep_host b 10.231.8.2/24
+  sleep 2
+  ip link add eth0 netns "${kept[0]}" type veth peer name eth0 netns "${kept[1]}"
+  for name in a b; do
+    read -r pid _ address <"$work/$name"
+    nsenter --target "$pid" --net sh -c "ip address add $address dev eth0 && ip link set eth0 up"
+  done
+  inside b docker/sshd.sh &
+  sleep 5
+  inside a python -m scripts.launch -H a:1,b:1 pretrain --flagfile=flags/presets/digits.flags --max_steps=20 --log_every=5 \
+    --workdir=/runs/of_two_hosts
+  tail -n 1 "$work/runs/of_two_hosts/metrics.jsonl"
+}
+
 mkdir -m 1777 "$work/runs"
 timed "base (mmdebstrap)" make_base
 timed "image (buildah)" build
@@ -97,5 +155,7 @@ for user in 1000 12345; do
   timed "20 steps of digits, 2 workers, as user $user" train "$user"
   tail -n 1 "$work/log"
 done
+timed "20 steps of digits on two containers, a worker each, over ssh" train_on_two_hosts
+tail -n 1 "$work/log"
 clear_up
 echo "nothing is left: $(! ls -d "$work" 2>/dev/null && echo yes), in $SECONDS s"

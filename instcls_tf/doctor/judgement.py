@@ -89,10 +89,11 @@ def _threads(found: Sequence[dict[str, Any]]) -> Finding:
          f"scripts.launch sees to it; with another launcher set {cores.THREADS}={min(threads)} for all workers"),
         (bool(crowded), WARNING, f"more workers than cores on {some_of(dict.fromkeys(crowded))}",
          "fewer workers there"),
-        (bool(bound), WARNING, f"bound to fewer cores than a worker's share on {some_of(dict.fromkeys(bound))}",
-         "no binding by the launcher, or --cpus-per-task with Slurm: scripts.launch binds nothing"),
         (bool(idle), WARNING, f"{threads[0]} per worker; cores are left idle on {some_of(dict.fromkeys(idle))}",
          "hosts with as many cores per worker, or more workers where cores are"),
+        (bool(bound), OK, f"{threads[0]} per worker, who may run on some of the cores alone on"
+         f" {some_of(dict.fromkeys(bound))}",
+         "if the others are yours as well: no binding (scripts.launch binds nothing), more --cpus-per-task with Slurm"),
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import tensorflow as tf
 
@@ -19,7 +19,10 @@ from instcls_tf.errors import UserError
 from instcls_tf.pretraining import agreement
 
 _ROUNDS = 5
-_LARGE_BYTES, _REPEATS = 2**24, 5
+_REPEATS = 3
+# Messages, and the time from which one says something of the bandwidth: in seconds, and of one without a content.
+_SMALLEST_BYTES, _LARGEST_BYTES = 2**17, 2**26
+_LONG_ENOUGH, _TIMES_THE_LATENCY = 0.1, 5
 _FILE_BYTES = 2**26
 _DECODING_SECONDS = 2.0
 
@@ -35,27 +38,40 @@ def clock_skew() -> float:
 
 
 def collectives_between() -> dict[str, float]:
-    """Latency (a sum of one number) and bandwidth (sum and gather of 16 MiB) between all workers: medians."""
-    small, large = tf.Variable(tf.zeros([1])), tf.Variable(tf.zeros([_LARGE_BYTES // 4]))
-    part = tf.Variable(tf.zeros([_LARGE_BYTES // 4 // collectives.size()]))
+    """Latency (a sum of one number) and bandwidth (large sums and gathers) between all workers: medians.
+
+    Messages grow until one takes long enough, so that a slow network is measured in seconds, and a fast one at all.
+    """
+    latency = seconds_of(_sum_of(4), _REPEATS)
+    found, enough = {"latency_seconds": latency}, max(_LONG_ENOUGH, _TIMES_THE_LATENCY * latency)
+    for name, make in (("sum", _sum_of), ("gather", _gather_of)):
+        size = _SMALLEST_BYTES
+        while (seconds := seconds_of(make(size), _REPEATS)) < enough and size < _LARGEST_BYTES:
+            size *= 8
+        found[f"{name}_bytes_per_second"] = size / seconds
+    return found
+
+
+def _sum_of(size: int) -> Callable[[], object]:
+    """A sum over the workers of so many bytes."""
+    values = tf.Variable(tf.zeros([size // 4]))
 
     @tf.function(autograph=False)
-    def add(values: tf.Tensor) -> tf.Tensor:
-        return tf.reduce_max(collectives.sum_over_workers(values, "doctor_sum"))
+    def add() -> tf.Tensor:
+        return tf.reduce_max(collectives.sum_over_workers(values.read_value(), f"doctor_sum_{size}"))
+
+    return lambda: add().numpy()
+
+
+def _gather_of(size: int) -> Callable[[], object]:
+    """A gather whose result has so many bytes."""
+    values = tf.Variable(tf.zeros([size // 4 // collectives.size()]))
 
     @tf.function(autograph=False)
-    def gather(values: tf.Tensor) -> tf.Tensor:
-        return tf.reduce_max(collectives.all_gather(values, "doctor_gather"))
+    def gather() -> tf.Tensor:
+        return tf.reduce_max(collectives.all_gather(values.read_value(), f"doctor_gather_{size}"))
 
-    latency, sum_seconds, gather_seconds = (
-        seconds_of(lambda action=action, values=values: action(values.read_value()).numpy(), _REPEATS)  # type: ignore[misc]
-        for action, values in ((add, small), (add, large), (gather, part))
-    )
-    return {
-        "latency_seconds": latency,
-        "sum_bytes_per_second": _LARGE_BYTES / sum_seconds,
-        "gather_bytes_per_second": _LARGE_BYTES / gather_seconds,
-    }
+    return lambda: gather().numpy()
 
 
 def step_of(config: PretrainConfig, num_instances: int) -> dict[str, float]:

@@ -53,7 +53,7 @@ def test_good_machines():
         ("build", WARNING, {"home_is_writable": False}, "the home folder cannot be written on b"),
         ("threads", PROBLEM, {"threads": 3}, "differ: worker 0 on a 4, worker 1 on b 3"),
         ("threads", WARNING, {"cores": 1}, "more workers than cores on b"),
-        ("threads", WARNING, {"allowed_cores": 1}, "bound to fewer cores than a worker's share on b"),
+        ("threads", OK, {"allowed_cores": 1}, "4 per worker, who may run on some of the cores alone on b"),
         ("threads", WARNING, {"share": 8}, "4 per worker; cores are left idle on b"),
         ("memory", WARNING, {"shared_memory": 2**26}, "/dev/shm is smaller than 256 MiB on b"),
         ("ports", WARNING, {"host": "a", "listening": ["0.0.0.0:1024"]}, "listens to other machines: worker 1 on a"),

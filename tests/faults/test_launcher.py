@@ -268,9 +268,10 @@ def test_an_address_where_nobody_answers():
         (["-H", "a:1,a:2", "pretrain"], "-H=a:1,a:2: names a twice, wanted each host once, with all of its workers"),
         (["-H", "a:x", "pretrain"], "-H=a:x: 'a:x' is no host, wanted NAME:WORKERS with commas between them"),
         (["-np", "2", "--min_workers=3", "pretrain"], "--min_workers=3: must be 1 to the 2 workers"),
+        (["-np", "2", "--wait_for_hosts=-1", "pretrain"], "--wait_for_hosts=-1.0: must be 0 or more seconds"),
         (["-np", "2", "tests.faults.nothing"], "tests.faults.nothing: no such module"),
     ],
-    ids=["np", "places", "twice", "form", "min_workers", "module"],
+    ids=["np", "places", "twice", "form", "min_workers", "wait", "module"],
 )
 def test_wrong_words(words, sentence):
     """Too few places for the workers, a host twice, and other wrong words: status 2, one sentence."""
@@ -323,6 +324,26 @@ def test_workers_on_another_host(tmp_path, monkeypatch):
         finished = job.finish()
     assert finished.status == 0, finished.output
     assert attempts(run) == ["2 0"] and saved(run)[-1] == 10
+
+
+def test_a_restart_waits_for_a_host(tmp_path, monkeypatch):
+    """A machine does not answer after a failure, and too few workers are left without it: the restart waits until it
+    does.
+    """
+    gone, run = tmp_path / "gone", tmp_path / "run"
+    refuses = f"[ ! -e {gone} ] || {{ echo 'ssh: connect to host elsewhere port 22: No route to host' >&2; exit 255; }}"
+    monkeypatch.setenv("PATH", fake_ssh(tmp_path, f"{refuses}\n{THE_SAME_MACHINE % ''}"))
+    options = ("-H", "localhost:1,elsewhere:1", "--max_restarts=1")
+    with running(standin(run, "--steps=60", options=options), PATH=os.environ["PATH"]) as job:
+        job.wait_until(lambda: len(saved(run)) > 1)
+        gone.touch()
+        job.worker(1).kill()
+        job.wait_until(lambda: "waiting for elsewhere, up to 600 s (--wait_for_hosts)" in job.read().stderr)
+        gone.unlink()
+        finished = job.finish()
+    assert finished.status == 0, finished.output
+    assert "host elsewhere: cannot be reached\n" in finished.stderr
+    assert [attempt.split()[0] for attempt in attempts(run)] == ["2", "2"] and saved(run)[-1] == 60
 
 
 LISTENING = """

@@ -22,7 +22,7 @@ from instcls_tf.distributed import mpirun
 from tests.commands import ROOT, run_command, user_environment
 from tests.faults.conftest import write_photos
 from tests.hosts.jobs import BOTH, EPOCH, Job, launch, losses, recipe, seconds_until_empty
-from tests.hosts.network import NAMES, Host, refusal, two_hosts
+from tests.hosts.network import NAMES, Host, refusal, two_hosts, wait_for_servers
 
 EPOCHS = 4
 CUT_AT = EPOCH + 5  # a step, after which a checkpoint is there
@@ -129,6 +129,7 @@ def down_for_good(trial: Trial) -> dict:
     trial.south.link("down")
     result = {**trial.gone(job, since), "checkpoint": trial.newest()}
     trial.south.link("up")
+    wait_for_servers([trial.north, trial.south])
     return {**result, "continued": trial.whole(trial.start())}
 
 

@@ -93,7 +93,7 @@ def two_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
         _connect(hosts)
         for host in hosts:
             servers.append(subprocess.Popen(host.inside(_SSHD, "-D", "-f", folder / "sshd_config"), **_QUIET))
-        _wait_for_servers(hosts)
+        wait_for_servers(hosts)
         yield hosts[0], hosts[1]
     finally:
         for host in hosts:
@@ -156,7 +156,8 @@ def _connect(hosts: Sequence[Host]) -> None:
         host.link("up")
 
 
-def _wait_for_servers(hosts: Sequence[Host]) -> None:
+def wait_for_servers(hosts: Sequence[Host]) -> None:
+    """Until each of the two hosts can be reached from the other."""
     end = time.monotonic() + 60
     one, other = hosts
     for here, there in ((one, other), (other, one)):

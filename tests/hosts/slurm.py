@@ -23,7 +23,7 @@ from tests.faults.conftest import write_photos
 from tests.hosts.jobs import EPOCH, launch, losses, recipe
 from tests.hosts.network import NAMES, Host, address, refusal, two_hosts
 
-EPOCHS = 25
+EPOCHS = 15
 _TOOLS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol")
 _PATIENCE = 900.0
 

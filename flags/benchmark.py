@@ -106,6 +106,16 @@ def _checkpoint() -> dict[str, Any]:
     return {"embedding_size": FLAGS.embedding_size, **_sizes_and_folder()}
 
 
+def _define_gallery() -> None:
+    flags.DEFINE_integer("num_instances", 100_000, "Synthetic images.")
+    text = "Where the gallery is written, in a folder that is removed afterwards."
+    paths.define("folder", tempfile.gettempdir(), text)
+
+
+def _gallery() -> dict[str, Any]:
+    return {"num_instances": FLAGS.num_instances, "folder": FLAGS.folder}
+
+
 def _define_num_instances(default: int) -> None:
     flags.DEFINE_integer("num_instances", default, _DESCRIPTIONS["num_instances"])
 
@@ -166,6 +176,7 @@ _SUBJECTS = {
     "hard_negatives": (_define_hard_negatives, _hard_negatives),
     "checks": (_define_checks, _checks),
     "checkpoint": (_define_checkpoint, _checkpoint),
+    "gallery": (_define_gallery, _gallery),
     "memory": (_define_memory, _memory),
     "scaling": (_define_scaling, _scaling),
 }

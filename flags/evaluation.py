@@ -35,7 +35,7 @@ def define_workdir() -> None:
 
 def define_extract() -> None:
     """The flags of `extract`."""
-    _define_run()
+    define_run()
     flags.DEFINE_string("dataset", None, "The images; by default the run's own (same forms as in pretrain).")
     flags.DEFINE_string("split", "train", "Which split of the dataset.")
     _define_center_crop_fraction()
@@ -44,7 +44,7 @@ def define_extract() -> None:
 
 def define_knn() -> None:
     """The flags of `knn_eval`."""
-    _define_run()
+    define_run()
     _define_labelled()
     _define_feature_files()
     flags.DEFINE_integer("num_neighbors", KNN_NEIGHBORS, "Neighbours that vote.")
@@ -58,7 +58,7 @@ def define_knn() -> None:
 
 def define_linear() -> None:
     """The flags of `linear_eval`."""
-    _define_run()
+    define_run()
     _define_labelled()
     _define_feature_files()
     flags.DEFINE_bool("cached", False, "Train on stored features of un-augmented images, at several learning rates.")
@@ -67,14 +67,14 @@ def define_linear() -> None:
 
 def define_finetune() -> None:
     """The flags of `finetune`."""
-    _define_run()
+    define_run()
     _define_labelled()
     recipes.define(FinetuneRecipe)
 
 
 def define_similarity() -> None:
     """The flags of `similarity`."""
-    _define_run()
+    define_run()
     flags.DEFINE_integer("instances", 2000, "How many instances, evenly spread over the dataset, are measured.")
     flags.DEFINE_bool("index", False, "List near-duplicates and outliers of the dataset by the run's class weights.")
     flags.DEFINE_float("threshold", 0.95, "With --index: the cosine from which two images are near-duplicates.")
@@ -83,7 +83,7 @@ def define_similarity() -> None:
 
 def define_dynamics() -> None:
     """The flags of `dynamics`."""
-    _define_run()
+    define_run()
     flags.DEFINE_integer("instances", 1000, "About how many instances are embedded, in the same views each time.")
 
 
@@ -93,7 +93,8 @@ def define_compare() -> None:
     paths.define("output", None, "Folder that receives comparison.md and comparison.png.")
 
 
-def _define_run() -> None:
+def define_run() -> None:
+    """Which run, and where its images are if they are TFDS's."""
     define_workdir()
     paths.define("data_dir", None, "Where TFDS keeps its datasets (TFDS datasets only).")
 

@@ -6,14 +6,14 @@
   hard_negatives  the exact search for hard negatives, against FAISS
   checks          what checks and stamps cost a step, and a checkpoint an epoch
   checkpoint      saving and reading N class weights and their momentum, against bare writing and reading
+  gallery         a page of 100,000 synthetic images: written, and drawn by Chromium
   memory          the largest N under a memory limit, against plain data parallelism; some minutes
   scaling         seconds per step and memory per worker against N; some minutes
 Each has flags of its own: python -m scripts.benchmark classifier --help
 
 Examples:
   horovodrun -np 2 python -m scripts.benchmark classifier --num_instances=262144 --batch_rows=1024
-  horovodrun -np 2 python -m scripts.benchmark step --flagfile=flags/presets/cifar10.flags
-  python -m scripts.launch -np 2 benchmark checks --flagfile=flags/presets/cifar10.flags
+  python -m scripts.benchmark gallery --num_instances=100000
   python -m scripts.benchmark scaling --num_instances=65536,262144,1048576 --workers=2 --output=scaling.png
 """
 

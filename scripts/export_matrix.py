@@ -1,6 +1,6 @@
 """Measures every export in its own runtime, in environments from the package registry; writes docs/export.md's table.
 
-It takes 13 GB and some minutes for the environments, most of it PyTorch, and half an hour on two cores for the rest.
+It takes 13 GB and some minutes for the environments, most of it PyTorch, and six minutes of two cores for the rest.
 
 Examples:
   python -m scripts.export_matrix --environments=/tmp/environments

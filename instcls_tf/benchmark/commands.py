@@ -21,7 +21,8 @@ def measure(subject: str, **settings: Any) -> Answer:
     """Measures a part by itself.
 
     Args:
-      subject: `input`, `classifier`, `step`, `hard_negatives`, `checks`, `checkpoint`, `memory` or `scaling`.
+      subject: `input`, `classifier`, `step`, `hard_negatives`, `checks`, `checkpoint`, `gallery`, `memory` or
+        `scaling`.
       **settings: arguments of the function of that name below.
 
     Raises:
@@ -82,6 +83,14 @@ def _checkpoint(num_instances: int, embedding_size: int, repeats: int, folder: s
     return Answer(measure_checkpoint(num_instances, embedding_size, repeats, folder))
 
 
+def _gallery(num_instances: int, folder: str) -> Answer:
+    require_value("num_instances", num_instances, num_instances >= 20, "at least 20")
+    _refuse_folder(folder)
+    from instcls_tf.benchmark.gallery import measure_gallery
+
+    return Answer(measure_gallery(num_instances, folder))
+
+
 def _refuse_sizes(**sizes: int) -> None:
     for name, value in sizes.items():
         require_value(name, value, value >= 1, "at least 1")
@@ -110,6 +119,7 @@ _SUBJECTS: dict[str, Callable[..., Answer]] = {
     "hard_negatives": _hard_negatives,
     "checks": _checks,
     "checkpoint": _checkpoint,
+    "gallery": _gallery,
     "memory": _memory,
     "scaling": _scaling,
 }

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from instcls_tf.checks import require_value
-from instcls_tf.config import DIET, PretrainConfig
+from instcls_tf.config import PretrainConfig
 from instcls_tf.data.decoding import reading_of
 from instcls_tf.data.labelled import open_fraction
 from instcls_tf.data.source import notes_of
@@ -20,7 +20,6 @@ from instcls_tf.evaluation.features import Features
 from instcls_tf.evaluation.knn import shared_knn_accuracy
 from instcls_tf.evaluation.linear_cached import cached_accuracy
 from instcls_tf.evaluation.recipes import (
-    BACKBONE,
     PIXELS,
     PROJECTION,
     STANDARDIZE,
@@ -28,7 +27,7 @@ from instcls_tf.evaluation.recipes import (
     FinetuneRecipe,
     LinearRecipe,
 )
-from instcls_tf.evaluation.subject import Subject, judged_config
+from instcls_tf.evaluation.subject import Subject, judged_config, refuse_untrained
 from instcls_tf.progress import Progress
 from instcls_tf.run.checkpoint import newest
 from instcls_tf.run.checkpoint_choice import step_of
@@ -123,7 +122,7 @@ def linear_of_run(subject: Subject | None, recipe: LinearRecipe) -> dict:
       UserError: the run has no checkpoint, an image has no label, or the training diverged.
     """
     subject = _given(subject)
-    _refuse_untrained(subject.config, recipe.features)
+    refuse_untrained(subject.config, recipe.features)
     progress = workers.start(recipe.seed, notes_of(*subject.splits))
     encoder = load_encoder(subject.workdir)
     seen = np.zeros([1, encoder.get_layer(recipe.features).output_shape[-1]], np.float32)
@@ -182,7 +181,7 @@ def model_of_run(workdir: str, kind: str) -> Any:
     """From images to `backbone` features, to the `projection`, or to `pixels`, as `features.extract` takes it."""
     if kind == PIXELS:
         return features.pixels
-    _refuse_untrained(load_run(workdir), kind)
+    refuse_untrained(load_run(workdir), kind)
     encoder = load_encoder(workdir)
     return encoder if kind == PROJECTION else encoder.get_layer("backbone")
 
@@ -205,20 +204,13 @@ def features_from_files(files: tuple[str, str], kind: str) -> tuple[Features, Fe
 
 def _features_of(subject: Subject, kind: str, encoder: tf.keras.Model, progress: Progress) -> list[Features]:
     """Stored features of the train and of the test split."""
-    _refuse_untrained(subject.config, kind)
+    refuse_untrained(subject.config, kind)
     return [
         feature_store.stored_features(
             subject.workdir, encoder, source, split, progress=progress, **_seen_of_images(subject.config)
         ).of_kind(kind, subject.dataset)
         for source, split in zip(subject.splits, ("train", subject.test_split))
     ]
-
-
-def _refuse_untrained(config: PretrainConfig, kind: str) -> None:
-    """DIET trains the backbone alone."""
-    if config.method == DIET:
-        wanted = f"{BACKBONE}: --method={DIET} leaves the projection untrained"
-        require_value("features", kind, kind != PROJECTION, wanted)
 
 
 def _given(subject: Subject | None) -> Subject:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from instcls_tf.checks import require_value
-from instcls_tf.config import PretrainConfig
+from instcls_tf.config import DIET, PretrainConfig
 from instcls_tf.data.decoding import reading_of
 from instcls_tf.data.labelled import Splits, default_test_split, open_splits
+from instcls_tf.evaluation.recipes import BACKBONE, PROJECTION
 from instcls_tf.run.workdir import load_run
 
 
@@ -64,3 +65,18 @@ def judged_config(workdir: str, center_crop_fraction: float | None) -> PretrainC
     fits = 0 < center_crop_fraction <= 1
     require_value("center_crop_fraction", center_crop_fraction, fits, "above 0 and at most 1")
     return config.replace(center_crop_fraction=center_crop_fraction)
+
+
+def refuse_untrained(config: PretrainConfig, kind: str) -> None:
+    """Refuses features that the run's method has not trained: DIET trains the backbone alone.
+
+    Args:
+      config: the run's recipe.
+      kind: of features.
+
+    Raises:
+      UserError: names --features.
+    """
+    if config.method == DIET:
+        wanted = f"{BACKBONE}: --method={DIET} leaves the projection untrained"
+        require_value("features", kind, kind != PROJECTION, wanted)

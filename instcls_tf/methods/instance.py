@@ -18,6 +18,8 @@ from instcls_tf.run.parts import Slices
 # Of the class weights in a checkpoint; the name is that of the first runs.
 CLASS_WEIGHTS_KEY = "classifier/rows"
 CLASS_MOMENTUM_KEY = "classifier/momentum"
+# Of the lists of hard negatives in a checkpoint of mid-epoch.
+HARD_NEGATIVES_KEY = "classifier/hard_negatives"
 
 
 class ContrastedOutput(NamedTuple):

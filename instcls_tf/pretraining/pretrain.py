@@ -135,6 +135,7 @@ def _pretrain(
 
         # ---- Next batch
         views, instance_ids = reporter.next(batches)
+        reporter.show_views(views)
 
         # ---- Step
         learning_rate = schedule(step)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from instcls_tf import stamps
 from instcls_tf.classifier.hard_negatives import Refresh
@@ -18,6 +19,9 @@ from instcls_tf.pretraining.steps import Steps
 from instcls_tf.progress import Progress
 from instcls_tf.run.expected_loss import expected_losses, unexpected
 from instcls_tf.run.log import MetricsLog, RunClock, StepTimer
+
+# Images of the first batch whose views TensorBoard shows.
+_SHOWN_IMAGES = 8
 
 
 class EpochReporter:
@@ -51,6 +55,7 @@ class EpochReporter:
         self._expected = expected_losses(*sizes) if is_classification else {}
         self._outputs: list[LossOutput] = []
         self._images = self._skipped = 0
+        self._has_views = False
         self._judged = first_step >= steps.per_epoch
         self._step = first_step + 1  # counted from 1, as people are told
         self._refresh: Refresh | None = None
@@ -76,6 +81,12 @@ class EpochReporter:
         batch = self._timer.next(batches)
         stamps.stamp("training", self._step, self._steps.end)
         return batch
+
+    def show_views(self, views: tf.Tensor) -> None:
+        """Shows TensorBoard the settings and, of the first batch that it is given, some views `[b, V, S, S, 3]`."""
+        if self._log and not self._has_views:
+            self._log.show_beginning(self._step - 1, self._steps.config.as_flags(), views[:_SHOWN_IMAGES].numpy())
+        self._has_views = True
 
     def add(self, step: int, output: LossOutput, skipped: Any = False) -> None:
         """Takes what a step brought, and whether loss scaling left the weights as they were in it."""

@@ -12,6 +12,7 @@ from instcls_tf.classifier.sharded_classifier import ShardedClassifier
 from instcls_tf.config import MIXED_FLOAT16, PretrainConfig
 from instcls_tf.distributed import collectives
 from instcls_tf.encoder import networks
+from instcls_tf.methods.instance import HARD_NEGATIVES_KEY
 from instcls_tf.methods.method import Method
 from instcls_tf.optimizer import Extended, MomentumSGD, WarmupCosine
 from instcls_tf.pretraining import agreement
@@ -20,8 +21,6 @@ from instcls_tf.pretraining.steps import Steps
 from instcls_tf.run import checkpoint
 from instcls_tf.run.checkpoint_manifest import Origin
 from instcls_tf.run.parts import Slices, replicated_variables
-
-_LISTS = "classifier/hard_negatives"
 
 
 class Run(NamedTuple):
@@ -57,7 +56,7 @@ class Run(NamedTuple):
         parts = self.method.sliced()
         if with_lists and self.hard_negatives is not None:
             owner = self.hard_negatives.classifier
-            parts[_LISTS] = Slices(self.hard_negatives.lists, owner.begin, owner.num_instances)
+            parts[HARD_NEGATIVES_KEY] = Slices(self.hard_negatives.lists, owner.begin, owner.num_instances)
         return parts
 
     @property
@@ -88,7 +87,7 @@ class Run(NamedTuple):
           UserError: see `checkpoint.restore`.
         """
         stamps.stamp("restoring")
-        has_lists = checkpoint.holds(prefix, _LISTS)
+        has_lists = checkpoint.holds(prefix, HARD_NEGATIVES_KEY)
         checkpoint.restore(prefix, self.replicated(), self.sliced(has_lists), self.origin)
         return has_lists
 

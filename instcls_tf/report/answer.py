@@ -10,6 +10,7 @@ gives back its result, as an `Answer` where there is a text or a picture as well
   similarity, correlation, compare          report.similarity, report.correlation, report.comparison
   dynamics                                  report.dynamics
   show_views                                report.view_grid
+  gallery                                   gallery.command
   checkpoint                                report.checkpoints
   doctor                                    doctor.examine
   export, check_export                      export.commands, export.self_check
@@ -32,8 +33,8 @@ GIGABYTE = 10**9
 class Picture(NamedTuple):
     """A picture that is still to be drawn."""
 
-    path: str  # of a PNG file
-    draw: Callable[[str], None]  # writes it there
+    path: str  # of a PNG file, or of a page
+    draw: Callable[[str], object]  # writes it there
 
 
 class Answer(NamedTuple):

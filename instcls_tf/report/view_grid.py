@@ -10,6 +10,7 @@ from instcls_tf.checks import require_value
 from instcls_tf.config import PLAIN_VIEWS, PretrainConfig
 from instcls_tf.data import augment, pipeline
 from instcls_tf.data.folder import refuse_picture_among_images
+from instcls_tf.data.source import Source
 from instcls_tf.data.sources import open_training_source
 
 _GAP = 4  # Pixels between two cells.
@@ -31,7 +32,19 @@ def draw_views(config: PretrainConfig, output: str, *, images: int, columns: int
         require_value(name, value, value >= 1, "at least 1")
     refuse_picture_among_images(config.dataset, output, output)
     files.refuse_unwritable(output)
-    source = open_training_source(config)
+    grid = grid_of_views(config, open_training_source(config), images=images, columns=columns)
+    files.write(output, tf.io.encode_png(grid).numpy())
+
+
+def grid_of_views(config: PretrainConfig, source: Source, *, images: int, columns: int) -> np.ndarray:
+    """The picture of `draw_views` as pixels, uint8 `[height, width, 3]`.
+
+    Args:
+      config: gives the views.
+      source: the images.
+      images: rows, at most as many as the dataset has.
+      columns: views per row.
+    """
     images = min(images, source.num_instances)
 
     def first_batch(views: augment.Views, num_views: int) -> np.ndarray:
@@ -54,5 +67,4 @@ def draw_views(config: PretrainConfig, output: str, *, images: int, columns: int
     gaps = [(0, 0), (0, 0), (0, _GAP), (0, _GAP), (0, 0)]
     cells = np.pad(cells, gaps, constant_values=255)  # [images, 1 + columns, S + gap, S + gap, 3]
     rows, columns, height, width, _ = cells.shape
-    grid = cells.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, 3)
-    files.write(output, tf.io.encode_png(grid).numpy())
+    return cells.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, 3)

@@ -1,4 +1,4 @@
-"""What a run logs for programs: `metrics.jsonl` and TensorBoard scalars. Rank 0 only."""
+"""What a run logs for programs: `metrics.jsonl`, and for TensorBoard its scalars, settings and views. Rank 0 only."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import TypeVar
 
+import numpy as np
 import tensorflow as tf
 
 from instcls_tf import files
@@ -38,7 +39,7 @@ class MetricsLog:
         self._warned = False
         with self._as_warning():
             files.write_whole(self._path, "".join(kept).encode())
-        self._events = os.path.join(workdir, "tensorboard")
+        self._events = tensorboard_folder(workdir)
         self._tensorboard: tf.summary.SummaryWriter | None = None
 
     def write(self, metrics: dict[str, float]) -> None:
@@ -46,6 +47,27 @@ class MetricsLog:
         with self._as_warning():
             self._append(json.dumps(metrics) + "\n")
             self._show(metrics)
+
+    def show_beginning(self, step: int, settings: str, views: np.ndarray) -> None:
+        """Gives TensorBoard what numbers do not say: the settings as text, and views that the network sees.
+
+        Args:
+          step: number of steps before.
+          settings: the flags, one in each line.
+          views: `[b, V, S, S, 3]` uint8; each image is a row, each of its views a column.
+        """
+        rows, columns, height, width, depth = views.shape
+        grid = views.swapaxes(1, 2).reshape(rows * height, columns * width, depth)
+        with self._as_warning(), self._writer().as_default(step=step):
+            tf.summary.text(
+                "settings", "".join(f"    {line}\n" for line in settings.encode(errors="replace").decode().splitlines())
+            )
+            tf.summary.image("views", grid[np.newaxis])
+
+    def _writer(self) -> tf.summary.SummaryWriter:
+        if self._tensorboard is None:  # Not before there is something to say: each writer makes a file.
+            self._tensorboard = tf.summary.create_file_writer(self._events)
+        return self._tensorboard
 
     def _append(self, line: str) -> None:
         with open(self._path, "ab+") as file:
@@ -56,9 +78,7 @@ class MetricsLog:
             file.write(line.encode())
 
     def _show(self, metrics: dict[str, float]) -> None:
-        if self._tensorboard is None:  # Not before there is something to say: each writer makes a file.
-            self._tensorboard = tf.summary.create_file_writer(self._events)
-        with self._tensorboard.as_default(step=int(metrics["step"])):
+        with self._writer().as_default(step=int(metrics["step"])):
             for name, value in metrics.items():
                 if name != "step":
                     tf.summary.scalar(name, value)
@@ -80,6 +100,11 @@ class MetricsLog:
                 with contextlib.suppress(OSError):
                     sys.stderr.write(f"warning: {one_line(sentence)}\n")
             self._warned = True
+
+
+def tensorboard_folder(workdir: str) -> str:
+    """Where a run keeps what TensorBoard shows."""
+    return os.path.join(workdir, "tensorboard")
 
 
 def _is_kept(line: dict[str, float], first_step: int) -> bool:

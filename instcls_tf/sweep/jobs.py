@@ -44,6 +44,14 @@ class _Running(NamedTuple):
     started: float
 
 
+def places(of_each: int, number: int) -> list[frozenset[int]]:
+    """The cores of each place where jobs run side by side, so many each; empty sets where none can be chosen."""
+    if not hasattr(os, "sched_getaffinity"):
+        return [frozenset()] * number
+    own = sorted(os.sched_getaffinity(0))
+    return [frozenset(own[place * of_each : (place + 1) * of_each]) for place in range(number)]
+
+
 def run_jobs(
     jobs: list[Job], cores: list[frozenset[int]], keep_open: tuple[int, ...] = ()
 ) -> Generator[Ended, None, None]:

@@ -10,27 +10,33 @@ from collections.abc import Iterator
 from typing import Any
 
 from instcls_tf.errors import UserError, shown
-from instcls_tf.sweep.spec import Spec
 
 _LOCK_NAME = "lock"
 
 
 @contextlib.contextmanager
-def locked(spec: Spec) -> Iterator[int]:
-    """The folder's lock, which children inherit: it is free when the last of them has ended, however the sweep did."""
-    path = os.path.join(spec.workdir, _LOCK_NAME)
+def locked(workdir: str, what: str) -> Iterator[int]:
+    """The folder's lock, which children inherit: it is free when the last of them has ended, however this one did.
+
+    Args:
+      workdir: the folder, made if it is not there.
+      what: begins the sentence, and names what the folder was given by.
+
+    Raises:
+      UserError: it is taken, or cannot be written.
+    """
+    path = os.path.join(workdir, _LOCK_NAME)
     try:
-        os.makedirs(spec.workdir, exist_ok=True)
+        os.makedirs(workdir, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise UserError(f"--spec={shown(spec.path)}: workdir: cannot write {path} ({error.strerror})") from error
+        raise UserError(f"{what}: cannot write {path} ({error.strerror})") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"--spec={shown(spec.path)}: workdir: a sweep, or a trial that one has left, is running in"
-                f" {shown(spec.workdir)}"
+                f"{what}: another one, or a run that it has left, is running in {shown(workdir)}"
             ) from error
         yield descriptor
     finally:

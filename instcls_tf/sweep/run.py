@@ -26,7 +26,7 @@ from instcls_tf.run.metrics import read_metrics
 from instcls_tf.sweep import calibration, picture, summary
 from instcls_tf.sweep.calibration import Pace
 from instcls_tf.sweep.held_out import write_held_out
-from instcls_tf.sweep.jobs import Ended, Job, run_jobs
+from instcls_tf.sweep.jobs import Ended, Job, places, run_jobs
 from instcls_tf.sweep.ownership import interruptible, locked
 from instcls_tf.sweep.results import CALIBRATIONS_NAME, RESULTS_NAME, append_line, commit, processor, read_lines
 from instcls_tf.sweep.spec import Spec
@@ -77,7 +77,7 @@ def run_sweep(spec: Spec, final: bool = False, commands: Commands = COMMANDS) ->
             f"--spec={shown(spec.path)}: side_by_side: {spec.side_by_side} run(s) of {spec.cores} core(s) are more than"
             f" the {allowed()} core(s) that this process may use"
         )
-    with locked(spec) as lock, interruptible():
+    with locked(spec.workdir, f"--spec={shown(spec.path)}: workdir") as lock, interruptible():
         sweep = _Sweep(spec, lock, commands)
         if final:
             sweep.refuse_without_test_split()
@@ -136,7 +136,7 @@ class _Sweep:
         self.results = read_lines(spec.workdir, RESULTS_NAME)
         lines = read_lines(spec.workdir, CALIBRATIONS_NAME)
         self._paces = {line["key"]: Pace(*(line[name] for name in Pace._fields)) for line in lines}
-        self._places = _places(spec.cores, spec.side_by_side)
+        self._places = places(spec.cores, spec.side_by_side)
 
     def refuse_without_test_split(self) -> None:
         """Before hours are spent on what could not be judged."""
@@ -248,13 +248,6 @@ class _Sweep:
             f"--spec={shown(self._spec.path)}: the run in {ended.job.folder} failed ({how}; log.txt there ends with:"
             f" {shown(last)}); the same command goes on when that is mended"
         )
-
-
-def _places(of_each: int, number: int) -> list[frozenset[int]]:
-    if not hasattr(os, "sched_getaffinity"):
-        return [frozenset()] * number
-    own = sorted(os.sched_getaffinity(0))
-    return [frozenset(own[place * of_each : (place + 1) * of_each]) for place in range(number)]
 
 
 def _now() -> str:

@@ -157,7 +157,7 @@ def test_too_many_workers_for_the_batch(no_tensorflow):
 
 # Whose help speaks of files and folders, but which are no paths: prefixes and names stand before those in them.
 NO_PATHS = {"dataset", "train_split"}
-SUBJECTS = ("input", "classifier", "step", "hard_negatives", "memory", "scaling")
+SUBJECTS = ("input", "classifier", "step", "hard_negatives", "gallery", "memory", "scaling")
 # Imports a script, which defines its flags, gives a path to all whose help speaks of one, and shows how they are read.
 _READ_PATHS = """
 import importlib, json, re, sys
@@ -197,6 +197,7 @@ def test_home_is_expanded_in_every_path(monkeypatch):
         "picture",
         "simclr",
         "environments",
+        "folder",
     }
 
 
@@ -212,7 +213,7 @@ def help_of(no_tensorflow):
 def test_help_of_benchmark_names_its_subjects(help_of):
     result = help_of("benchmark")
     assert (result.returncode, result.stderr) == (0, "")
-    for subject in ("input", "classifier", "step", "hard_negatives", "memory", "scaling"):
+    for subject in SUBJECTS:
         assert re.search(rf"^  {subject}  +\w", result.stdout, re.MULTILINE), subject
 
 

@@ -17,8 +17,8 @@ from tests.import_graph import DRAWING, ROOT, Import, circles, draw, graph_of_mo
 LEVELS = (
     ("scripts",),
     ("flags",),
-    ("doctor",),
-    ("benchmark", "detection", "plan", "report", "sweep"),
+    ("claims", "doctor"),
+    ("benchmark", "detection", "gallery", "plan", "report", "sweep"),
     ("evaluation", "export", "pretraining"),
     ("methods",),
     ("classifier", "data", "run"),
@@ -26,8 +26,10 @@ LEVELS = (
     ("checks", "compiler", "config", "errors", "files", "optimizer", "progress", "stamps"),
 )
 SIDEWAYS = {
+    ("benchmark", "gallery"),  # of synthetic images
     ("benchmark", "plan"),  # measured beside planned
     ("benchmark", "report"),  # figures
+    ("gallery", "report"),  # the page about the run
     ("plan", "report"),
     ("sweep", "report"),
     ("pretraining", "evaluation"),  # k-NN while a run goes on

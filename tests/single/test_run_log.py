@@ -6,6 +6,7 @@ import json
 import sys
 import time
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -48,6 +49,24 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
         for value in event.summary.value
     ]
     assert events == [("loss", 10, 2.5), ("epoch", 10, 0.5)]
+
+
+def test_tensorboard_gets_settings_and_views(tmp_path):
+    log = MetricsLog(str(tmp_path), first_step=0)
+    views = np.random.default_rng(0).integers(0, 256, [3, 2, 4, 4, 3], np.uint8)
+    log.show_beginning(7, "--dataset=folder:/\udcff\n--epochs=3\n", views)  # a path of bytes that are no text
+    log.close()
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    found = {
+        value.tag: (event.step, tf.make_ndarray(value.tensor))
+        for event in tf.compat.v1.train.summary_iterator(str(path))
+        for value in event.summary.value
+    }
+    assert found["settings"][0] == 7
+    assert found["settings"][1].item() == b"    --dataset=folder:/?\n    --epochs=3\n"
+    width, height, picture = found["views"][1].tolist()
+    assert (width, height) == (b"8", b"12")  # a row per image, a column per view
+    np.testing.assert_array_equal(tf.io.decode_png(picture).numpy()[4:8, :4], views[1, 0])
 
 
 def test_a_continued_run_drops_later_and_cut_lines(tmp_path):

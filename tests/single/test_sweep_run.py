@@ -133,7 +133,7 @@ def test_one_sweep_at_a_time(make_spec, tmp_path):
     spec = make_spec([0.1])
     with locked(spec), pytest.raises(UserError) as refusal:
         run_sweep(spec, commands=Recorder().commands())
-    problem = f"a sweep, or a trial that one has left, is running in {spec.workdir}"
+    problem = f"another one, or a run that it has left, is running in {spec.workdir}"
     assert str(refusal.value) == f"--spec={tmp_path}/spec.json: workdir: {problem}"
     assert not Path(spec.workdir, "results.jsonl").exists()
 

@@ -1,0 +1,56 @@
+"""Flags of `reproduce`."""
+
+from __future__ import annotations
+
+from absl import flags
+
+from flags import paths
+from flags.sweep import config_of
+from instcls_tf.errors import UserError
+from instcls_tf.report.answer import Answer
+
+FLAGS = flags.FLAGS
+
+
+def define() -> None:
+    """The flags of `reproduce`."""
+    flags.DEFINE_string("claim", None, "The claim's id, or `all`.")
+    flags.DEFINE_string("scale", "digits", "`digits` (minutes), `cifar10` (hours) or `imagenet` (--dry_run only).")
+    flags.DEFINE_string(
+        "dataset",
+        None,
+        "Images of --scale=cifar10, with train and test: the first 500 of each class, and all 10,000.",
+    )
+    paths.define("workdir", "runs/claims", "Folder that holds the runs.")
+    paths.define("claims", "docs/claims.yaml", "What the paper claims.")
+    paths.define("results", "docs/results.jsonl", "What was measured, a line for each run.")
+    paths.define("page", "docs/results.md", "With --render: the page.")
+    flags.DEFINE_integer("seeds", None, "Seeds of each run instead of the claim's.", lower_bound=1)
+    flags.DEFINE_integer("epochs", None, "One length instead of the claim's, for trials.", lower_bound=1)
+    flags.DEFINE_bool("dry_run", False, "Print the commands of the runs that are missing, and hours; start none.")
+    flags.DEFINE_bool("render", False, "Write the page from the claims and the results; start no run.")
+
+
+def answer() -> Answer:
+    """What the parsed command line asks for."""
+    from instcls_tf.claims import reproduce
+    from instcls_tf.claims.ledger import read_ledger
+
+    ledger = read_ledger(FLAGS.claims)
+    if FLAGS.render:
+        return reproduce.ledger_page(ledger, FLAGS.results, FLAGS.page)
+    if FLAGS.claim is None:
+        raise UserError(f"--claim is missing: wanted one of {', '.join(['all', *ledger.claims])}, or --render")
+    chosen, scale = ledger.chosen(FLAGS.claim), ledger.scale(FLAGS.scale)
+    of_both = {
+        "workdir": FLAGS.workdir,
+        "results": FLAGS.results,
+        "dataset": FLAGS.dataset,
+        "seeds": FLAGS.seeds,
+        "epochs": FLAGS.epochs,
+    }
+    if FLAGS.dry_run:
+        return reproduce.plan(chosen, scale, **of_both)
+    if scale.name == "cifar10" and FLAGS.dataset is None:
+        raise UserError("--dataset is missing: wanted folder:PATH, the images of --scale=cifar10")
+    return reproduce.reproduce(chosen, scale, config_of=config_of, **of_both)

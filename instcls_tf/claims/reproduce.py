@@ -1,0 +1,192 @@
+"""Makes the runs of a claim that are not made yet, one worker each and as many side by side as there are cores."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import shutil
+from typing import Any, Callable
+
+import numpy as np
+
+from instcls_tf import files
+from instcls_tf.claims.figure import draw_orderings, has_orderings
+from instcls_tf.claims.ledger import KNN, LINEAR, Claim, Ledger, Scale
+from instcls_tf.claims.page import figure_name, render
+from instcls_tf.claims.runs import Run, hours_of, passes_per_image, runs_of
+from instcls_tf.claims.verdicts import verdicts_of
+from instcls_tf.config import PretrainConfig
+from instcls_tf.data.sources import open_training_source
+from instcls_tf.distributed.cores import allowed
+from instcls_tf.errors import UserError, shown
+from instcls_tf.progress import Progress
+from instcls_tf.report.answer import Answer
+from instcls_tf.run.metrics import read_json_lines, read_metrics
+from instcls_tf.run.workdir import load_run
+from instcls_tf.sweep.jobs import LOG_NAME, Ended, Job, places, run_jobs
+from instcls_tf.sweep.ownership import interruptible, locked
+from instcls_tf.sweep.results import append_line, commit, processor
+
+# From words of a command line of `pretrain` to its recipe.
+ConfigOf = Callable[[list[str]], PretrainConfig]
+
+
+def read_results(path: str) -> dict[str, dict[str, Any]]:
+    """The lines of `results.jsonl` by their keys; none if it is not there."""
+    lines = read_json_lines(path) if os.path.exists(path) else []
+    return {line["key"]: line for line in lines if "key" in line}
+
+
+def reproduce(
+    claims: list[Claim],
+    scale: Scale,
+    *,
+    workdir: str,
+    results: str,
+    dataset: str | None,
+    config_of: ConfigOf,
+    seeds: int | None = None,
+    epochs: int | None = None,
+) -> Answer:
+    """Makes what is missing, and says how the orderings stand. An interrupted run goes on where it ended.
+
+    Args:
+      claims: whose runs.
+      scale: of all of them.
+      workdir: holds the runs.
+      results: `results.jsonl`, which gets a line for each.
+      dataset: see `Run.words`.
+      config_of: the recipe of a command line.
+      seeds, epochs: instead of the claims'; see `runs_of`.
+
+    Raises:
+      UserError: a setting is not right, another command works in the folder, or a run fails.
+      SystemExit: it was interrupted.
+    """
+    if scale.workers is not None:
+        raise UserError(
+            f"--scale={scale.name}: takes {scale.workers} workers and a cluster, and is not run from here: --dry_run"
+            f" prints its commands"
+        )
+    todo = _missing(claims, scale, read_results(results), seeds, epochs)
+    for run in todo:
+        config_of(run.words(dataset, run.folder(workdir))).validate()
+    progress = Progress(visible=True)
+    jobs = {run.folder(workdir): run for run in todo}
+    with locked(workdir, f"--workdir={shown(workdir)}") as lock, interruptible():
+        queue = [Job(folder, folder, run.commands(dataset, workdir)) for folder, run in jobs.items()]
+        with contextlib.closing(run_jobs(queue, places(1, allowed()), (lock,))) as all_ended:
+            for done, ended in enumerate(all_ended, start=1):
+                line = _line(jobs[ended.job.name], ended)
+                append_line(results, line)
+                shutil.rmtree(os.path.join(ended.job.folder, "features"), ignore_errors=True)
+                progress.say(f"{done}/{len(todo)} {ended.job.folder}: 20-NN {line[KNN]:.1%}, linear {line[LINEAR]:.1%}")
+    return answer_of(claims, scale, read_results(results))
+
+
+def plan(
+    claims: list[Claim],
+    scale: Scale,
+    *,
+    workdir: str,
+    results: str,
+    dataset: str | None,
+    seeds: int | None = None,
+    epochs: int | None = None,
+) -> Answer:
+    """The commands of the runs that are missing, and hours; starts none. Arguments as `reproduce`."""
+    found = read_results(results)
+    todo = _missing(claims, scale, found, seeds, epochs)
+    lines = [" ".join(["python", "-m", *command[2:]]) for run in todo for command in run.commands(dataset, workdir)]
+    pace = _seconds_per_epoch(scale, found)
+    hours = [hours_of(run, scale, pace) for run in todo]
+    total = None if None in hours else sum(hour for hour in hours if hour is not None)
+    if total is None:
+        told = "nobody has measured how long they take at this scale"
+    elif scale.workers is None:
+        total /= allowed()
+        told = f"about {total:.1f} hours on {allowed()} core(s), by the runs that are made"
+    else:
+        told = f"about {total:.0f} hours on {scale.workers} workers as the paper has them"
+    lines.append(f"{len(todo)} runs to make: {told}")
+    return Answer({"runs": len(todo), "hours": total}, "\n".join(lines))
+
+
+def _missing(
+    claims: list[Claim], scale: Scale, results: dict[str, dict[str, Any]], seeds: int | None, epochs: int | None
+) -> list[Run]:
+    """Each run once, whichever claims share it."""
+    runs = {run.key: run for claim in claims for run in runs_of(claim, scale, seeds, epochs)}
+    return [run for key, run in runs.items() if key not in results]
+
+
+def _seconds_per_epoch(scale: Scale, results: dict[str, dict[str, Any]]) -> float | None:
+    """The median over the runs that are made, of one core; None before the first."""
+    paces = [line["seconds"] / line["epochs"] for line in results.values() if line["scale"] == scale.name]
+    return float(np.median(paces)) if paces else None
+
+
+def _line(run: Run, ended: Ended) -> dict[str, Any]:
+    """What a run has found, and all that it takes to believe it."""
+    folder = ended.job.folder
+    if ended.status:
+        how = f"signal {-ended.status}" if ended.status < 0 else f"exit status {ended.status}"
+        last = ended.tail.splitlines()[-1] if ended.tail else "it said nothing"
+        raise UserError(
+            f"{shown(folder)}: the run failed ({how}; {LOG_NAME} there ends with: {shown(last)}); the same command goes"
+            f" on when that is mended"
+        )
+    config, lines = load_run(folder), read_metrics(folder)
+    knn, linear = (_json(os.path.join(folder, f"{name}.json")) for name in ("knn_eval", "linear_eval"))
+    return {
+        "key": run.key,
+        "scale": run.scale,
+        "flags": run.flags,
+        "dataset": config.dataset.rpartition("/")[2],
+        "epochs": run.epochs,
+        "seed": run.seed,
+        KNN: knn["top1"],
+        LINEAR: linear["top1"],
+        "test_images": knn["examples"],
+        "instances": open_training_source(config, workdir=folder).num_instances,
+        "passes_per_image": passes_per_image(config),
+        "seconds": lines[-1]["seconds"],
+        "images_per_second": float(np.median([line["images_per_second"] for line in lines])),
+        "cores": 1,
+        "commit": commit(),
+        "processor": processor(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _json(path: str) -> dict[str, Any]:
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def answer_of(claims: list[Claim], scale: Scale, results: dict[str, dict[str, Any]]) -> Answer:
+    """How the orderings stand at a scale."""
+    verdicts = {claim.id: verdicts_of(claim, scale, KNN, results) for claim in claims}
+    lines, found = [], []
+    for claim, of_claim in verdicts.items():
+        for verdict in of_claim:
+            found.append({"claim": claim, **verdict._asdict()})
+            text = "" if verdict.difference is None else f" by {100 * verdict.difference.mean:+.1f} points of 20-NN"
+            lines.append(
+                f"{claim}, {verdict.epochs} epochs: {verdict.better} above {verdict.worse}{text},"
+                f" {verdict.pairs} pair(s): {verdict.word}"
+            )
+    return Answer({"scale": scale.name, "runs": len(results), "orderings": found}, "\n".join(lines))
+
+
+def ledger_page(ledger: Ledger, results: str, page: str) -> Answer:
+    """Writes `docs/results.md` anew from the claims and the results, and its figures after it."""
+    found = read_results(results)
+    files.write(page, render(ledger, found).encode())
+    for claim in ledger.claims.values():
+        for scale in ledger.scales.values():
+            if has_orderings(claim, scale, found):
+                draw_orderings(os.path.join(os.path.dirname(page), figure_name(claim, scale)), claim, scale, found)
+    return Answer({"page": page, "runs": len(found)}, f"{page} is written")

@@ -1,0 +1,107 @@
+"""The runs that a claim takes, what tells one from another, and their commands. No TensorFlow.
+
+A run is known by its scale, its flags, its length and its seed, not by the claim that asks for it: claims share runs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, NamedTuple
+
+from instcls_tf.claims.ledger import Arm, Claim, Scale
+from instcls_tf.config import INSTANCE, MOCO_V2, RANDOM, PretrainConfig
+from instcls_tf.sweep.trials import digest
+
+# Forward passes that a backward pass costs.
+_BACKWARD = 2
+
+
+class Run(NamedTuple):
+    """One run. `key` identifies it in the results."""
+
+    scale: str
+    flags: dict[str, Any]
+    epochs: int
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Eight hexadecimal digits."""
+        return digest(self._asdict())
+
+    def folder(self, workdir: str) -> str:
+        """Where it is made."""
+        return os.path.join(workdir, self.scale, f"{self.key}-{self.epochs}epochs-seed{self.seed}")
+
+    def words(self, dataset: str | None, folder: str) -> list[str]:
+        """The flags of `pretrain`.
+
+        Args:
+          dataset: `--dataset`, for scales whose preset has none.
+          folder: the run's.
+        """
+        flags = {**self.flags, "epochs": self.epochs, "seed": self.seed, "workdir": folder}
+        if dataset is not None:
+            flags["dataset"] = dataset
+        return [f"--{name}={_text(value)}" for name, value in flags.items()]
+
+    def commands(self, dataset: str | None, workdir: str) -> tuple[tuple[str, ...], ...]:
+        """What makes the run and judges it, one after the other."""
+        folder = self.folder(workdir)
+        python = (sys.executable, "-m")
+        return (
+            (*python, "scripts.pretrain", *self.words(dataset, folder)),
+            (*python, "scripts.knn_eval", f"--workdir={folder}", "--features=backbone"),
+            (*python, "scripts.linear_eval", f"--workdir={folder}", "--cached"),
+        )
+
+
+def runs_of(claim: Claim, scale: Scale, seeds: int | None = None, epochs: int | None = None) -> list[Run]:
+    """All runs of a claim at a scale, the shortest first and all arms of a seed after another: pairs are complete soon.
+
+    Args:
+      claim: the claim.
+      scale: the scale; a claim that has none of it takes no runs.
+      seeds: how many instead of the claim's.
+      epochs: one length instead of the claim's: for trials.
+    """
+    lengths = claim.epochs.get(scale.name, ())
+    if epochs is not None and lengths:
+        lengths = (epochs,)
+    numbers = range(claim.seeds.get(scale.name, 0) if seeds is None else seeds)
+    return [run_of(arm, scale, length, seed) for length in lengths for seed in numbers for arm in claim.arms.values()]
+
+
+def run_of(arm: Arm, scale: Scale, epochs: int, seed: int) -> Run:
+    """The run of an arm."""
+    return Run(scale.name, {**scale.flags, **arm.flags[scale.name]}, epochs, seed)
+
+
+def passes_per_image(config: PretrainConfig) -> float:
+    """What one visit of an image costs, in forward passes of the encoder; a backward pass counts as two.
+
+    The prior's passes, of the whole run, are spread over its epochs.
+    """
+    if config.method == MOCO_V2:
+        return 2 + _BACKWARD
+    prior = 0.0
+    if config.method == INSTANCE and config.classifier_init != RANDOM:
+        prior = (1 + config.bn_burn_in) / config.epochs
+    return config.views * (1 + _BACKWARD) + prior
+
+
+def hours_of(run: Run, scale: Scale, seconds: float | None) -> float | None:
+    """About how long it takes; None where nobody has measured a run of that scale.
+
+    Args:
+      run: the run.
+      scale: its scale.
+      seconds: of an epoch, as runs of this scale have taken.
+    """
+    of_epoch = scale.seconds_per_epoch if seconds is None else seconds
+    return None if of_epoch is None else run.epochs * of_epoch / 3600
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,241 @@
+"""The ledger of claims: what it says parses and can be planned, what was measured stands on the page as it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from flags.sweep import config_of
+from instcls_tf.claims import page, reproduce, verdicts
+from instcls_tf.claims.ledger import KNN, LINEAR, Arm, Claim, Scale, read_ledger
+from instcls_tf.claims.runs import Run, passes_per_image, run_of, runs_of
+from instcls_tf.config import PretrainConfig
+from instcls_tf.errors import UserError
+from instcls_tf.plan import planner
+from instcls_tf.sweep.summary import Estimate
+from tests.commands import ROOT
+
+CLAIMS, RESULTS, PAGE = (str(ROOT / "docs" / name) for name in ("claims.yaml", "results.jsonl", "results.md"))
+INSTANCES = {"digits": 1437, "cifar10": 5000, "imagenet": 1_281_167}
+LEDGER = read_ledger(CLAIMS)
+
+
+def all_runs() -> list[Run]:
+    return [
+        run for claim in LEDGER.claims.values() for scale in LEDGER.scales.values() for run in runs_of(claim, scale)
+    ]
+
+
+@pytest.mark.parametrize("scale", list(LEDGER.scales))
+def test_every_run_is_a_recipe_that_can_be_planned(scale):
+    dataset = {"cifar10": "folder:/data/cifar5k"}.get(scale)
+    first_seeds = {run.key: run for run in all_runs() if run.scale == scale and run.seed == 0}
+    assert len(first_seeds) >= 12
+    for run in first_seeds.values():
+        config = config_of(run.words(dataset, "runs/x"))
+        config.validate()
+        config.validate_with_data(INSTANCES[scale])
+        assert (config.epochs, config.workdir) == (run.epochs, "runs/x")
+        if config.method == "instance":
+            workers = LEDGER.scales[scale].workers or 1
+            planned = planner.make_plan(
+                config, INSTANCES[scale], workers, device="gpu" if workers > 1 else "cpu", threads=1
+            )
+            assert planned.peak_bytes < 32e9
+
+
+def test_claims_share_runs():
+    """The full method of Table 2 is that of Table 6; Table 4's arms without smoothing are two of Table 2's."""
+    keys = {
+        claim: {run.key for run in runs_of(LEDGER.claims[claim], LEDGER.scales["cifar10"], epochs=24)}
+        for claim in ("table2_parts", "table4_prior", "table6_rivals")
+    }
+    assert len(keys["table2_parts"] & keys["table6_rivals"]) == 5
+    assert keys["table4_prior"] < keys["table2_parts"]
+
+
+def test_a_key_stays_what_it_was():
+    """Or every run that was made would be forgotten."""
+    run = Run("digits", {"flagfile": "flags/presets/digits.flags", "smoothing": 0}, 6, 0)
+    assert run.key == "479f2f1d"
+    others = [run._replace(scale="cifar10"), run._replace(epochs=7), run._replace(seed=1), run._replace(flags={})]
+    assert len({other.key for other in [run, *others]}) == 5
+
+
+def test_passes_per_image():
+    def passes(**changes) -> float:
+        return passes_per_image(PretrainConfig(**changes))
+
+    assert passes(classifier_init="random") == passes(method="simclr") == 2 * (1 + 2)
+    assert passes(epochs=10) == 6 + 2 / 10  # BN burn-in and prior
+    assert passes(method="moco_v2") == 1 + 2 + 1
+    assert passes(method="pic", views=1) == 3
+
+
+# ------------------------------------------------------------------------------------------------- what runs say
+
+
+SCALE = Scale("small", "few images", {})
+CLAIM = Claim(
+    "it", "Table 0", "A is above B.", "nobody's", {name: Arm(name, {"small": {"a": name}}, {1: 2.5}) for name in "AB"},
+    (("A", "B"),), {"small": (3,)}, {"small": 4},
+)  # fmt: skip
+
+
+def results_with(differences: list[float]) -> dict[str, dict]:
+    lines = {}
+    for seed, difference in enumerate(differences):
+        base = 0.5 + 0.01 * seed**2
+        for name, value in (("A", base + difference), ("B", base)):
+            run = run_of(CLAIM.arms[name], SCALE, 3, seed)
+            facts = {"seconds": 60.0, "instances": 1000, "passes_per_image": 6.0}
+            lines[run.key] = {"key": run.key, KNN: value, LINEAR: value, **facts}
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("differences", "word"),
+    [
+        ([0.02, 0.03, 0.025, 0.01], "holds"),
+        ([-0.02, -0.03, -0.025, -0.01], "does not hold"),
+        ([0.02, -0.03, 0.025, 0.01], "not resolved"),
+        ([0.02], "not resolved"),
+        ([], "not run"),
+    ],
+)
+def test_the_verdict_is_that_of_a_paired_t_test(differences, word):
+    (verdict,) = verdicts.verdicts_of(CLAIM, SCALE, KNN, results_with(differences))
+    assert (verdict.word, verdict.pairs) == (word, len(differences))
+    if len(differences) > 1:
+        test = stats.ttest_1samp(differences, 0)
+        assert verdict.difference.mean == pytest.approx(np.mean(differences))
+        assert verdict.difference.interval == pytest.approx(test.confidence_interval().high - np.mean(differences))
+        assert (test.pvalue < 0.05) == (word != "not resolved")
+
+
+def test_pairs_are_of_the_same_seed():
+    results = results_with([0.02, 0.03, 0.025, 0.01])
+    results.pop(run_of(CLAIM.arms["B"], SCALE, 3, 2).key)
+    (verdict,) = verdicts.verdicts_of(CLAIM, SCALE, KNN, results)
+    assert verdict.pairs == 3
+    assert verdict.difference.mean == pytest.approx(0.02)
+
+
+def test_an_interval_that_just_reaches_nothing():
+    assert verdicts.word_of(Estimate(0.01, 0.01)) == "not resolved"
+    assert verdicts.word_of(Estimate(0.01, 0.0099)) == "holds"
+
+
+def test_a_row_of_the_page():
+    ledger = type(LEDGER)("claims.yaml", {"small": SCALE}, {"it": CLAIM}, ())
+    text = page.render(ledger, results_with([0.02, 0.03, 0.025, 0.01]))
+    assert "8 runs, 0.1 hours" in text
+    assert "| `it` | small | 3 | A above B | +2.1 ± 1.4 (4) | +2.1 ± 1.4 (4) | holds |" in text
+    assert "| B | 3 | 3,000 | 6.0 | 1.0 | 4 | 53.5 ± 6.4 | 53.5 ± 6.4 |" in text
+    assert "| A | 2.5 |" in text
+
+
+def test_the_page_is_that_of_the_results():
+    with open(PAGE, encoding="utf-8") as file:
+        assert file.read() == page.render(LEDGER, reproduce.read_results(RESULTS)), (
+            "scripts.reproduce --render writes it"
+        )
+
+
+def test_results_are_of_runs_of_the_ledger():
+    """A run that no claim asks for any more is a row that nobody reads."""
+    wanted = {run.key: run for run in all_runs()}
+    for key, line in reproduce.read_results(RESULTS).items():
+        assert key in wanted
+        assert (line["scale"], line["epochs"], line["seed"]) == wanted[key][:1] + wanted[key][2:]
+        assert line["instances"] == INSTANCES[line["scale"]]
+        assert line["commit"] and line["processor"] and line["seconds"] > 0
+
+
+# ------------------------------------------------------------------------------------------------------ mistakes
+
+
+def written(tmp_path, change) -> str:
+    import yaml
+
+    content = yaml.safe_load(Path(CLAIMS).read_text())
+    change(content)
+    path = tmp_path / "claims.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda content: content.pop("scales"), "cannot understand it (KeyError: 'scales')"),
+        (lambda content: content["claims"].append(content["claims"][0]), "two claims have the same id"),
+        (lambda content: content["claims"][0].update(orderings=[["prior", "postior"]]), "names the arm 'postior'"),
+        (lambda content: content["claims"][0]["arms"]["prior"].update(cifar=3), "'cifar' is no scale"),
+        (lambda content: content["claims"][0]["seeds"].pop("digits"), "epochs and seeds are not of the same scales"),
+    ],
+)
+def test_a_wrong_ledger_is_refused(tmp_path, change, problem):
+    with pytest.raises(UserError) as refusal:
+        read_ledger(written(tmp_path, change))
+    assert problem in str(refusal.value) and str(tmp_path) in str(refusal.value)
+
+
+def test_no_yaml(tmp_path):
+    (tmp_path / "claims.yaml").write_text("a: [")
+    with pytest.raises(UserError, match="--claims="):
+        read_ledger(str(tmp_path / "claims.yaml"))
+
+
+def test_unknown_claims_and_scales():
+    with pytest.raises(UserError, match=r"--claim=table99: is not in .*, wanted one of all, table4_prior, "):
+        LEDGER.chosen("table99")
+    with pytest.raises(UserError, match="--scale=cifar: wanted one of digits, cifar10, imagenet"):
+        LEDGER.scale("cifar")
+
+
+def test_imagenet_is_not_run_from_here(tmp_path):
+    settings = {"workdir": str(tmp_path / "runs"), "results": str(tmp_path / "results.jsonl"), "dataset": None}
+    claims, scale = LEDGER.chosen("table4_prior"), LEDGER.scales["imagenet"]
+    with pytest.raises(UserError, match="takes 64 workers and a cluster"):
+        reproduce.reproduce(claims, scale, config_of=config_of, **settings)
+    answer = reproduce.plan(claims, scale, **settings)
+    epochs = 2 * (10 + 25 + 50 + 100 + 200 + 400)
+    assert answer.result == {"runs": 12, "hours": pytest.approx(epochs * 302 / 3600)}
+    assert answer.text.splitlines()[-1] == "12 runs to make: about 132 hours on 64 workers as the paper has them"
+    assert not list(tmp_path.iterdir())
+
+
+def test_hours_follow_from_the_runs_that_are_made(tmp_path):
+    scale, claims = LEDGER.scales["digits"], LEDGER.chosen("table4_prior")
+    first = runs_of(claims[0], scale)[0]
+    results = tmp_path / "results.jsonl"
+    settings = {"workdir": "runs", "results": str(results), "dataset": None}
+    assert reproduce.plan(claims, scale, **settings).result == {"runs": 20, "hours": None}
+    results.write_text(json.dumps({"key": first.key, "scale": "digits", "epochs": 6, "seconds": 60.0}) + "\n")
+    answer = reproduce.plan(claims, scale, **settings).result
+    assert answer["runs"] == 19
+    assert answer["hours"] == pytest.approx((9 * 6 + 10 * 25) * 10 / 3600 / reproduce.allowed())
+
+
+def test_figures_stand_beside_the_page(tmp_path):
+    import yaml
+
+    content = yaml.safe_load(Path(CLAIMS).read_text())
+    (tmp_path / "claims.yaml").write_text(yaml.safe_dump(content))
+    ledger = read_ledger(str(tmp_path / "claims.yaml"))
+    scale, lines = ledger.scales["digits"], []
+    for run in runs_of(ledger.claims["table4_prior"], scale, seeds=2, epochs=6):
+        value = 0.5 + 0.1 * ("classifier_init" not in run.flags) + 0.01 * run.seed
+        facts = {"seconds": 1.0, "instances": 1437, "passes_per_image": 6.0, "epochs": run.epochs, "seed": run.seed}
+        lines.append(json.dumps({"key": run.key, "scale": "digits", KNN: value, LINEAR: value, **facts}))
+    (tmp_path / "results.jsonl").write_text("\n".join(lines) + "\n")
+    answer = reproduce.ledger_page(ledger, str(tmp_path / "results.jsonl"), str(tmp_path / "results.md"))
+    assert answer.result["runs"] == 4
+    text = (tmp_path / "results.md").read_text()
+    assert "(claims/table4_prior_digits.png)" in text and text.count(".png") == 1
+    assert [path.name for path in (tmp_path / "claims").iterdir()] == ["table4_prior_digits.png"]

@@ -111,6 +111,7 @@ keep_host() { # keep_host NAME ADDRESS: a container as a host of its own, kept b
     mkdir -p "$2/home/instcls/.ssh" && mount --bind "$3/keys" "$2/home/instcls/.ssh" && mount --bind "$3/runs" "$2/runs" &&
     exec sleep infinity' sh "$1" "$root" "$work" &
   kept+=($!)
+  disown # bash would tell of its end
   printf '%s %s %s\n' "$!" "$root" "$2" >"$work/$1"
 }
 
@@ -138,11 +139,16 @@ train_on_two_hosts() { # two containers, two networks, a link between them, ssh 
     nsenter --target "$pid" --net sh -c "ip address add $address dev eth0 && ip link set eth0 up"
   done
   inside b docker/sshd.sh &
+  disown
   sleep 5
-  inside a python -m scripts.launch -H a:1,b:1 pretrain --flagfile=flags/presets/digits.flags --max_steps=20 --log_every=5 \
+  # As many threads as a worker of one host has, so that the losses are the same.
+  inside a env INSTCLS_THREADS="$(($(nproc) / 2 > 0 ? $(nproc) / 2 : 1))" python -m scripts.launch -H a:1,b:1 pretrain --flagfile=flags/presets/digits.flags --max_steps=20 --log_every=5 \
     --workdir=/runs/of_two_hosts
+  diff <(losses of_1000) <(losses of_two_hosts) || fail "the losses are not those of one host"
   tail -n 1 "$work/runs/of_two_hosts/metrics.jsonl"
 }
+
+losses() { grep -o '"loss": [^,]*' "$work/runs/$1/metrics.jsonl"; }
 
 mkdir -m 1777 "$work/runs"
 timed "base (mmdebstrap)" make_base

@@ -125,7 +125,7 @@ inside() { # inside NAME COMMAND...: in a container, as user 1000, as the image'
 }
 
 train_on_two_hosts() { # two containers, two networks, a link between them, ssh from one to the other
-  local name pid address
+  local name pid address threads
   mkdir "$work/keys"
   ssh-keygen -q -t ed25519 -N "" -f "$work/keys/id_ed25519"
   cp "$work/keys/id_ed25519.pub" "$work/keys/authorized_keys"
@@ -141,9 +141,9 @@ train_on_two_hosts() { # two containers, two networks, a link between them, ssh 
   inside b docker/sshd.sh &
   disown
   sleep 5
-  # As many threads as a worker of one host has, so that the losses are the same.
-  inside a env INSTCLS_THREADS="$(($(nproc) / 2 > 0 ? $(nproc) / 2 : 1))" python -m scripts.launch -H a:1,b:1 pretrain --flagfile=flags/presets/digits.flags --max_steps=20 --log_every=5 \
-    --workdir=/runs/of_two_hosts
+  threads=$(($(nproc) > 1 ? $(nproc) / 2 : 1)) # as each of two workers of one host has, so that the losses are the same
+  inside a env INSTCLS_THREADS="$threads" python -m scripts.launch -H a:1,b:1 pretrain \
+    --flagfile=flags/presets/digits.flags --max_steps=20 --log_every=5 --workdir=/runs/of_two_hosts
   diff <(losses of_1000) <(losses of_two_hosts) || fail "the losses are not those of one host"
   tail -n 1 "$work/runs/of_two_hosts/metrics.jsonl"
 }

@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import flags
 
-from flags import data, from_dataclass, paths, pretraining
+from flags import data, evaluation, from_dataclass, paths, pretraining
 from instcls_tf.benchmark.sizes import SYNTHETIC, ClassifierBenchmark
 from instcls_tf.checks import numbers_of, require
 from instcls_tf.config import INSTANCE, PretrainConfig
@@ -120,10 +120,9 @@ def _define_num_instances(default: int) -> None:
     flags.DEFINE_integer("num_instances", default, _DESCRIPTIONS["num_instances"])
 
 
-def _define_folder() -> None:
-    paths.define_for_tensorflow(
-        "folder", tempfile.gettempdir(), "Where the checkpoints are written, in a folder that is removed afterwards."
-    )
+def _define_folder(what: str = "the checkpoints") -> None:
+    text = f"Where {what} are written, in a folder that is removed afterwards."
+    paths.define_for_tensorflow("folder", tempfile.gettempdir(), text)
 
 
 def _sizes_and_folder() -> dict[str, Any]:
@@ -168,6 +167,23 @@ def _scaling() -> dict[str, Any]:
     return {"numbers": numbers, "num_workers": FLAGS.workers, "settings": settings, "output": FLAGS.output}
 
 
+def _define_duplicates() -> None:
+    evaluation.define_workdir()
+    flags.DEFINE_string("dataset", None, "`folder:PATH`: the images among which copies are planted.")
+    flags.DEFINE_integer("images", 1000, "Originals, drawn anew for each repeat.")
+    flags.DEFINE_integer("copies", 10, "Planted copies of each of the five kinds.")
+    flags.DEFINE_integer("repeats", 3, "Draws.")
+    text = "Folder of the virtual environments of other tools, made if they are not there; without it none is run."
+    paths.define("environments", None, text)
+    _define_folder("the images")
+
+
+def _duplicates() -> dict[str, Any]:
+    names = ("images", "copies", "repeats", "environments", "folder")
+    required = {name: evaluation.required(name) for name in ("workdir", "dataset")}
+    return {**required, **{name: FLAGS[name].value for name in names}}
+
+
 # The first word -> what defines its flags, and what reads them.
 _SUBJECTS = {
     "input": (_define_input, _input),
@@ -179,6 +195,7 @@ _SUBJECTS = {
     "gallery": (_define_gallery, _gallery),
     "memory": (_define_memory, _memory),
     "scaling": (_define_scaling, _scaling),
+    "duplicates": (_define_duplicates, _duplicates),
 }
 _subject = ""
 

@@ -14,8 +14,7 @@ from typing import Callable, NoReturn
 
 from absl import flags
 
-from flags import flagfiles
-from instcls_tf import files
+from instcls_tf import files, flagfiles
 from instcls_tf.distributed import job, watchdog
 from instcls_tf.distributed.launcher import launched_rank_and_size
 from instcls_tf.errors import UserError, one_line, shown
@@ -105,6 +104,16 @@ def give(answer: Answer | None, name: str = "", folder: str = "") -> None:
         raise unwritten
     if answer.picture:
         _draw(answer.picture)
+
+
+def give_page(page: Picture) -> None:
+    """Draws what comes on top of a work that is done, on rank 0: whatever goes wrong with it is a warning."""
+    rank, _ = launched_rank_and_size() or (0, 1)
+    try:
+        if rank == 0:
+            _draw(page)
+    except UserError as error:
+        _write_error(f"warning: {error}")
 
 
 def _draw(picture: Picture) -> None:

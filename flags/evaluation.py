@@ -15,6 +15,7 @@ from instcls_tf.evaluation.recipes import (
     KINDS,
     KNN_NEIGHBORS,
     KNN_TEMPERATURE,
+    OUTPUT_FORMATS,
     PIXELS,
     CachedRecipe,
     FinetuneRecipe,
@@ -35,11 +36,23 @@ def define_workdir() -> None:
 
 def define_extract() -> None:
     """The flags of `extract`."""
+    define_images()
+    paths.define(
+        "output",
+        None,
+        "File to write, NAME.npz, NAME.csv or NAME.parquet, or a new folder for .npy files of at most 1 GiB.",
+    )
+    flags.DEFINE_string(
+        "format", None, f"How to write it; by default as --output ends. One of: {', '.join(OUTPUT_FORMATS)}."
+    )
+
+
+def define_images() -> None:
+    """A run, and any split of any dataset."""
     define_run()
     flags.DEFINE_string("dataset", None, "The images; by default the run's own (same forms as in pretrain).")
     flags.DEFINE_string("split", "train", "Which split of the dataset.")
     _define_center_crop_fraction()
-    paths.define("output", None, "File to write, NAME.npz, or a new folder for .npy files of at most 1 GiB.")
 
 
 def define_knn() -> None:
@@ -79,6 +92,14 @@ def define_similarity() -> None:
     flags.DEFINE_bool("index", False, "List near-duplicates and outliers of the dataset by the run's class weights.")
     flags.DEFINE_float("threshold", 0.95, "With --index: the cosine from which two images are near-duplicates.")
     flags.DEFINE_integer("listed", 20, "With --index: how many pairs and outliers are listed.")
+
+
+def define_report() -> None:
+    """The flags of `report`."""
+    define_run()
+    flags.DEFINE_integer(
+        "images", 10_000, "At most so many training images, and a fifth as many test images, spread over the dataset."
+    )
 
 
 def define_dynamics() -> None:

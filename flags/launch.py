@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from absl import flags
 
-from flags import flagfiles
+from instcls_tf import flagfiles
 from instcls_tf.checks import require_value
 from instcls_tf.distributed import hosts
 from instcls_tf.distributed.launch import Options

@@ -39,6 +39,9 @@ DESCRIPTIONS = {
     "mlp_head": "Two-layer MLP head; --nomlp_head is one linear map (Table 2, first row).",
     "embedding_size": "D, the size of embeddings and class weights.",
     "zero_init_last_gamma": "Start each residual block as the identity (last BN gamma 0).",
+    "init": "Weights to start from in the place of random ones: the folder of a run or of a Keras SavedModel, or a file"
+    " of a ResNet's weights as torchvision names them (.safetensors, .npz, .pth; also of timm, DINO and MoCo v2). A run"
+    " that goes on does not need it any more.",
     "batch_size": "Instances per step, all workers together.",
     "views": "Augmented views per instance and step: the global batch has batch_size x views rows.",
     "micro_batch": "Instances per BN group. A worker encodes its share of a batch group by group; runs with the"
@@ -106,6 +109,9 @@ DESCRIPTIONS = {
     "keep_checkpoints": "How many of the newest checkpoints stay: more than one, to go back if the newest is damaged.",
     "online_knn_every": "Epochs between two measurements of 20-NN accuracy (knn_top1 in metrics.jsonl) on the dataset's"
     " labelled train and test splits; 0 for none.",
+    "gauge_every": "Epochs between two measurements that need no labels, on a few hundred of the run's images"
+    " (gauge_agreement, rank_me in metrics.jsonl), about 1 % of the time of an epoch; 0 for none.",
+    "report": "Judge the run when it is finished, against its starting weights and raw pixels, as scripts.report does.",
     "stall_timeout": "Seconds that one of several workers may stand still. Then the job is ended, with a sentence that"
     " says which worker is where: one may be stopped or stuck, and the others would wait for ever. 0 for no limit.",
     "max_steps": "Stop after this many steps of the whole run, for trials (no limit by default); 0 saves the"
@@ -128,7 +134,7 @@ CHOICES = {
 }
 
 # --dataset may name a folder as well, but is part of the recipe and stays as it was given.
-PATHS = ("data_dir", "extend_from")
+PATHS = ("data_dir", "extend_from", "init")
 
 
 def define(only: tuple[str, ...] | None = None, flag_values: flags.FlagValues = FLAGS) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from absl import flags
 
-from flags import command, flagfiles, paths, pretraining
+from flags import command, paths, pretraining
+from instcls_tf import flagfiles
 from instcls_tf.config import PretrainConfig
 from instcls_tf.errors import UserError
 

@@ -1,6 +1,37 @@
 """Instance classification with a sharded million-way softmax, for TensorFlow and Horovod.
 
-Everything below loads on first use, so that a command can check its flags before TensorFlow is imported.
+Pretrain on a folder of images, without labels, and use what comes out of it:
+
+  import instcls_tf
+
+  instcls_tf.pretrain(dataset="folder:/data/photos", workdir="runs/photos", preset="photos")
+  features = instcls_tf.embed(["a.jpg", "b.jpg"], workdir="runs/photos")     # [2, F], in this order
+  encoder = instcls_tf.load_encoder("runs/photos")                           # a Keras model, to be fine-tuned
+  projections = encoder(images)                                              # [b, H, W, 3] in 0..255 -> [b, D]
+  features = encoder.get_layer("backbone")(images)                           # [b, F]
+
+Recipes (settings have the names of the command's flags):
+
+  config = instcls_tf.PretrainConfig.from_flagfile("small_images", workdir="runs/a", dataset="folder:/data/small")
+  instcls_tf.pretrain(config.replace(epochs=40))
+  instcls_tf.pretrain(init="resnet50.safetensors", dataset="folder:/data/photos", workdir="runs/b")
+
+The parts:
+
+  pretrain             a run, or more of it; goes on where the run in its workdir has ended
+  PretrainConfig       a recipe: every setting and its default; from_flagfile(path_or_preset)
+  embed                features of image files
+  Index                Index.of_run("runs/photos").search("a.jpg", k=20): what looks alike, names and cosines
+  load_encoder         the network of a run
+  knn_accuracy         knn_accuracy(train_features, train_labels, test_features, test_labels)["top1"]
+  ShardedClassifier    ShardedClassifier(1_000_000, smoothing=0.0)(embeddings, instance_ids, learning_rate=0.1).loss
+  hard_negatives       hard_negatives(classifier, k): of each class the k with the most similar weights
+  build_encoder        build_encoder(encoder="resnet18", stem="small"): backbone and projection head
+  resnet18, resnet50   backbones, with torchvision's layers and padding
+  projection_head      projection_head(512, 128): features to embeddings
+  UserError            what is raised for a wrong setting, file or folder: one sentence
+
+Each loads on first use, so that a command can check its flags before TensorFlow is imported.
 """
 
 from __future__ import annotations
@@ -16,17 +47,21 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test compares it with
     from instcls_tf.config import PretrainConfig
     from instcls_tf.encoder.networks import build_encoder, projection_head, resnet18, resnet50
     from instcls_tf.errors import UserError
+    from instcls_tf.evaluation.embed import embed
     from instcls_tf.evaluation.knn import knn_accuracy
     from instcls_tf.pretraining.pretrain import pretrain
     from instcls_tf.run.encoder import load_encoder
+    from instcls_tf.search.index import Index
 
     __version__: str
 
 _HOMES = {
+    "Index": "search.index",
     "PretrainConfig": "config",
     "ShardedClassifier": "classifier.sharded_classifier",
     "UserError": "errors",
     "build_encoder": "encoder.networks",
+    "embed": "evaluation.embed",
     "hard_negatives": "classifier.hard_negatives",
     "knn_accuracy": "evaluation.knn",
     "load_encoder": "run.encoder",
@@ -36,10 +71,12 @@ _HOMES = {
     "resnet50": "encoder.networks",
 }
 __all__ = [
+    "Index",
     "PretrainConfig",
     "ShardedClassifier",
     "UserError",
     "build_encoder",
+    "embed",
     "hard_negatives",
     "knn_accuracy",
     "load_encoder",

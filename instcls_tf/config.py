@@ -9,6 +9,7 @@ import dataclasses
 import os
 from typing import Any
 
+from instcls_tf import flagfiles
 from instcls_tf.checks import (
     above_zero,
     background_colour,
@@ -22,8 +23,7 @@ from instcls_tf.checks import (
 from instcls_tf.errors import UserError
 
 RESNET50, RESNET18 = ENCODERS = ("resnet50", "resnet18")
-# Residual blocks of the four stages.
-RESNET_DEPTHS = {RESNET50: (3, 4, 6, 3), RESNET18: (2, 2, 2, 2)}
+RESNET_DEPTHS = {RESNET50: (3, 4, 6, 3), RESNET18: (2, 2, 2, 2)}  # residual blocks of the four stages
 IMAGENET_STEM, SMALL_STEM = STEMS = ("imagenet", "small")
 SIMCLR_VIEWS, DIGIT_VIEWS, PLAIN_VIEWS = AUGMENTATIONS = ("simclr", "digits", "none")
 MARGINAL, CROSS_ENTROPY = SMOOTHING_LOSSES = ("marginal", "cross_entropy")
@@ -39,20 +39,17 @@ ALWAYS, NEVER = "always", "never"
 RECOMPUTE = (AUTO, ALWAYS, NEVER)
 CLASS_DTYPES = (FLOAT32, BFLOAT16)
 
-# Pillow opens nothing larger: half a GiB of RGB.
-LARGEST_MAX_PIXELS = 2**29 // 3
+LARGEST_MAX_PIXELS = 2**29 // 3  # Pillow opens nothing larger: half a GiB of RGB
 
 # The file in a workdir that holds the recipe of its run.
 RUN_FLAGS_NAME = "run.flags"
-# Its last line: a file without it was cut off.
-RUN_FLAGS_END = "# end"
+RUN_FLAGS_END = "# end"  # its last line: a file without it was cut off
 INSTANCE, SIMCLR, MOCO_V2, PIC, DIET = METHODS = ("instance", "simclr", "moco_v2", "pic", "diet")
 ADAMW, SGD = DIET_OPTIMIZERS = ("adamw", "sgd")
 
 # tau where --temperature is left out. SimCLR's paper has .1 on ImageNet and .5 on CIFAR-10; DIET's logits have none.
 TEMPERATURES = {INSTANCE: 0.15, SIMCLR: 0.2, MOCO_V2: 0.2, PIC: 0.2, DIET: 1.0}
-# DIET's for AdamW, which decouples it from the gradient.
-ADAMW_WEIGHT_DECAY = 0.05
+ADAMW_WEIGHT_DECAY = 0.05  # DIET's for AdamW, which decouples it from the gradient
 # Published for 1.28 million images; fewer take a part of them that is as large or larger.
 LARGEST_QUEUE, LARGEST_WINDOW = 2**16, 2**17
 
@@ -100,6 +97,7 @@ class PretrainConfig:
     mlp_head: bool = True
     embedding_size: int = 128
     zero_init_last_gamma: bool = True
+    init: str | None = None
     batch_size: int = 4096
     views: int = 2
     micro_batch: int = 64
@@ -144,6 +142,8 @@ class PretrainConfig:
     checkpoint_every: int = 1
     keep_checkpoints: int = 2
     online_knn_every: int = 0
+    gauge_every: int = 1
+    report: bool = True
     stall_timeout: float = STALL_TIMEOUT
     max_steps: int | None = None
 
@@ -165,7 +165,7 @@ class PretrainConfig:
         if not self.workdir:
             raise UserError("--workdir is missing: name the folder that receives the run")
         path_for_tensorflow("workdir", self.workdir)
-        for name in ("dataset", "data_dir", "tfds_split"):
+        for name in ("dataset", "data_dir", "tfds_split", "init"):
             value = getattr(self, name) or ""
             # Several lines would be several flags in run.flags.
             require(self, name, "\n" not in value and "\r" not in value, "one line")
@@ -186,16 +186,9 @@ class PretrainConfig:
             self, "temperature", "batch_contrast_temperature", "width_multiplier", "classifier_learning_rate_factor"
         )
         zero_or_more(self, "learning_rate", "weight_decay", "class_weight_decay", "warmup_epochs", "batch_contrast")
-        zero_or_more(
-            self,
-            "stall_timeout",
-            "bn_burn_in",
-            "sampled_classes",
-            "checkpoint_every",
-            "hard_negatives",
-            "online_knn_every",
-        )
+        zero_or_more(self, "stall_timeout", "bn_burn_in", "sampled_classes", "checkpoint_every", "hard_negatives")
         zero_or_more(self, "exposures", "extend_epochs", "prior_every", "contrast_epochs", "max_steps")
+        zero_or_more(self, "online_knn_every", "gauge_every")
         require(self, "max_pixels", 1 <= self.max_pixels <= LARGEST_MAX_PIXELS, f"1 to {LARGEST_MAX_PIXELS}")
         background_colour(self.background)
         require(self, "keep_checkpoints", self.keep_checkpoints >= 1, "at least 1")
@@ -255,6 +248,8 @@ class PretrainConfig:
 
     def _validate_extend_from(self, other: str) -> None:
         path_for_tensorflow("extend_from", other)
+        if self.init is not None:
+            raise UserError(f"--extend_from={other}: brings its network along, leave --init={self.init} out")
         if self.contrast_epochs:
             raise UserError(
                 f"--extend_from={other}: takes class weights over, and --contrast_epochs={self.contrast_epochs} would"
@@ -354,9 +349,18 @@ class PretrainConfig:
 
     def as_flags(self) -> str:
         """The text of `run.flags`: an absl flagfile that replays the run."""
-        lines = []
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value is not None:
-                lines.append(f"--{field.name}={str(value).lower() if isinstance(value, bool) else value}")
-        return "\n".join([*lines, RUN_FLAGS_END]) + "\n"
+        return "\n".join([*flagfiles.lines_of(self), RUN_FLAGS_END]) + "\n"
+
+    @classmethod
+    def from_flagfile(cls, path_or_preset: str, **settings: Any) -> PretrainConfig:
+        """The recipe of a flagfile, such as a run's `run.flags`, or of a preset by its name (`photos`).
+
+        Args:
+          path_or_preset: the file, or the name.
+          **settings: fields that are to be otherwise; they win.
+
+        Raises:
+          UserError: no such preset or field, with the nearest one, or a value that is not fit.
+        """
+        flagfiles.refuse_unknown(cls, settings)
+        return cls(**{**flagfiles.values_of(cls, path_or_preset), **settings})

@@ -9,11 +9,11 @@
   gallery         a page of 100,000 synthetic images: written, and drawn by Chromium
   memory          the largest N under a memory limit, against plain data parallelism; some minutes
   scaling         seconds per step and memory per worker against N; some minutes
+  duplicates      precision and recall on planted copies, against other tools
 Each has flags of its own: python -m scripts.benchmark classifier --help
 
 Examples:
   horovodrun -np 2 python -m scripts.benchmark classifier --num_instances=262144 --batch_rows=1024
-  python -m scripts.benchmark gallery --num_instances=100000
   python -m scripts.benchmark scaling --num_instances=65536,262144,1048576 --workers=2 --output=scaling.png
 """
 

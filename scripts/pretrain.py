@@ -1,11 +1,9 @@
 """Pretrains an encoder by classifying every image of a dataset as a class of its own.
 
+SIGTERM, SIGUSR1 and Ctrl-C: all workers save in that very step, and end with 75; the same command goes on later.
 Examples:
   python -m scripts.pretrain --flagfile=flags/presets/digits.flags --workdir=runs/digits
-  python -m scripts.launch -np 2 pretrain --flagfile=flags/presets/digits.flags --workdir=runs/digits
   python -m scripts.launch -np 8 pretrain --dataset=folder:/data/photos --workdir=runs/photos --epochs=200
-
-SIGTERM, SIGUSR1 and Ctrl-C: all workers save in that very step, and end with 75; the same command goes on later.
 """
 
 from flags import command, pretraining
@@ -22,8 +20,10 @@ def main() -> None:
         source = open_training_data(config)
         with watchdog.watching(config.stall_timeout, config.workdir):
             from instcls_tf.pretraining.pretrain import pretrain
+            from instcls_tf.report.page import picture_of
 
-            pretrain(config, source)
+            if pretrain(config, source) and config.report:
+                command.give_page(picture_of(config.workdir))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ CHANGED = PretrainConfig(
     mlp_head=False,
     embedding_size=64,
     zero_init_last_gamma=False,
+    init="runs/earlier",
     batch_size=128,
     micro_batch=32,
     views=3,
@@ -71,6 +72,8 @@ CHANGED = PretrainConfig(
     checkpoint_every=0,
     keep_checkpoints=5,
     online_knn_every=2,
+    gauge_every=5,
+    report=False,
     stall_timeout=30.5,
     max_steps=0,
 )

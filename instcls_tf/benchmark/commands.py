@@ -21,8 +21,8 @@ def measure(subject: str, **settings: Any) -> Answer:
     """Measures a part by itself.
 
     Args:
-      subject: `input`, `classifier`, `step`, `hard_negatives`, `checks`, `checkpoint`, `gallery`, `memory` or
-        `scaling`.
+      subject: `input`, `classifier`, `step`, `hard_negatives`, `checks`, `checkpoint`, `gallery`, `memory`, `scaling`
+        or `duplicates`.
       **settings: arguments of the function of that name below.
 
     Raises:
@@ -112,6 +112,14 @@ def _scaling(numbers: list[int], num_workers: int, settings: ClassifierBenchmark
     return measure_scaling(numbers, num_workers, settings, output)
 
 
+def _duplicates(folder: str, images: int, copies: int, repeats: int, **settings: Any) -> Answer:
+    _refuse_sizes(images=images, copies=copies, repeats=repeats)
+    _refuse_folder(folder)
+    from instcls_tf.benchmark.duplicates import measure_duplicates
+
+    return Answer(measure_duplicates(images=images, copies=copies, repeats=repeats, folder=folder, **settings))
+
+
 _SUBJECTS: dict[str, Callable[..., Answer]] = {
     "input": _input,
     "classifier": _classifier,
@@ -122,4 +130,5 @@ _SUBJECTS: dict[str, Callable[..., Answer]] = {
     "gallery": _gallery,
     "memory": _memory,
     "scaling": _scaling,
+    "duplicates": _duplicates,
 }

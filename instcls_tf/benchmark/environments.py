@@ -20,6 +20,8 @@ PACKAGES = {
     "litert": ["ai-edge-litert==2.3.0"],
     "torch": ["torch==2.14.1", "torchvision==0.29.1", "safetensors"],
     "timm": ["timm", "torch==2.14.1", "torchvision==0.29.1"],
+    "imagededup": ["imagededup==0.3.3.post2"],
+    "fastdup": ["fastdup==2.54"],
     "export": ["tf2onnx==1.17.0", "onnx==1.18.0", "onnxruntime==1.32.0"],
 }
 # Sees the packages of this environment as well, because it exports.

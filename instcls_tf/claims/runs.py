@@ -13,6 +13,8 @@ from instcls_tf.claims.ledger import Arm, Claim, Scale
 from instcls_tf.config import INSTANCE, MOCO_V2, RANDOM, PretrainConfig
 from instcls_tf.sweep.trials import digest
 
+# What takes time and changes nothing.
+_WITHOUT = {"gauge_every": 0, "report": False}
 # Forward passes that a backward pass costs.
 _BACKWARD = 2
 
@@ -41,7 +43,7 @@ class Run(NamedTuple):
           dataset: `--dataset`, for scales whose preset has none.
           folder: the run's.
         """
-        flags = {**self.flags, "epochs": self.epochs, "seed": self.seed, "workdir": folder}
+        flags = {**self.flags, "epochs": self.epochs, "seed": self.seed, "workdir": folder, **_WITHOUT}
         if dataset is not None:
             flags["dataset"] = dataset
         return [f"--{name}={_text(value)}" for name, value in flags.items()]

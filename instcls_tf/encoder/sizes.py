@@ -17,6 +17,7 @@ class EncoderSizes(NamedTuple):
     statistics: int  # moving means and variances of BN
     activations: int  # what one image leaves behind for the backward pass
     largest_activation: int  # of one layer, for one image
+    products: int  # multiplications of the forward pass of one image; training takes about three times as many
 
     def activation_bytes(self, images: int, mixed: bool) -> int:
         """What a forward and backward pass over so many images keeps.
@@ -34,7 +35,7 @@ class _Walk:
 
     def __init__(self, side: int):
         self.side, self.channels = side, 3
-        self.parameters = self.statistics = self.activations = self.largest = 0
+        self.parameters = self.statistics = self.activations = self.largest = self.products = 0
         self._keep()  # the normalised image
 
     def _keep(self, extra: int = 0) -> None:
@@ -50,6 +51,7 @@ class _Walk:
         self.parameters += kernel * kernel * self.channels * channels + 2 * channels
         self.statistics += 2 * channels
         self.side = (self.side + 2 * padding - kernel) // stride + 1
+        self.products += kernel * kernel * self.channels * channels * self.side**2
         self.channels = channels
         self._keep()
         if relu:
@@ -80,6 +82,7 @@ class _Walk:
     def dense(self, size: int) -> None:
         """A linear map of a vector."""
         self.parameters += self.channels * size + size
+        self.products += self.channels * size
         self.channels = size
         self._keep()
 
@@ -119,4 +122,4 @@ def encoder_sizes(
     if mlp_head:
         walk.dense(walk.channels)
     walk.dense(embedding_size)
-    return EncoderSizes(walk.parameters, walk.statistics, walk.activations, walk.largest)
+    return EncoderSizes(walk.parameters, walk.statistics, walk.activations, walk.largest, walk.products)

@@ -11,6 +11,7 @@ from instcls_tf.checks import require_value
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.decoding import reading_of
 from instcls_tf.data.labelled import open_fraction
+from instcls_tf.data.names import names_of
 from instcls_tf.data.source import notes_of
 from instcls_tf.data.sources import open_source
 from instcls_tf.distributed import collectives, workers
@@ -42,6 +43,7 @@ def extract_of_run(
     split: str,
     output: str,
     center_crop_fraction: float | None = None,
+    wanted: str | None = None,
 ) -> dict:
     """Features of a split of any dataset, labelled or not, written for other tools.
 
@@ -52,6 +54,7 @@ def extract_of_run(
       split: which part.
       output: see `feature_store.write_output`.
       center_crop_fraction: what is seen of an image; None for the run's own.
+      wanted: the format; None for what the name of `output` says.
 
     Raises:
       UserError: no run, no checkpoint, no such dataset, or `output` exists.
@@ -60,14 +63,18 @@ def extract_of_run(
     dataset = dataset or config.dataset
     source = open_source(dataset, split, data_dir or config.data_dir, reading=reading_of(config))
     feature_store.refuse_occupied(output)
+    chosen = feature_store.format_of(output, wanted)
     progress = workers.start(config.seed, notes_of(source))
     stored = feature_store.stored_features(
         workdir, load_encoder(workdir), source, split, progress=progress, **_seen_of_images(config)
     )
     progress.close()
-    files = feature_store.write_output(stored, output) if collectives.rank() == 0 else []
+    files = []
+    if collectives.rank() == 0:
+        files = feature_store.write_output(stored, output, names_of(source, stored.ids), chosen)
     return {
         "output": output,
+        "format": chosen,
         "files": len(files),
         "dataset": dataset,
         "split": split,

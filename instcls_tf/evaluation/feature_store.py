@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import importlib.util
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from instcls_tf import files
+from instcls_tf.checks import require_value
 from instcls_tf.data.source import Source
 from instcls_tf.distributed import collectives, workers
 from instcls_tf.encoder.networks import encoder_digest
 from instcls_tf.errors import UserError
-from instcls_tf.evaluation import features
-from instcls_tf.evaluation.recipes import BACKBONE, KINDS
+from instcls_tf.evaluation import features, tables
+from instcls_tf.evaluation.recipes import BACKBONE, CSV, KINDS, NPY, NPZ, OUTPUT_FORMATS, PARQUET
 from instcls_tf.progress import Progress
 
 _ARRAYS = (*KINDS, "labels", "ids")
+_WRITERS: dict[str, Any] = {NPZ: np.savez, CSV: tables.write_csv, PARQUET: tables.write_parquet}
 # A file of --output=FOLDER, and the most that an .npz holds (it is read as a whole).
 _SHARD_BYTES, _LARGEST_NPZ_BYTES = 2**30, 2**32
 
@@ -193,12 +197,29 @@ def refuse_occupied(output: str) -> None:
         raise UserError(f"--output={output}: exists already, name a new file or folder")
 
 
-def write_output(stored: Stored, output: str) -> list[str]:
+def format_of(output: str, wanted: str | None = None) -> str:
+    """One of `OUTPUT_FORMATS`: the wanted one, or else as the name ends, a folder of `.npy` files for any other.
+
+    Raises:
+      UserError: there is no such format, or its package is missing.
+    """
+    endings = (NPZ, CSV, PARQUET)
+    ending = next((name for name in endings if output.endswith(f".{name}")), NPY)
+    chosen = ending if wanted is None else wanted
+    require_value("format", chosen, chosen in OUTPUT_FORMATS, "one of " + ", ".join(OUTPUT_FORMATS))
+    if chosen == PARQUET and importlib.util.find_spec("pyarrow") is None:
+        raise UserError("--format=parquet: needs the package pyarrow: pip install 'instcls-tf[find]'")
+    return chosen
+
+
+def write_output(stored: Stored, output: str, paths: Sequence[str], wanted: str | None = None) -> list[str]:
     """Writes features for other tools; the files appear when they are complete.
 
     Args:
       stored: the features.
-      output: `PATH.npz`, or a new folder for `.npy` files of at most 1 GiB (`backbone-00000-of-00004.npy`).
+      output: the file, or a new folder for `.npy` files of at most 1 GiB (`backbone-00000-of-00004.npy`).
+      paths: the images' names, `[N]`.
+      wanted: the format, see `format_of`.
 
     Returns:
       The names of the files.
@@ -207,14 +228,15 @@ def write_output(stored: Stored, output: str) -> list[str]:
       UserError: `output` exists, is too large for one file, or cannot be written.
     """
     refuse_occupied(output)
-    arrays = stored._asdict()
+    chosen = format_of(output, wanted)
+    arrays = {**stored._asdict(), "paths": np.array(paths, np.str_)}
     try:
         os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
-        if output.endswith(".npz"):
-            if sum(array.nbytes for array in arrays.values()) > _LARGEST_NPZ_BYTES:
+        if chosen != NPY:
+            if chosen == NPZ and sum(array.nbytes for array in arrays.values()) > _LARGEST_NPZ_BYTES:
                 raise UserError(f"--output={output}: too large for one file, name a folder (without .npz)")
             with files.whole_file(output) as file:
-                np.savez(file, **arrays)
+                _WRITERS[chosen](file, **arrays)
             return [output]
         scratch = tempfile.mkdtemp(dir=os.path.dirname(os.path.abspath(output)), prefix=".writing-")
         for name, array in arrays.items():

@@ -21,6 +21,8 @@ from instcls_tf.checks import (
 from instcls_tf.config import DIGIT_VIEWS, PLAIN_VIEWS
 
 BACKBONE, PROJECTION = KINDS = ("backbone", "projection")
+# What `extract` writes: one file, or a folder of files.
+NPZ, NPY, CSV, PARQUET = OUTPUT_FORMATS = ("npz", "npy", "csv", "parquet")
 # The images themselves, for comparison.
 PIXELS = "pixels"
 NOT_NORMALIZED, L2, STANDARDIZE = NORMALIZATIONS = ("none", "l2", "standardize")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,8 @@ from instcls_tf.run.workdir import load_classification
 
 # Other class weights to which a view is compared one by one, for the histogram; the mean over all others is exact.
 _SAMPLED_OTHERS = 4
+# Class weights that are normalised at a time.
+_BLOCK = 2**16
 
 
 class Similarities(NamedTuple):
@@ -109,6 +112,23 @@ def measure_similarities(
       instances: about how many instances to measure, in the order of the first epoch.
       training: whether BN uses the batch's own statistics.
     """
+    directions = tf.math.l2_normalize(tf.cast(class_weights, tf.float32), axis=1)  # [N, D]
+    sum_of_all = tf.reduce_sum(directions, axis=0)  # the mean over the others needs no more
+    parts = []
+    for embeddings, row_ids in _embedded_views(config, source, encoder, instances, training):
+        own = tf.gather(directions, row_ids)
+        # Neighbours in the order of ids may be alike (a folder per class): steps of a prime number leave them.
+        others = [(row_ids + 7919 * step) % len(directions) for step in range(1, _SAMPLED_OTHERS + 1)]
+        sample = [_cosines(embeddings, tf.gather(directions, other))[other != row_ids] for other in others]
+        mean_other = (sum_of_all - own) / (len(directions) - 1)
+        parts.append((_cosines(embeddings, own), _cosines(embeddings, mean_other), tf.concat(sample, axis=0)))
+    return Similarities(*(collectives.all_gather(tf.concat(part, 0), "cosines").numpy() for part in zip(*parts)))
+
+
+def _embedded_views(
+    config: PretrainConfig, source: Source, encoder: tf.keras.Model, instances: int, training: bool
+) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+    """This worker's embeddings `[r, D]` of length 1 and ids `[r]`, without padding, batch by batch."""
     batch_size = min(config.batch_size, source.num_instances)
     batches = pipeline.training_batches(
         source,
@@ -121,22 +141,45 @@ def measure_similarities(
         rank=collectives.rank(),
         num_workers=collectives.size(),
     )
-    directions = tf.math.l2_normalize(tf.cast(class_weights, tf.float32), axis=1)  # [N, D]
-    sum_of_all = tf.reduce_sum(directions, axis=0)  # the mean over the others needs no more
-    parts = []
     for views, ids in batches:
         images = tf.reshape(views, [-1, *views.shape[2:]])
         row_ids = tf.repeat(ids, config.views)
         real = row_ids != pipeline.PADDING_ID
-        embeddings = tf.math.l2_normalize(encoder(images, training=training), axis=1)[real]
-        row_ids = row_ids[real]
-        own = tf.gather(directions, row_ids)
-        # Neighbours in the order of ids may be alike (a folder per class): steps of a prime number leave them.
-        others = [(row_ids + 7919 * step) % len(directions) for step in range(1, _SAMPLED_OTHERS + 1)]
-        sample = [_cosines(embeddings, tf.gather(directions, other))[other != row_ids] for other in others]
-        mean_other = (sum_of_all - own) / (len(directions) - 1)
-        parts.append((_cosines(embeddings, own), _cosines(embeddings, mean_other), tf.concat(sample, axis=0)))
-    return Similarities(*(collectives.all_gather(tf.concat(part, 0), "cosines").numpy() for part in zip(*parts)))
+        yield tf.math.l2_normalize(encoder(images, training=training), axis=1)[real], row_ids[real]
+
+
+def gap_of_weights(
+    config: PretrainConfig,
+    source: Source,
+    encoder: tf.keras.Model,
+    classifier: ShardedClassifier,
+    instances: int,
+    *,
+    training: bool,
+) -> dict[str, float]:
+    """The summary of `measure_similarities` of class weights that stay with their workers, who share the rows by class.
+
+    Args:
+      classifier: whose weights; the others as there.
+    """
+    begin, end = classifier.begin, classifier.end
+    parts = [
+        _unit_weights(classifier, tf.range(at, min(at + _BLOCK, end - begin))) for at in range(0, end - begin, _BLOCK)
+    ]
+    sum_of_all = collectives.sum_over_workers(tf.add_n([tf.reduce_sum(part, axis=0) for part in parts]), "gap_sum")
+    sums = np.zeros([3])
+    for embeddings, row_ids in _embedded_views(config, source, encoder, instances, training):
+        rows, ids = collectives.all_gather(embeddings, "gap_rows"), collectives.all_gather(row_ids, "gap_ids")
+        mine = (ids >= begin) & (ids < end)
+        own = _unit_weights(classifier, ids[mine] - begin)
+        inter = _cosines(rows[mine], (sum_of_all - own) / (classifier.num_instances - 1))
+        sums += [float(tf.reduce_sum(_cosines(rows[mine], own))), float(tf.reduce_sum(inter)), len(own)]
+    intra, inter, count = workers.total(sums, "gap_sums")
+    return {"intra": intra / count, "inter": inter / count, "gap": (intra - inter) / count}
+
+
+def _unit_weights(classifier: ShardedClassifier, places: tf.Tensor) -> tf.Tensor:
+    return tf.math.l2_normalize(classifier.read(places), axis=1)
 
 
 def _cosines(embeddings: tf.Tensor, directions: tf.Tensor) -> tf.Tensor:

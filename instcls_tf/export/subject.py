@@ -114,6 +114,8 @@ def subject_of_run(workdir: str) -> Subject:
     manifest = checkpoint_manifest.read(prefix)
     recipe = {name: value for name, value in recipe_of(config).items() if value != "None"}
     recipe["dataset"] = _without_folders(config.dataset)
+    for name in {"init", "extend_from"} & recipe.keys():
+        recipe[name] = os.path.basename(os.path.normpath(recipe[name]))
     origin = {
         "step": checkpoint_choice.step_of(prefix),
         "run_id": manifest.origin.run_id if manifest else "",

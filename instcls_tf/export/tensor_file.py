@@ -9,13 +9,17 @@ from __future__ import annotations
 import json
 import os
 import struct
+from typing import BinaryIO
 
 import numpy as np
 
 from instcls_tf.errors import UserError, shown
 
 _NAMES = {"float32": "F32", "int64": "I64"}
-_TYPES = {name: np.dtype(dtype).newbyteorder("<") for dtype, name in _NAMES.items()}
+# What other tools write as well.
+_READ = {**_NAMES, "float64": "F64", "float16": "F16", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8"}
+_TYPES = {name: np.dtype(dtype).newbyteorder("<") for dtype, name in _READ.items()}
+_TYPES |= {"BOOL": np.dtype(bool), "BF16": np.dtype("<u2")}
 _LARGEST_HEADER = 100_000_000  # the library's own limit
 
 
@@ -30,6 +34,12 @@ def write(path: str, arrays: dict[str, np.ndarray], metadata: dict[str, str]) ->
     Raises:
       OSError: it cannot be written.
     """
+    with open(path, "wb") as file:
+        write_to(file, arrays, metadata)
+
+
+def write_to(file: BinaryIO, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """`write` into an open file."""
     header: dict[str, object] = {"__metadata__": metadata}
     place = 0
     for name, array in arrays.items():
@@ -38,14 +48,13 @@ def write(path: str, arrays: dict[str, np.ndarray], metadata: dict[str, str]) ->
         place = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the arrays begin at a multiple of 8
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for array in arrays.values():
-            file.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
+    file.write(struct.pack("<Q", len(text)) + text)
+    for array in arrays.values():
+        file.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
 
 
 def read(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The arrays and the texts of a file.
+    """The arrays and the texts of a file; bfloat16, which NumPy has not, as float32.
 
     Raises:
       UserError: it is damaged, or holds other types.
@@ -63,8 +72,14 @@ def read(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             begin, end = about["data_offsets"]
             if not 0 <= begin <= end <= len(data):
                 raise ValueError(f"{name} lies outside of the file")
-            arrays[name] = np.frombuffer(data[begin:end], _TYPES[about["dtype"]]).reshape(about["shape"]).copy()
+            array = np.frombuffer(data[begin:end], _TYPES[about["dtype"]]).reshape(about["shape"])
+            arrays[name] = _widened(array) if about["dtype"] == "BF16" else array.copy()
         return arrays, metadata
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
         raise UserError(f"{shown(path)}: cannot be read as safetensors ({reason})") from error
+
+
+def _widened(halves: np.ndarray) -> np.ndarray:
+    """bfloat16 is the upper half of a float32."""
+    return (halves.astype(np.uint32) << 16).view(np.float32)

@@ -19,7 +19,7 @@ from instcls_tf.gallery import layout, neighbours, pages, projector, subject
 from instcls_tf.gallery.settings import GallerySettings
 from instcls_tf.progress import Progress
 from instcls_tf.report import page
-from instcls_tf.report.answer import Answer, Picture
+from instcls_tf.report.answer import Answer
 from instcls_tf.run import checkpoint
 from instcls_tf.run.encoder import load_encoder
 from instcls_tf.run.workdir import load_run
@@ -92,7 +92,7 @@ def gallery_of_run(workdir: str, data_dir: str | None, output: str | None, setti
         "report": report,
     }
     text = f"Open {shown(os.path.join(output, 'index.html'))} and {shown(report)} in a browser."
-    return Answer(result, text, picture=Picture(report, lambda _: page.write_page(workdir, data_dir, rows)))
+    return Answer(result, text, picture=page.picture_of(workdir, data_dir, rows))
 
 
 def _exhibit(

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
+from instcls_tf import flagfiles
 from instcls_tf.config import MIXED_FLOAT16, PretrainConfig
 from instcls_tf.data.source import Source
 from instcls_tf.data.sources import open_training_source
 from instcls_tf.distributed.launcher import launched_rank_and_size
 from instcls_tf.errors import UserError
+from instcls_tf.initial.kinds import kind_of
 from instcls_tf.run.workdir import has_checkpoints, load_run, refuse_other_recipe
 
 _OF_THE_NETWORK = ("method", "encoder", "width_multiplier", "stem", "mlp_head", "embedding_size")
+
+
+def recipe_of_call(config: PretrainConfig | None, preset: str | None, settings: dict[str, Any]) -> PretrainConfig:
+    """The recipe that `pretrain` is called with: a whole one, or single settings, which win over it or over a preset.
+
+    Raises:
+      UserError: there is a recipe and a preset, or no such preset or setting; names the nearest.
+    """
+    flagfiles.refuse_unknown(PretrainConfig, settings)
+    if config is not None and preset is not None:
+        raise UserError(f"preset {preset!r}: comes in the place of a config, wanted one of them")
+    if config is not None:
+        return config.replace(**settings)
+    return PretrainConfig.from_flagfile(preset, **settings) if preset else PretrainConfig(**settings)
 
 
 def open_training_data(config: PretrainConfig, source: Source | None = None) -> Source:
@@ -37,6 +54,8 @@ def open_training_data(config: PretrainConfig, source: Source | None = None) -> 
     if source.name != config.dataset:
         raise UserError(f"--dataset={config.dataset}: must be that of the images, which are those of {source.name}")
     config.validate_with_data(source.num_instances, num_workers)
+    if config.init and not (resuming and has_checkpoints(config.workdir)):
+        kind_of(config.init)
     if config.window(source.num_instances) is not None and not source.random_access:
         raise UserError(
             f"--dataset={config.dataset}: the window of --method=pic slides over images that are read in any order, and"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import tensorflow as tf
 
@@ -17,8 +18,9 @@ from instcls_tf.data.source import Source, notes_of
 from instcls_tf.distributed import collectives, workers
 from instcls_tf.errors import some_of
 from instcls_tf.evaluation.online_knn import OnlineKnn
+from instcls_tf.initial.start import keep_starting_weights
 from instcls_tf.methods.simclr import SimCLR
-from instcls_tf.pretraining import agreement, finite, growth, opening, preflight
+from instcls_tf.pretraining import advice, agreement, finite, growth, opening, preflight, starting
 from instcls_tf.pretraining.activations import groups_of
 from instcls_tf.pretraining.reporter import EpochReporter
 from instcls_tf.pretraining.state import make_run, make_schedule
@@ -32,12 +34,18 @@ from instcls_tf.run.precision import with_precision
 from instcls_tf.run.workdir import begin_run
 
 
-def pretrain(config: PretrainConfig, source: Source | None = None) -> dict[str, float]:
-    """Pretrains an encoder, or continues the run that `config.workdir` holds; all workers call it.
+def pretrain(
+    config: PretrainConfig | None = None, source: Source | None = None, *, preset: str | None = None, **settings: Any
+) -> dict[str, float]:
+    """Pretrains an encoder, or continues the run that the workdir holds; all workers call it.
+
+    `pretrain(dataset="folder:/data/photos", workdir="runs/photos", preset="photos")` needs nothing else.
 
     Args:
       config: the recipe; it is checked as the command checks it.
       source: its training images, if `preflight.open_training_data` has opened them already.
+      preset: the name of a preset, or a flagfile, in the place of a recipe.
+      **settings: fields of `PretrainConfig`, which win over both.
 
     Returns:
       The last line of `metrics.jsonl`, empty if no step was made.
@@ -49,7 +57,7 @@ def pretrain(config: PretrainConfig, source: Source | None = None) -> dict[str, 
     started = time.monotonic()
 
     # ---- What the user asked for, before anything is touched
-    config = with_precision(config)
+    config = with_precision(preflight.recipe_of_call(config, preset, settings))
     source = preflight.open_training_data(config, source)
 
     # ---- Workers, which agree; and a workdir for this run alone
@@ -71,9 +79,9 @@ def _pretrain(
     stamps.stamp("making the network")
     steps = Steps(config.for_instances(source.num_instances), source.num_instances)
     schedule = make_schedule(steps)
-    run = make_run(config, source.num_instances, schedule)
-    online_knn = OnlineKnn(config, run.encoder) if config.online_knn_every else None
     prefix = opened.prefix
+    run = make_run(config, source.num_instances, schedule, starting.initializer(config, prefix is None, progress))
+    online_knn = OnlineKnn(config, run.encoder) if config.online_knn_every else None
     if prefix is not None:
         run = run._replace(origin=opening.origin_of(config, source))
     has_lists = prefix is not None and run.restore(prefix)
@@ -87,6 +95,9 @@ def _pretrain(
 
     # ---- The folder of the run
     _announce(source, steps, run.method.note, first_step, progress)
+    if is_chief and prefix is None:
+        for warning in advice.warnings_of(config, source, collectives.size()):
+            progress.say(f"warning: {warning}")
     if is_chief and not opened.resuming:
         begin_run(config)
     run = run._replace(origin=opening.origin_of(config, source))
@@ -108,10 +119,14 @@ def _pretrain(
                 initialize_new_classes(config, classifier, run.encoder, source, grown.is_new, heeding, bad_files)
         elif classifier is not None and not config.contrast_epochs:
             initialize_classifier(config, classifier, run.encoder, source, heeding, bad_files)
+            starting.report_gap(config, source, run.encoder, classifier, progress)
+        if is_chief:
+            keep_starting_weights(config.workdir, run.encoder)
         if steps.end == 0:
             run.save(config.workdir, with_lists=False)
 
     # ---- Training
+    gauge = starting.make_gauge(config, run.encoder, source, progress, begins=prefix is None)
     batches = iter(_training_batches(config, source, first_step, max(first_step, steps.end)))
     views_spec = tf.TensorSpec([None, config.views, config.image_size, config.image_size, 3], tf.uint8)
     groups = groups_of(config)
@@ -120,7 +135,7 @@ def _pretrain(
         stop.with_step(make_train_step(run.network, loss, run.optimizer, views_spec, config.micro_batch, groups))
         for loss in (run.method, contrast)
     )
-    reporter = EpochReporter(steps, first_step, progress, online_knn, started)
+    reporter = EpochReporter(steps, first_step, progress, online_knn, started, gauge)
     for step in range(first_step, steps.end):
         # ---- Class weights from the network as it is now: after the epochs of contrast, and every so many epochs
         if classifier is not None and steps.takes_prior_again(step):
@@ -164,6 +179,8 @@ def _pretrain(
             stop.stop(f"after step {step + 1} of {steps.end}", with_lists=with_lists)
     reporter.close()
     progress.say(f"done: {config.workdir} (checkpoint at step {max(first_step, steps.end)} of {steps.total})")
+    if config.report and first_step < steps.end == steps.total:
+        starting.report_help(config, progress)
     return reporter.metrics
 
 

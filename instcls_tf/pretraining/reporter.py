@@ -14,6 +14,7 @@ from instcls_tf.classifier.hard_negatives import Refresh
 from instcls_tf.classifier.output import LossOutput
 from instcls_tf.config import INSTANCE, MIXED_FLOAT16
 from instcls_tf.distributed import collectives
+from instcls_tf.evaluation.online_gauge import OnlineGauge
 from instcls_tf.evaluation.online_knn import OnlineKnn
 from instcls_tf.pretraining.steps import Steps
 from instcls_tf.progress import Progress
@@ -34,6 +35,7 @@ class EpochReporter:
       first_step: the next one to be made; `metrics.jsonl` is cut back to it.
       progress: of the run.
       online_knn: measured at the end of the epochs for which it is due; None for never.
+      gauge: likewise.
       started: when the run was started or continued, of `time.monotonic()`; None for now.
     """
 
@@ -44,10 +46,12 @@ class EpochReporter:
         progress: Progress,
         online_knn: OnlineKnn | None,
         started: float | None = None,
+        gauge: OnlineGauge | None = None,
     ):
         config = steps.config
         is_chief = collectives.rank() == 0
-        self._steps, self._progress, self._online_knn = steps, progress, online_knn
+        self._steps, self._progress = steps, progress
+        self._judges: list[OnlineKnn | OnlineGauge] = [judge for judge in (online_knn, gauge) if judge is not None]
         self._log = MetricsLog(config.workdir, first_step) if is_chief else None
         # For Eq. 1 alone
         is_classification = config.method == INSTANCE and not config.batch_contrast
@@ -99,10 +103,10 @@ class EpochReporter:
         """Whether a line of `metrics.jsonl` follows a step."""
         done = step + 1
         regular = done % self._steps.config.log_every == 0 or done == self._steps.end
-        return regular or self._reports_refresh(step) or self._measures_knn(step) or self._steps.ends_contrast(step)
+        return regular or self._reports_refresh(step) or bool(self._judges_of(step)) or self._steps.ends_contrast(step)
 
     def write(self, step: int, learning_rate: float) -> None:
-        """Writes the line; all workers together, since k-NN may be measured."""
+        """Writes the line; all workers together, since the network may be judged."""
         self.metrics = {
             "step": step + 1,
             "epoch": (step + 1) / self._steps.per_epoch,
@@ -117,9 +121,9 @@ class EpochReporter:
         self._judge_loss(step)
         if self._refresh is not None and self._reports_refresh(step):
             self.metrics.update(self._refresh.metrics(epoch_seconds=time.monotonic() - self._epoch_started))
-        if self._online_knn is not None and self._measures_knn(step):
+        for judge in self._judges_of(step):
             with self._clock.stopped():
-                self.metrics.update(self._online_knn.measure())
+                self.metrics.update(judge.measure())
             self._timer.report(0)  # the measurement is no part of the training's speed
         if self._log:
             self._log.write(self.metrics)
@@ -148,9 +152,9 @@ class EpochReporter:
     def _reports_refresh(self, step: int) -> bool:
         return self._refresh is not None and self._steps.ends_epoch(step)
 
-    def _measures_knn(self, step: int) -> bool:
-        knn, steps = self._online_knn, self._steps
-        return knn is not None and steps.ends_epoch(step) and knn.is_due(steps.epoch(step))
+    def _judges_of(self, step: int) -> list[OnlineKnn | OnlineGauge]:
+        epoch = self._steps.epoch(step)
+        return [judge for judge in self._judges if judge.is_due(epoch)] if self._steps.ends_epoch(step) else []
 
 
 def _means(outputs: list[LossOutput]) -> dict[str, float]:

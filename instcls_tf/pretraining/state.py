@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import tensorflow as tf
 
@@ -103,9 +103,22 @@ def make_schedule(steps: Steps) -> WarmupCosine | Extended:
     return Extended(first, regular, WarmupCosine(peak, warmup, steps.extension))
 
 
-def make_run(config: PretrainConfig, num_instances: int, schedule: WarmupCosine | Extended) -> Run:
-    """A run before its first step; class weights of the instance classification are 0 until something fills them."""
+def make_run(
+    config: PretrainConfig,
+    num_instances: int,
+    schedule: WarmupCosine | Extended,
+    initialize: Callable[[tf.keras.Model], None] = lambda encoder: None,
+) -> Run:
+    """A run before its first step; class weights of the instance classification are 0 until something fills them.
+
+    Args:
+      config: the recipe.
+      num_instances: N.
+      schedule: the learning rates.
+      initialize: gives the encoder other weights than random ones, before the method takes copies of it.
+    """
     encoder = networks.make_encoder(config, config.precision)
+    initialize(encoder)
     # All workers drew the same weights from the same seed; this makes it certain.
     collectives.broadcast_variables(encoder.variables)
     optimizer = MomentumSGD(schedule, config.momentum, config.weight_decay)

@@ -6,9 +6,11 @@ gives back its result, as an `Answer` where there is a text or a picture as well
   pretrain                                  pretraining.pretrain
   plan                                      plan.answer
   knn_eval, linear_eval, finetune, extract  evaluation.commands
+  report                                    evaluation.against_start
   detect                                    detection.finetune
   similarity, correlation, compare          report.similarity, report.correlation, report.comparison
   dynamics                                  report.dynamics
+  search, duplicates                        report.search, report.duplicates
   show_views                                report.view_grid
   gallery                                   gallery.command
   checkpoint                                report.checkpoints

@@ -27,6 +27,7 @@ from instcls_tf.data.source import Source
 from instcls_tf.data.sources import open_training_source
 from instcls_tf.errors import UserError, shown
 from instcls_tf.report import page_style
+from instcls_tf.report.answer import Picture
 from instcls_tf.report.charts import Line, Mark, chart
 from instcls_tf.run.expected_loss import expected_losses
 from instcls_tf.run.metrics import metrics_path, read_metrics
@@ -62,6 +63,11 @@ class _Run(NamedTuple):
 def page_path(workdir: str) -> str:
     """Where the page of a run is."""
     return os.path.join(workdir, "report.html")
+
+
+def picture_of(workdir: str, data_dir: str | None = None, neighbours: Iterable[Neighbours] = ()) -> Picture:
+    """The page about a run, still to be written; arguments as `write_page`."""
+    return Picture(page_path(workdir), lambda _: write_page(workdir, data_dir, neighbours))
 
 
 def write_page(workdir: str, data_dir: str | None = None, neighbours: Iterable[Neighbours] = ()) -> str:

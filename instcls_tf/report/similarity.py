@@ -21,7 +21,8 @@ _PIXELS = 96
 def similarities_with_picture(workdir: str, data_dir: str | None, instances: int) -> Answer:
     """`similarities_of_run`, to be drawn into `WORKDIR/similarity.png`; all workers together."""
     summaries, cosines = similarities_of_run(workdir, data_dir, instances)
-    return Answer(summaries, picture=Picture(_path(workdir), lambda path: draw_histograms(path, cosines)))
+    path = os.path.join(workdir, "similarity.png")
+    return Answer(summaries, picture=Picture(path, lambda path: draw_histograms(path, cosines)))
 
 
 def draw_histograms(path: str, cosines: dict[str, Similarities]) -> None:
@@ -40,13 +41,10 @@ def draw_histograms(path: str, cosines: dict[str, Similarities]) -> None:
 
 
 def index_with_picture(workdir: str, data_dir: str | None, threshold: float, listed: int) -> Answer:
-    """`index_of_run`, to be drawn into `WORKDIR/similarity.png`; all workers together."""
+    """`index_of_run`, to be drawn into `WORKDIR/similarity_index.png`; all workers together."""
     index = index_of_run(workdir, data_dir, threshold, listed)
-    return Answer(index.summary(listed), picture=Picture(_path(workdir), lambda path: draw_index(path, index)))
-
-
-def _path(workdir: str) -> str:
-    return os.path.join(workdir, "similarity.png")
+    path = os.path.join(workdir, "similarity_index.png")
+    return Answer(index.summary(listed), picture=Picture(path, lambda path: draw_index(path, index)))
 
 
 def draw_index(path: str, index: Index) -> None:

@@ -6,10 +6,9 @@ import contextlib
 import dataclasses
 import os
 import secrets
-from collections.abc import Callable
 from typing import Any
 
-from instcls_tf import files
+from instcls_tf import files, flagfiles
 from instcls_tf.config import INSTANCE, RUN_FLAGS_END, RUN_FLAGS_NAME, SIMCLR_VIEWS, PretrainConfig
 from instcls_tf.errors import UserError
 
@@ -22,6 +21,8 @@ NOT_RECIPE = (
     "checkpoint_every",
     "max_bad_fraction",
     "online_knn_every",
+    "gauge_every",
+    "report",
     "stall_timeout",
     "keep_checkpoints",
     "recompute",  # the result is the same
@@ -32,7 +33,7 @@ _LATER = "center_crop_fraction"
 # Marks the line of a run.flags with the run's id: a comment, so that the file is a flagfile still.
 _RUN_ID = "# run "
 # What a run leaves that would be taken for its successor's.
-_OF_THE_RUN = ("manifest.tsv", "contents.npy", "bad_files.txt")
+_OF_THE_RUN = ("manifest.tsv", "contents.npy", "bad_files.txt", "start.safetensors", "report.json")
 # The folder in a workdir that holds the checkpoints of its run.
 CHECKPOINTS_NAME = "checkpoints"
 # The last line that a run.flags had for certain before files ended with a mark.
@@ -148,7 +149,7 @@ def _values_of(workdir: str) -> dict[str, Any]:
         name, separator, value = line.removeprefix("--").partition("=")
         if name not in fields or not separator:
             raise UserError(f"{path}: cannot understand the line {line!r}")
-        values[name] = _parse(value, fields[name], line, path)
+        values[name] = flagfiles.parse(value, fields[name], line, path)
     if RUN_FLAGS_END not in lines and not (_ONCE_LAST in values and text.endswith("\n")):
         raise UserError(
             f"{path}: {'cut off' if text else 'empty'}, wanted all flags of the run: bring it back from a copy, or take"
@@ -177,21 +178,6 @@ def load_classification(workdir: str) -> PretrainConfig:
             f" class weights are looked at"
         )
     return config
-
-
-def _parse(text: str, kind: str, line: str, path: str) -> Any:
-    # Annotations are strings here: "int", "float", "bool", "str", "int | None", "str | None".
-    parsers: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "bool": _parse_bool, "str": str}
-    try:
-        return parsers[kind.split(" ")[0]](text)
-    except ValueError as error:
-        raise UserError(f"{path}: cannot understand the line {line!r}") from error
-
-
-def _parse_bool(text: str) -> bool:
-    if text not in ("true", "false"):
-        raise ValueError(text)
-    return text == "true"
 
 
 def refuse_other_recipe(config: PretrainConfig) -> bool:

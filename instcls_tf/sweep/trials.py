@@ -26,6 +26,8 @@ _NO_PART = {
     "log_every",
     "checkpoint_every",
     "online_knn_every",
+    "gauge_every",
+    "report",
     "max_bad_fraction",
 }
 
@@ -42,7 +44,7 @@ class Trial:
     key: str
 
     def config(self, epochs: int, measurements: int) -> PretrainConfig:
-        """Its recipe.
+        """Its recipe; it is judged by k-NN, not by gauges without labels nor against its start.
 
         Args:
           epochs: its length.
@@ -51,7 +53,7 @@ class Trial:
         config = self.setting.config
         every = max(1, epochs // measurements) if measurements else config.online_knn_every
         changes = {"workdir": self.folder, "dataset": self.dataset, "seed": self.seed, "epochs": epochs}
-        return config.replace(**changes, online_knn_every=every)
+        return config.replace(**changes, online_knn_every=every, gauge_every=0, report=False)
 
 
 def search_trials(spec: Spec) -> list[Trial]:

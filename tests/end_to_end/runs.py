@@ -27,6 +27,8 @@ TINY = {
     "scale_learning_rate": False,
     "hard_negatives": 10,
     "log_every": 1,
+    "gauge_every": 0,
+    "report": False,
 }
 NUM_INSTANCES, STEPS_PER_EPOCH, STEPS = 1437, 4, 8
 

@@ -20,12 +20,12 @@ def workdir(tmp_path_factory, whole_run) -> Path:
     return shutil.copytree(whole_run.workdir, tmp_path_factory.mktemp("evaluated") / "run")
 
 
-def answer_of(name: str, folder: Path, *arguments: str) -> dict:
+def answer_of(name: str, folder: Path, *arguments: str, kept_as: str = "") -> dict:
     """What a command prints last and keeps in `folder`; it adds nothing else to the run."""
     finished = run_script(name, *arguments)
     assert finished.status == 0, finished.output
     answer = json.loads(finished.stdout.splitlines()[-1])
-    assert answer == json.loads((folder / f"{name}.json").read_text())
+    assert answer == json.loads((folder / f"{kept_as or name}.json").read_text())
     return answer
 
 
@@ -44,6 +44,11 @@ def test_similarity(workdir):
         assert of_init["gap"] == pytest.approx(of_init["intra"] - of_init["inter"])
     assert answer["raw_running_bn"]["gap"] > 1.5 * answer["raw_fixed_bn"]["gap"]  # Fig. 4
     assert abs(answer["random"]["gap"]) < 0.05
+    picture = (workdir / "similarity.png").read_bytes()
+    index = answer_of("similarity", workdir, f"--workdir={workdir}", "--index", kept_as="similarity_index")
+    assert index["examples"] == 1437
+    assert json.loads((workdir / "similarity.json").read_text()) == answer
+    assert (workdir / "similarity.png").read_bytes() == picture != (workdir / "similarity_index.png").read_bytes()
 
 
 def test_export_saved_model(workdir, tmp_path):
@@ -115,6 +120,10 @@ MISTAKES = {
     "check_export": "check_export: wanted the folder of an export",
     "check_export {empty}": "{empty}: holds no export (model_card.json is missing)",
     "export_matrix": "--environments is missing",
+    "search --workdir={empty}": "--query is missing: name an image file, or several with commas between",
+    "search --workdir={empty} --query=a.jpg": "--workdir={empty}: holds no run ({empty}/run.flags: No such file or"
+    " directory)",
+    "duplicates --workdir={empty} --percentile=101": "--percentile=101.0: must be between 0 and 100",
     "compare --output={empty}": "--runs is missing",
     "compare --runs=a --output={empty}": "--runs=a: must be NAME=WORKDIR,NAME=WORKDIR,... with different names",
 }

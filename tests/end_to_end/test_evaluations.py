@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import instcls_tf
 from instcls_tf.config import PretrainConfig
@@ -35,9 +36,10 @@ def subject(workdir) -> Subject:
 
 
 def test_two_workers_judge_as_one(workdir, tmp_path):
-    """Features are extracted by two workers, and classifiers trained; of five photographs one has three, one two."""
+    """Features are extracted by two workers, and classifiers trained; six photographs are shared out as well."""
     elsewhere = shutil.copytree(workdir, tmp_path / "run")
     write_images(tmp_path / "photos", [f"{index}.jpg" for index in range(5)])
+    Image.open(tmp_path / "photos" / "3.jpg").save(tmp_path / "photos" / "again.png")
     places = [tmp_path / "photos", tmp_path / "features"]
     words = [sys.executable, "-m", "tests.parallel.evaluations", elsewhere, *places, tmp_path / "answers.json"]
     finished = run_command(under_launcher(2, [str(word) for word in words]))
@@ -55,10 +57,20 @@ def test_two_workers_judge_as_one(workdir, tmp_path):
     assert shared["finetune"]["loss"] == pytest.approx(alone["finetune"]["loss"], rel=0.2)
     assert shared["cached"]["learning_rate"] == pytest.approx(alone["cached"]["learning_rate"], rel=1e-4)
     assert alone["cached"]["top1"] > 0.3
+    for network in ("pixels", "start", "run"):
+        for name, tolerance in {"top1": 0.03, "nearest_top1": 0.03, "gauge_agreement": 0.01, "rank_me": 0.01}.items():
+            assert shared["report"][network][name] == pytest.approx(alone["report"][network][name], abs=tolerance), name
+    assert (shared["report"]["train_examples"], shared["report"]["test_examples"]) == (500, 100)
     assert (alone["finetune"]["labels"], alone["finetune"]["fraction"]) == (140, 0.1)
     assert alone["finetune"]["score"] == alone["finetune"]["mean_per_class"]
-    assert (shared["extract"]["examples"], shared["extract"]["files"]) == (5, 4)
-    np.testing.assert_array_equal(np.load(tmp_path / "features" / "labels.npy"), [-1] * 5)
+    assert (shared["extract"]["examples"], shared["extract"]["files"]) == (6, 5)
+    np.testing.assert_array_equal(np.load(tmp_path / "features" / "labels.npy"), [-1] * 6)
+    paths = np.load(tmp_path / "features" / "paths.npy").tolist()
+    assert paths == [*(f"{index}.jpg" for index in range(5)), "again.png"]
+    for one, other in zip(shared["search"]["hits"], alone["search"]["hits"]):
+        assert one["path"] == other["path"] and one["cosine"] == pytest.approx(other["cosine"], abs=1e-4)
+    assert [hit["path"] for hit in shared["search"]["hits"]][::3] == ["1.jpg", "2.jpg"]
+    assert shared["duplicates"] == alone["duplicates"] == [["3.jpg", "again.png"]]
     same_features(tmp_path / "features", tmp_path / "alone")
     names = [sorted(path.name for path in (folder / "features").iterdir()) for folder in (elsewhere, workdir)]
     assert names[0] == names[1]

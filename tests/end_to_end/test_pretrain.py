@@ -42,7 +42,7 @@ def interrupted_run_of_two(tmp_path_factory) -> PastRun:
 @pytest.mark.parametrize("fixture", ["whole_run", "whole_run_of_two"])
 def test_a_run_leaves_what_the_documentation_promises(request, fixture):
     workdir = request.getfixturevalue(fixture).workdir
-    promised = {"run.flags", "metrics.jsonl", "checkpoints", "contents.npy", "tensorboard"}
+    promised = {"run.flags", "metrics.jsonl", "checkpoints", "contents.npy", "start.safetensors", "tensorboard"}
     assert {path.name for path in workdir.iterdir()} == promised
     assert load_run(str(workdir)) == PretrainConfig(**TINY, workdir=str(workdir))
 

@@ -37,6 +37,8 @@ RECIPE = {
     "epochs": 100,
     "hard_negatives": 10,
     "log_every": 1,
+    "gauge_every": 0,
+    "report": False,
     "checkpoint_every": 0,
     "max_steps": STEPS,
 }

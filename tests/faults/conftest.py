@@ -33,6 +33,8 @@ RECIPE = {
     "smoothing": 0.0,
     "classifier_init": "random",
     "log_every": 1,
+    "gauge_every": 0,
+    "report": False,
 }
 NUM_IMAGES, EVERY, STEPS = 24, 3, 9
 

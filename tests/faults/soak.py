@@ -49,6 +49,8 @@ RECIPE = {
     "prior_every": 2,
     "online_knn_every": 1,
     "log_every": 1,
+    "gauge_every": 0,
+    "report": False,
     "checkpoint_every": 1,
 }
 _STEPS_PER_EPOCH = 3

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 
 import instcls_tf
@@ -22,6 +23,7 @@ from instcls_tf.data.sources import open_source
 from instcls_tf.distributed import collectives, device, workers
 from instcls_tf.encoder import bn_groups
 from instcls_tf.errors import UserError
+from instcls_tf.initial.start import read_initial
 from instcls_tf.pretraining import agreement
 from instcls_tf.run import checkpoint
 from instcls_tf.run.checkpoint_manifest import Origin
@@ -63,9 +65,20 @@ def main(folder: Path) -> None:
     with said(folder, "weights"):
         variable = tf.Variable(tf.ones([3]) + (1e-7 if faulty else 0.0))
         agreement.refuse_different_weights([variable], 1000)
+    _other_initial_weights(folder)
     _other_checkpoint(folder)
     _full_disk(folder)
     _spoilt_gradient(folder, config)
+
+
+def _other_initial_weights(folder: Path) -> None:
+    paths = {name: str(folder / f"{name}.npz") for name in ("init", "other", "absent")}
+    np.savez(paths["init"], weight=np.ones([3], np.float32))
+    np.savez(paths["other"], weight=np.full([3], 2, np.float32))
+    collectives.barrier()
+    for case in ("other", "absent"):
+        with said(folder, f"init_{case}"):
+            read_initial(paths[case if collectives.rank() == FAULTY else "init"])
 
 
 def _other_checkpoint(folder: Path) -> None:

@@ -74,6 +74,14 @@ def test_a_worker_with_another_workdir(job):
     assert not (job / "elsewhere").exists()
 
 
+def test_a_worker_with_other_initial_weights(job):
+    """`--init` names another file on worker 1, or none: refused on both before the first step."""
+    for rank, name in enumerate(("init", "other")):
+        said = (job / f"init_other.rank{rank}").read_text()
+        assert said.startswith(f"--init={job}/{name}.npz: worker 1 reads other weights there than worker 0 (digests ")
+    assert sentence_of(job, "init_absent").startswith(f"worker 1: --init={job}/absent.npz: no such file or folder")
+
+
 def test_a_worker_that_sees_another_checkpoint(job):
     """A file system shows worker 1 an older checkpoint, or none: refused before it is read, with what each finds."""
     for case, found in (

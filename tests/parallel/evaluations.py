@@ -8,8 +8,12 @@ from pathlib import Path
 
 from instcls_tf.distributed import collectives
 from instcls_tf.evaluation import commands
+from instcls_tf.evaluation.against_start import judge_run
 from instcls_tf.evaluation.recipes import CachedRecipe, FinetuneRecipe, LinearRecipe
 from instcls_tf.evaluation.subject import open_subject
+from instcls_tf.report.duplicates import duplicates_with_page
+from instcls_tf.search.commands import search_in_run
+from instcls_tf.search.settings import Settings
 
 # Rates too high to settle would magnify the rounding of sums over the workers.
 CACHED = CachedRecipe(epochs=10, relative_learning_rates=(0.3, 1.0), normalize_features="l2")
@@ -23,12 +27,16 @@ FINETUNE = FinetuneRecipe(
 def judge(workdir: Path, photos: Path, output: Path) -> dict[str, dict]:
     """All evaluations of a run on its own images, and features of others, written to `output`."""
     subject = open_subject(str(workdir), None, None, None)
+    images = {"dataset": f"folder:{photos}", "split": "train", "data_dir": None}
     return {
         "knn": commands.knn_of_run(subject, "backbone", k=20, temperature=0.07),
         "cached": commands.cached_linear_of_run(subject, CACHED),
         "linear": commands.linear_of_run(subject, LINEAR),
         "finetune": commands.finetune_of_run(subject, FINETUNE),
+        "report": judge_run(str(workdir), images=500).result(),
         "extract": commands.extract_of_run(str(workdir), f"folder:{photos}", None, "train", str(output)),
+        "search": search_in_run(str(workdir), ["1.jpg", str(photos / "2.jpg")], 3, kind="backbone", **images).summary(),
+        "duplicates": duplicates_with_page(str(workdir), Settings(), against=None, **images).result["listed_groups"],
     }
 
 

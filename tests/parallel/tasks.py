@@ -6,6 +6,7 @@ Each task gets a folder of its own, in which rank 0 writes the results.
 from __future__ import annotations
 
 import functools
+import json
 import sys
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from instcls_tf.config import PretrainConfig
 from instcls_tf.data.sources import open_source
 from instcls_tf.distributed import collectives
 from instcls_tf.encoder import bn_groups, networks
+from instcls_tf.evaluation.similarity import gap_of_weights
 from instcls_tf.methods.instance import InstanceClassification
 from instcls_tf.optimizer import MomentumSGD
 from instcls_tf.pretraining.train_step import make_train_step
@@ -223,8 +225,10 @@ def prior(folder: Path) -> None:
         layer = ShardedClassifier(source.num_instances, config.embedding_size, name=init)
         initialize_classifier(config, layer, encoder, source)
         rows = gather(layer.local_weights)
+        gap = gap_of_weights(config, source, encoder, layer, 300, training=False)
         if collectives.rank() == 0:
             np.save(folder / f"{init}.npy", rows)
+            (folder / f"{init}.json").write_text(json.dumps(gap))
 
 
 def save(folder: Path) -> None:

@@ -96,20 +96,20 @@ def test_digest_of_a_folder_sees_a_changed_file(tmp_path):
 @pytest.mark.parametrize("name", ["one.npz", "folder"])
 def test_written_features_are_read_again(tmp_path, name, monkeypatch):
     monkeypatch.setattr(feature_store, "_SHARD_BYTES", 20)
-    files = write_output(STORED, str(tmp_path / name))
-    assert len(files) == (1 if name == "one.npz" else 3 + 2 + 2 + 2)
+    files = write_output(STORED, str(tmp_path / name), ["a", "b", "c", "d"])
+    assert len(files) == (1 if name == "one.npz" else 3 + 2 + 2 + 2 + 1)
     for kind in ("backbone", "projection"):
         vectors, labels = load_features(str(tmp_path / name), kind)
         np.testing.assert_array_equal(vectors, getattr(STORED, kind))
         np.testing.assert_array_equal(labels, STORED.labels)
     with pytest.raises(UserError, match=r"exists already, name a new file or folder$"):
-        write_output(STORED, str(tmp_path / name))
+        write_output(STORED, str(tmp_path / name), ["a", "b", "c", "d"])
 
 
 def test_too_large_for_one_file(tmp_path, monkeypatch):
     monkeypatch.setattr(feature_store, "_LARGEST_NPZ_BYTES", 10)
     with pytest.raises(UserError, match=r"too large for one file, name a folder \(without .npz\)$"):
-        write_output(STORED, str(tmp_path / "x.npz"))
+        write_output(STORED, str(tmp_path / "x.npz"), ["a", "b", "c", "d"])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -6,8 +6,11 @@ import codecs
 
 import pytest
 
-from flags import flagfiles
+from instcls_tf import flagfiles
+from instcls_tf.config import PretrainConfig
 from instcls_tf.errors import UserError
+from instcls_tf.pretraining.preflight import recipe_of_call
+from tests.recipes import CHANGED
 
 
 def test_lines_take_the_place_of_the_file(tmp_path):
@@ -58,3 +61,59 @@ def test_files_that_cannot_be_read(tmp_path):
         with pytest.raises(UserError) as refusal:
             flagfiles.expand([word])
         assert str(refusal.value) == sentence
+
+
+# --------------------------------------------------------------------------------------------- without a command line
+
+
+def test_a_preset_by_its_name_and_a_file_by_its_path(tmp_path):
+    photos = PretrainConfig.from_flagfile("photos", workdir="run", epochs=3)
+    assert photos == PretrainConfig.from_flagfile(str(flagfiles.PRESETS / "photos.flags"), workdir="run", epochs=3)
+    assert (photos.image_size, photos.encoder, photos.epochs, photos.scale_learning_rate) == (96, "resnet18", 3, False)
+    (tmp_path / "run.flags").write_text("# run 12ab\n" + CHANGED.as_flags())
+    assert PretrainConfig.from_flagfile(str(tmp_path / "run.flags")) == CHANGED
+    (tmp_path / "own.flags").write_text(f"--flagfile={flagfiles.PRESETS}/digits.flags\n--seed=7\n--nomlp_head\n")
+    own = PretrainConfig.from_flagfile(str(tmp_path / "own.flags"))
+    assert own == PretrainConfig.from_flagfile("digits", seed=7, mlp_head=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "sentence"),
+    [
+        ("fotos", {}, "preset 'fotos': there is none of this name, did you mean 'photos'?; wanted cifar10, digits, "),
+        ("photos", {"epoch": 3}, "'epoch' is no setting of PretrainConfig, did you mean 'epochs'?"),
+        ("photos", {"xyzzy": 3}, "'xyzzy' is no setting of PretrainConfig"),
+        ("no/such.flags", {}, "--flagfile: cannot read no/such.flags (No such file or directory)"),
+    ],
+)
+def test_what_is_no_preset_or_setting(name, settings, sentence):
+    with pytest.raises(UserError) as refusal:
+        PretrainConfig.from_flagfile(name, **settings)
+    assert str(refusal.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("--epoch=3", "'epoch' is no setting of PretrainConfig, did you mean 'epochs'?"),
+        ("--epochs=many", "cannot understand the line '--epochs=many'"),
+        ("--mlp_head=perhaps", "cannot understand the line '--mlp_head=perhaps'"),
+        ("--noepochs", "cannot understand the line '--noepochs'"),
+    ],
+)
+def test_a_line_that_is_no_setting(tmp_path, line, sentence):
+    (tmp_path / "a.flags").write_text(f"{line}\n")
+    with pytest.raises(UserError) as refusal:
+        PretrainConfig.from_flagfile(str(tmp_path / "a.flags"))
+    assert str(refusal.value) == f"{tmp_path}/a.flags: {sentence}"
+
+
+def test_settings_win_over_a_recipe_and_a_preset():
+    config = PretrainConfig(workdir="run", epochs=3)
+    assert recipe_of_call(config, None, {"epochs": 4}) == config.replace(epochs=4)
+    assert recipe_of_call(None, "photos", {"image_size": 64}) == PretrainConfig.from_flagfile("photos", image_size=64)
+    assert recipe_of_call(None, None, {"epochs": 4}) == PretrainConfig(epochs=4)
+    with pytest.raises(UserError, match="'photos': comes in the place of a config"):
+        recipe_of_call(config, "photos", {})
+    with pytest.raises(UserError, match="'epoch' is no setting of PretrainConfig, did you mean 'epochs'"):
+        recipe_of_call(config, None, {"epoch": 4})

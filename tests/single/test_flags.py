@@ -18,6 +18,7 @@ from flags import command, evaluation, pretraining
 from instcls_tf.config import PretrainConfig
 from instcls_tf.distributed.launcher import launched_rank_and_size
 from instcls_tf.errors import UserError
+from instcls_tf.run.precision import with_precision
 from tests.commands import TIMEOUT, run_calls
 from tests.recipes import CHANGED
 
@@ -70,6 +71,7 @@ def test_run_flags_are_a_flagfile_that_replays_the_run(values, tmp_path):
 def test_preset_is_a_valid_recipe(values, path):
     assert values(["pretrain", f"--flagfile={path}", "--workdir=run"]) == ["pretrain"]
     config = pretraining.config_from_flags(values)
+    assert with_precision(PretrainConfig.from_flagfile(path.stem, workdir="run")) == config
     config.validate()
     config.validate_with_data(1437 if config.dataset == "digits" else 5000)
     changed = {name for name, field in FIELDS.items() if getattr(config, name) != field.default}
@@ -157,7 +159,7 @@ def test_too_many_workers_for_the_batch(no_tensorflow):
 
 # Whose help speaks of files and folders, but which are no paths: prefixes and names stand before those in them.
 NO_PATHS = {"dataset", "train_split"}
-SUBJECTS = ("input", "classifier", "step", "hard_negatives", "gallery", "memory", "scaling")
+SUBJECTS = ("input", "classifier", "step", "hard_negatives", "gallery", "memory", "scaling", "duplicates")
 # Imports a script, which defines its flags, gives a path to all whose help speaks of one, and shows how they are read.
 _READ_PATHS = """
 import importlib, json, re, sys
@@ -198,6 +200,7 @@ def test_home_is_expanded_in_every_path(monkeypatch):
         "simclr",
         "environments",
         "folder",
+        "index",
     }
 
 

@@ -19,11 +19,12 @@ LEVELS = (
     ("flags",),
     ("claims", "doctor"),
     ("benchmark", "detection", "gallery", "plan", "report", "sweep"),
-    ("evaluation", "export", "pretraining"),
+    ("search",),
+    ("evaluation", "export", "initial", "pretraining"),
     ("methods",),
     ("classifier", "data", "run"),
     ("distributed", "encoder"),
-    ("checks", "compiler", "config", "errors", "files", "optimizer", "progress", "stamps"),
+    ("checks", "compiler", "config", "errors", "files", "flagfiles", "optimizer", "progress", "stamps"),
 )
 SIDEWAYS = {
     ("benchmark", "gallery"),  # of synthetic images
@@ -32,6 +33,9 @@ SIDEWAYS = {
     ("gallery", "report"),  # the page about the run
     ("plan", "report"),
     ("sweep", "report"),
+    ("initial", "export"),  # names and files of weights, in the other direction
+    ("evaluation", "initial"),  # a run beside its start
+    ("pretraining", "initial"),
     ("pretraining", "evaluation"),  # k-NN while a run goes on
     ("classifier", "data"),  # the contrastive prior is a pass over the images
     ("encoder", "distributed"),  # BN statistics of all workers
@@ -39,7 +43,10 @@ SIDEWAYS = {
     ("checks", "errors"),
     ("config", "checks"),
     ("config", "errors"),
+    ("config", "flagfiles"),
     ("files", "errors"),
+    ("flagfiles", "errors"),
+    ("flagfiles", "files"),
     ("progress", "errors"),
     ("progress", "stamps"),
 }
@@ -51,6 +58,7 @@ WITHOUT_TENSORFLOW = (
     "instcls_tf.run.workdir",
     "instcls_tf.data.sources",
     "instcls_tf.pretraining.preflight",
+    "instcls_tf.search.settings",
     *(module for module in modules() if module.startswith(("instcls_tf.plan", "instcls_tf.sweep"))),
 )
 
@@ -128,6 +136,11 @@ def test_type_checkers_see_the_public_names():
     with pytest.raises(AttributeError, match="module 'instcls_tf' has no attribute 'typo'"):
         instcls_tf.typo  # noqa: B018
     assert (ROOT / "instcls_tf" / "py.typed").exists()
+
+
+def test_help_shows_each_public_name():
+    assert {name for name in instcls_tf.__all__ if name not in instcls_tf.__doc__} == set()
+    assert 'preset="photos"' in instcls_tf.__doc__
 
 
 def test_the_version_is_that_of_the_project(monkeypatch):

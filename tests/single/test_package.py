@@ -42,6 +42,8 @@ ROOMS_OF_EXTRAS = {
     "benchmark": ["benchmark"],
     "distributed": ["horovod"],
     "export": ["onnx"],
+    "evaluation": ["find"],
+    "search": ["find"],
     "gallery": ["benchmark", "umap"],
 }
 # No test needs them: `scripts.export_matrix` installs its own, and maps are made without UMAP as well.
@@ -102,6 +104,13 @@ def test_nothing_but_the_package_is_installed():
     found = setuptools.find_packages(str(ROOT), **SETTINGS["tool"]["setuptools"]["packages"]["find"])
     assert {name.split(".")[0] for name in found} == {"instcls_tf"}
     assert {f"instcls_tf.{path.parent.name}" for path in (ROOT / "instcls_tf").glob("*/__init__.py")} < set(found)
+
+
+def test_presets_are_installed_with_the_package():
+    """Where `flags/` is not: the link in the clone is followed when the package is built."""
+    patterns = SETTINGS["tool"]["setuptools"]["package-data"]["instcls_tf"]
+    found = {path.name for pattern in patterns for path in (ROOT / "instcls_tf").glob(pattern)}
+    assert found == {"py.typed", *(path.name for path in (ROOT / "flags" / "presets").glob("*.flags"))}
 
 
 def test_dependencies_are_ranges():

@@ -12,6 +12,7 @@ from instcls_tf.data import pipeline
 from instcls_tf.data.augment import make_views
 from instcls_tf.data.prepare import prepare
 from instcls_tf.data.records import Shards
+from instcls_tf.data.sample import sample
 from instcls_tf.data.sources import open_source
 from instcls_tf.errors import UserError
 
@@ -43,6 +44,22 @@ def _prepare(photos, output, monkeypatch, shard_bytes=900):
     with monkeypatch.context() as patch:  # Shards of a megabyte would hold all.
         patch.setattr(module, "_write", lambda s, o, split, size, p: write(s, o, split, shard_bytes, p))
         return prepare(f"folder:{photos}", str(output), 1)
+
+
+def test_a_sample_is_spread_over_records_and_folders(prepared, records):
+    """And read at a few places of the records only."""
+    for dataset in (records, f"folder:{prepared[0]}"):
+        source = open_source(dataset)
+        assert sample(source, COUNT) is source
+        few = sample(source, 20)
+        batches = pipeline.inference_batches(few, image_size=4, batch_size=20)
+        ((images, ids, labels),) = batches
+        places = images.numpy()[:, 0, 0, 0] // 4 // 2 + np.where(labels.numpy() == 0, 0, 27)  # in the order of ids
+        np.testing.assert_array_equal(ids, np.arange(20))
+        assert len(set(places.tolist())) == 20
+        assert np.all(np.diff(places) > 0)
+        assert np.diff(places).max() <= 4
+        assert (labels.numpy() == 0).sum() in (10, 11)
 
 
 def _steps(dataset, workers, first=0, last=2 * STEPS, batch=BATCH):

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from instcls_tf.classifier.sharded_classifier import ShardedClassifier
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.sources import DigitsSource, open_source
 from instcls_tf.errors import UserError
-from instcls_tf.evaluation.similarity import measure_similarities, similarities_of_run
+from instcls_tf.evaluation.similarity import gap_of_weights, measure_similarities, similarities_of_run
 from instcls_tf.evaluation.weight_index import Index
 from instcls_tf.report.similarity import draw_histograms, draw_index
 from instcls_tf.run.workdir import run_flags_path
@@ -55,6 +56,15 @@ def test_equals_all_cosines(source):
     others = cosines[~np.eye(NUM_INSTANCES, dtype=bool)]
     assert len(measured.inter_sample) == 4 * 2 * NUM_INSTANCES
     assert all(np.abs(others - cosine).min() < 1e-5 for cosine in measured.inter_sample)
+
+
+def test_weights_that_stay_with_their_workers_give_the_same_gap(source):
+    embeddings, weights = vectors(1), vectors(2) * 5
+    classifier = ShardedClassifier(NUM_INSTANCES, SIZE)
+    classifier.write(tf.range(NUM_INSTANCES), tf.constant(weights))
+    found = gap_of_weights(CONFIG, source, Lookup(embeddings), classifier, 8, training=False)
+    wanted = measure_similarities(CONFIG, source, Lookup(embeddings), weights, 8, training=False)
+    assert found == pytest.approx(wanted.summary(), abs=1e-6)
 
 
 def test_class_weights_that_are_the_embeddings(source):

@@ -1,0 +1,93 @@
+"""A set of images with planted copies, for judging what finds duplicates: which copy is of which image is known.
+
+Five kinds of copies, as many of each, of images that are drawn by a seed: encoded anew as a JPEG of quality 60; resized
+to 75 or 150 %; cropped to 95 % of both sides at a random place; mirrored; brightened by 30 %. All but the first are
+JPEG files of quality 90, so that no copy has the pixels of its original.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+from instcls_tf.data.listing import list_images
+from instcls_tf.errors import UserError
+
+PLANTED_FOLDER = "planted"
+_CROP = 0.95
+_BRIGHTNESS = 1.3
+
+
+class Planted(NamedTuple):
+    """A folder with copies in it."""
+
+    folder: str
+    copies: dict[str, tuple[str, str]]  # name of a copy -> its kind, name of its original
+    examples: int  # files in all
+
+
+def _resized(image: Image.Image, random: np.random.Generator) -> Image.Image:
+    factor = float(random.choice([0.75, 1.5]))
+    return image.resize([max(8, round(side * factor)) for side in image.size], Image.Resampling.BICUBIC)
+
+
+def _cropped(image: Image.Image, random: np.random.Generator) -> Image.Image:
+    width, height = (round(_CROP * side) for side in image.size)
+    left, top = random.integers(0, [image.width - width + 1, image.height - height + 1])
+    return image.crop((left, top, left + width, top + height))
+
+
+# What is done to a copy before it is saved as a JPEG.
+CHANGES: dict[str, Callable[[Image.Image, np.random.Generator], Image.Image]] = {
+    "encoded": lambda image, random: image,
+    "resized": _resized,
+    "cropped": _cropped,
+    "mirrored": lambda image, random: ImageOps.mirror(image),
+    "brightened": lambda image, random: ImageEnhance.Brightness(image).enhance(_BRIGHTNESS),
+}
+
+
+def changed_copy(image: Image.Image, kind: str, random: np.random.Generator) -> bytes:
+    """The JPEG file of a copy of one of `CHANGES`."""
+    file = io.BytesIO()
+    CHANGES[kind](image.convert("RGB"), random).save(file, "JPEG", quality=60 if kind == "encoded" else 90)
+    return file.getvalue()
+
+
+def plant(images: str, folder: str, originals: int, copies: int, seed: int = 0) -> Planted:
+    """Copies some images of a folder into another one, and puts changed copies of a few of them beside.
+
+    Args:
+      images: a folder of images in any nesting.
+      folder: receives the files: `CLASS__NAME` of the originals, and `planted_KIND_NUMBER.jpg`.
+      originals: how many of the images are taken, drawn by the seed; all if there are fewer.
+      copies: how many of them get a copy of each kind; no image gets two.
+      seed: of the draws.
+
+    Raises:
+      UserError: there are fewer images than copies.
+    """
+    paths = list(list_images(images).paths)
+    wanted = copies * len(CHANGES)
+    if min(originals, len(paths)) < wanted:
+        raise UserError(f"--dataset=folder:{images}: has {len(paths)} images, wanted at least {wanted} of --images")
+    random = np.random.default_rng(seed)
+    chosen = sorted(random.choice(len(paths), min(originals, len(paths)), replace=False).tolist())
+    os.makedirs(folder)
+    names = [paths[place].replace(os.sep, "__") for place in chosen]
+    for place, name in zip(chosen, names):
+        shutil.copyfile(os.path.join(images, paths[place]), os.path.join(folder, name))
+    truth = {}
+    for index, place in enumerate(random.choice(len(names), wanted, replace=False).tolist()):
+        kind = list(CHANGES)[index % len(CHANGES)]
+        name = f"planted_{kind}_{index:03d}.jpg"
+        with Image.open(os.path.join(folder, names[place])) as image, open(os.path.join(folder, name), "wb") as file:
+            file.write(changed_copy(image, kind, random))
+        truth[name] = kind, names[place]
+    return Planted(folder, truth, len(names) + len(truth))

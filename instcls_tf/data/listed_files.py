@@ -1,0 +1,28 @@
+"""Image files that are named one by one, wherever they lie, as a source."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from instcls_tf.data.decoding import DEFAULT_READING, Reading
+from instcls_tf.data.folder import FolderSource
+from instcls_tf.data.manifest import ImagePaths
+
+
+def listed_files(paths: Sequence[str | os.PathLike], reading: Reading = DEFAULT_READING) -> FolderSource:
+    """The files in this order, without labels; an id is the place of a path.
+
+    Args:
+      paths: of any folders.
+      reading: how files become pixels.
+    """
+    whole = [os.path.abspath(os.fsencode(path)) for path in paths]
+    below_root = [path.lstrip(b"/") for path in whole]
+    lengths = np.array([len(path) for path in below_root], np.int64)
+    irregular = np.flatnonzero([not os.path.isfile(path) for path in whole])
+    listing = ImagePaths(b"".join(below_root), np.cumsum(lengths) - lengths, lengths)
+    labels = np.full([len(whole)], -1, np.int32)
+    return FolderSource("images", None, "/", listing, labels, irregular, reading=reading)

@@ -1,0 +1,166 @@
+"""Did it help? A run, the weights it started from and raw pixels: the same images, the same k-NN, the same gauges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from instcls_tf.checks import require_value
+from instcls_tf.config import PretrainConfig
+from instcls_tf.data.decoding import reading_of
+from instcls_tf.data.labelled import Splits, open_splits
+from instcls_tf.data.sample import sample
+from instcls_tf.data.source import Source, notes_of
+from instcls_tf.data.sources import open_training_source
+from instcls_tf.distributed import workers
+from instcls_tf.errors import UserError
+from instcls_tf.evaluation import features
+from instcls_tf.evaluation.features import Embedder, Features
+from instcls_tf.evaluation.gauge import NEIGHBOURS
+from instcls_tf.evaluation.knn import shared_knn_accuracy
+from instcls_tf.evaluation.recipes import KNN_NEIGHBORS
+from instcls_tf.evaluation.subject import judged_config
+from instcls_tf.evaluation.two_views import TwoViews
+from instcls_tf.initial.start import load_starting_encoder
+from instcls_tf.run.checkpoint import newest
+from instcls_tf.run.checkpoint_choice import step_of
+from instcls_tf.run.encoder import load_encoder
+
+# Training images that are looked at, and a fifth as many test images.
+IMAGES = 10_000
+_TEST_PART = 5
+# Pixels that raw images are compared by; larger ones are averaged down to it, or they would not fit into memory.
+_PIXELS = 32
+_NAMES = ("pixels", "start", "run")
+# Of a run against its start.
+BETTER, WORSE, LIKE = "better than its start", "worse than its start", "like its start"
+
+
+class Judgement(NamedTuple):
+    """What `report` finds."""
+
+    networks: dict[str, dict[str, float]]  # by the names above: accuracies, if there are labels, and gauges
+    about: dict[str, Any]  # of the images and the run
+
+    def result(self) -> dict[str, Any]:
+        """The JSON object of the command."""
+        return {**self.networks, **self.about, "verdict": self.verdict()}
+
+    @property
+    def measure(self) -> str:
+        """What networks are told apart by: accuracy if there are labels."""
+        return "top1" if "top1" in self.networks["run"] else "gauge_agreement"
+
+    def verdict(self) -> str:
+        """Whether the run is better than its start: beyond two standard errors of so many images."""
+        start, run = (self.networks[name][self.measure] for name in ("start", "run"))
+        asked = self.about["test_examples"] if self.measure == "top1" else self.about["gauge_images"]
+        doubt = 2 * np.sqrt((start * (1 - start) + run * (1 - run)) / asked)
+        if abs(run - start) <= doubt:
+            return LIKE
+        return BETTER if run > start else WORSE
+
+    def text(self) -> str:
+        """The table, for people."""
+        has_labels = self.measure == "top1"
+        columns = [("1-NN", "nearest_top1"), (f"{KNN_NEIGHBORS}-NN", "top1")] if has_labels else []
+        columns.append(("views agree", "gauge_agreement"))
+        head = [name for name, _ in columns] + ["RankMe"]
+        init = self.about["init"]
+        labels = {
+            "pixels": f"raw pixels ({self.about['pixel_side']} px)",
+            "start": f"starting weights ({'--init' if init else 'untrained'})",
+            "run": f"this run (step {self.about['step']})",
+        }
+        width = max(map(len, labels.values()))
+        lines = [" " * width + "".join(f"  {name:>11}" for name in head)]
+        for name, found in self.networks.items():
+            shares = "".join(f"  {found[key]:>11.1%}" for _, key in columns)
+            lines.append(f"{labels[name]:<{width}}{shares}  {found['rank_me']:>11.1f}")
+        return "\n".join([*lines, f"This run is {self.verdict()} ({self._what()})."])
+
+    def _what(self) -> str:
+        about = self.about
+        if self.measure == "top1":
+            return f"{KNN_NEIGHBORS}-NN of {about['test_examples']} images among {about['train_examples']}"
+        return f"no labels: {NEIGHBOURS} nearest neighbours shared by two views of {about['gauge_images']} images"
+
+
+def judge_run(workdir: str, data_dir: str | None = None, images: int = IMAGES) -> Judgement:
+    """Holds a run against its start and raw pixels; all workers together.
+
+    Args:
+      workdir: the run's folder.
+      data_dir: TFDS's folder; None for the run's own.
+      images: at most so many training images, and a fifth as many test images, evenly spread over the dataset.
+
+    Raises:
+      UserError: no run, no checkpoint, starting weights that were not kept, or images that cannot be read.
+    """
+    require_value("images", images, images >= 10, "at least 10")
+    config = judged_config(workdir, None)
+    source = open_training_source(config, data_dir, workdir)
+    splits = _splits(config, source, data_dir)
+    progress = workers.start(config.seed, notes_of(source))
+    networks = [load_starting_encoder(workdir, config), load_encoder(workdir)]
+    embedder = Embedder(_side_by_side(config, [network.get_layer("backbone") for network in networks]))
+    views = TwoViews(config, source)
+    readings = views.read(embedder)
+    scores, examples = _accuracies(embedder, splits, config, images, progress)
+    progress.close()
+    found = {name: {**score, **reading._asdict()} for name, score, reading in zip(_NAMES, scores, readings)}
+    about = {"dataset": config.dataset, "step": step_of(newest(workdir)), "init": config.init or "", **examples}
+    return Judgement(found, {**about, "gauge_images": views.num_images, "pixel_side": min(_PIXELS, config.image_size)})
+
+
+def _side_by_side(config: PretrainConfig, backbones: list[tf.keras.Model]) -> Callable[[tf.Tensor], list[tf.Tensor]]:
+    """Pixels and the features of some networks, of the very same images."""
+    size = min(_PIXELS, config.image_size)
+
+    def outputs(images: tf.Tensor) -> list[tf.Tensor]:
+        small = images if size == config.image_size else tf.image.resize(images, [size, size], "area")
+        return [features.pixels(small), *(backbone(images, training=False) for backbone in backbones)]
+
+    return outputs
+
+
+def _splits(config: PretrainConfig, source: Source, data_dir: str | None) -> Splits | None:
+    """Images that answer and others that ask: train and test, or the same for both where there is no test split."""
+    if source.class_names is None:
+        return None
+    try:
+        return open_splits(config.dataset, data_dir or config.data_dir, reading=reading_of(config))
+    except UserError:  # no test split
+        return Splits(source, source)
+
+
+def _accuracies(
+    embedder: Embedder, splits: Splits | None, config: PretrainConfig, images: int, progress: Any
+) -> tuple[list[dict[str, float]], dict[str, Any]]:
+    """k-NN accuracies of each output of a model, none without labels; and how many images were looked at."""
+    if splits is None:
+        return [{} for _ in _NAMES], {"train_examples": 0, "test_examples": 0, "test_split": ""}
+    train = _all_features(embedder, sample(splits.train, images), config, progress)
+    if splits.test is splits.train:  # every fifth image asks the others
+        asks = np.arange(len(train[0].labels)) % _TEST_PART == 0
+        train, test = ([Features(part.vectors[which], part.labels[which]) for part in train] for which in (~asks, asks))
+    else:
+        test = _all_features(embedder, sample(splits.test, max(1, images // _TEST_PART)), config, progress)
+    scores = [shared_knn_accuracy(*index, *queries) for index, queries in zip(train, test)]
+    kept = [{name: score[name] for name in ("top1", "nearest_top1")} for score in scores]
+    held_out = "every fifth training image" if splits.test is splits.train else "test"
+    counts = {"train_examples": len(train[0].labels), "test_examples": len(test[0].labels)}
+    return kept, {**counts, "test_split": held_out}
+
+
+def _all_features(embedder: Embedder, source: Source, config: PretrainConfig, progress: Any) -> list[Features]:
+    """What each output of a model sees, of the images that can be read."""
+    size, fraction = config.image_size, config.center_crop_fraction
+    batches = list(features.stream(embedder, source, image_size=size, center_crop_fraction=fraction, progress=progress))
+    ids, labels = (np.concatenate([getattr(batch, name) for batch in batches]) for name in ("ids", "labels"))
+    order = np.argsort(ids)
+    outputs = [np.concatenate(part)[order] for part in zip(*(batch.outputs for batch in batches))]
+    return [Features(vectors, labels[order]) for vectors in outputs]

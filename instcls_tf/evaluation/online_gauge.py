@@ -1,0 +1,86 @@
+"""The gauges without labels while a run goes on, to be logged beside its loss, and its start to hold them against."""
+
+from __future__ import annotations
+
+import time
+from typing import Callable
+
+import tensorflow as tf
+
+from instcls_tf.config import PretrainConfig
+from instcls_tf.data.source import Source
+from instcls_tf.evaluation.features import Embedder
+from instcls_tf.evaluation.two_views import TwoViews
+
+# Less agreement than this below the start is no chance of a few hundred images.
+_CLEARLY = 0.05
+_START = "_start"
+
+
+class OnlineGauge:
+    """Reads the gauges of the encoder of a run; all workers together.
+
+    Args:
+      config: the recipe; `gauge_every` says after how many epochs.
+      encoder: the network that is being trained.
+      source: its images.
+      say: told, once, if the network has become worse than it was at the start.
+      start: what an earlier part of the run has logged of its start; None for a run that begins, or did not log it.
+    """
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        encoder: tf.keras.Model,
+        source: Source,
+        say: Callable[[str], None],
+        start: dict[str, float] | None = None,
+    ):
+        self._every = config.gauge_every
+        self._backbone = Embedder(encoder.get_layer("backbone"))
+        self._views = TwoViews(config, source)
+        self._say, self._warned = say, False
+        self._start = start or {}
+
+    def is_due(self, epoch: int) -> bool:
+        """Whether to measure at the end of this epoch, counted from 0."""
+        return (epoch + 1) % self._every == 0
+
+    def measure_start(self) -> None:
+        """Reads the gauges of the starting weights, which are logged beside all later ones."""
+        self._start = {f"{name}{_START}": value for name, value in self._read().items()}
+
+    def measure(self) -> dict[str, float]:
+        """`gauge_agreement` and `rank_me`, those of the start, and what they cost, as `metrics.jsonl` has them."""
+        started = time.monotonic()
+        now = self._read()
+        if not self._warned:
+            warning = if_worse(now["gauge_agreement"], self._start.get(f"gauge_agreement{_START}"))
+            self._warned = bool(warning)
+            if warning:
+                self._say(warning)
+        return {**now, **self._start, "gauge_seconds": time.monotonic() - started}
+
+    def _read(self) -> dict[str, float]:
+        (reading,) = self._views.read(self._backbone)
+        return reading._asdict()
+
+
+def if_worse(agreement: float, start: float | None) -> str:
+    """What to say of a network that has become worse than it was at its start; nothing if it has not, clearly."""
+    if start is None or agreement > start - _CLEARLY:
+        return ""
+    return (
+        f"warning: two views of an image share {agreement:.0%} of their nearest neighbours, {start:.0%} before: the"
+        f" network is worse than at its start; is --learning_rate too high, or the augmentation too strong for these"
+        f" images? (python -m scripts.show_views shows it)"
+    )
+
+
+def start_in(lines: list[dict[str, float]]) -> dict[str, float]:
+    """What the lines of a `metrics.jsonl` say of the run's start."""
+    for line in lines:
+        found = {name: value for name, value in line.items() if name.endswith(_START) and not name.startswith("loss")}
+        if found:
+            return found
+    return {}

@@ -1,0 +1,151 @@
+"""`--flagfile`: its lines take its place on the command line. A file that is no UTF-8 is answered with one sentence.
+
+And the same files without a command line: their values as a dataclass has them, and presets by their names.
+
+absl's own reading of the same format depends on the locale, takes a byte-order mark for a part of the first flag, and
+ends in a traceback for the UTF-16 that PowerShell's `>` writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from instcls_tf.errors import UserError, shown
+from instcls_tf.files import decode_text
+
+# A link to the presets of a clone; an installed package has the files themselves.
+PRESETS = Path(__file__).parent / "presets"
+_SUFFIX = ".flags"
+_FLAG = re.compile(r"--?flagfile(?:=(.*))?", re.DOTALL)
+
+
+def expand(arguments: list[str], _within: tuple[str, ...] = ()) -> list[str]:
+    """Puts the flags of flagfiles in the place of `--flagfile=PATH`; flagfiles may name others.
+
+    Empty lines and those that begin with "#" or "//" are left out.
+
+    Args:
+      arguments: the words of the command line.
+
+    Raises:
+      UserError: a file cannot be read, is no UTF-8, or names itself.
+    """
+    expanded: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        found = _FLAG.fullmatch(word)
+        if word == "--":
+            return [*expanded, word, *words]
+        if not found:
+            expanded.append(word)
+            continue
+        path = found[1] if found[1] is not None else next(words, "")
+        if not path:
+            raise UserError("--flagfile is missing the path of a file")
+        path = os.path.expanduser(path)
+        if os.path.realpath(path) in _within:
+            raise UserError(f"--flagfile: {shown(path)} names itself")
+        expanded += expand(_lines(path), (*_within, os.path.realpath(path)))
+    return expanded
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except OSError as error:
+        raise UserError(f"--flagfile: cannot read {shown(path)} ({error.strerror})") from error
+    # Not splitlines(): paths may hold its rarer line ends.
+    lines = [line.strip() for line in decode_text(content, f"--flagfile={shown(path)}").split("\n")]
+    return [line for line in lines if line and not line.startswith(("#", "//"))]
+
+
+def values_of(kind: type, path_or_preset: str) -> dict[str, Any]:
+    """The values that a flagfile has for the fields of a dataclass.
+
+    Args:
+      kind: the dataclass.
+      path_or_preset: the file, or a preset by its name (`photos`).
+
+    Raises:
+      UserError: there is no such file or preset, a line is no flag of a field, or its value is of another type.
+    """
+    path = path_of(path_or_preset)
+    types = {field.name: str(field.type) for field in dataclasses.fields(kind)}
+    values = {}
+    for word in expand([f"--flagfile={path}"]):
+        name, separator, text = word.removeprefix("--").partition("=")
+        if not separator:  # of a truth value: --name, --noname
+            negated = name not in types and name.startswith("no") and name[2:] in types
+            name, text = (name[2:], "false") if negated else (name, "true")
+        refuse_unknown(kind, [name], f"{shown(path)}: ")
+        values[name] = parse(text, types[name], word, path)
+    return values
+
+
+def path_of(path_or_preset: str) -> str:
+    """The file of a preset by its name; what is no bare name is a path.
+
+    Raises:
+      UserError: there is no such preset; names the nearest.
+    """
+    if os.path.basename(path_or_preset) != path_or_preset or path_or_preset.endswith(_SUFFIX):
+        return path_or_preset
+    names = sorted(path.stem for path in PRESETS.glob(f"*{_SUFFIX}"))
+    if path_or_preset in names:
+        return str(PRESETS / f"{path_or_preset}{_SUFFIX}")
+    if os.path.isfile(path_or_preset):
+        return path_or_preset
+    near = _nearest(path_or_preset, names)
+    raise UserError(
+        f"preset {shown(repr(path_or_preset))}: there is none of this name{near}; wanted {', '.join(names)}"
+    )
+
+
+def refuse_unknown(kind: type, names: Iterable[str], where: str = "") -> None:
+    """Refuses names that are no fields of a dataclass.
+
+    Raises:
+      UserError: names the first of them, and the field that is nearest.
+    """
+    fields = [field.name for field in dataclasses.fields(kind)]
+    for name in names:
+        if name not in fields:
+            raise UserError(f"{where}{shown(repr(name))} is no setting of {kind.__name__}{_nearest(name, fields)}")
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(name, names, 1)
+    return f", did you mean {near[0]!r}?" if near else ""
+
+
+def parse(text: str, kind: str, line: str, path: str) -> Any:
+    """The value of a flag, by the annotation of its field: "int", "float", "bool", "str", "int | None" and so on.
+
+    Raises:
+      UserError: it is of another type; quotes the line.
+    """
+    parsers: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "bool": _parse_bool, "str": str}
+    try:
+        return parsers[kind.split(" ")[0]](text)
+    except ValueError as error:
+        raise UserError(f"{shown(path)}: cannot understand the line {line!r}") from error
+
+
+def _parse_bool(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError(text)
+    return text == "true"
+
+
+def lines_of(settings: Any) -> list[str]:
+    """The lines of a flagfile with the values of a dataclass; None is left out."""
+    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    texts = {name: str(value).lower() if isinstance(value, bool) else value for name, value in values.items()}
+    return [f"--{name}={text}" for name, text in texts.items() if text is not None]

@@ -1,0 +1,138 @@
+"""Recipes that do something else than their user means: what to take instead, and how long either takes at best."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from instcls_tf.config import FLOAT32, RESNET50, PretrainConfig
+from instcls_tf.data.folder import FolderSource
+from instcls_tf.data.source import Source
+from instcls_tf.data.tfds import TfdsSource
+from instcls_tf.encoder.sizes import sizes_of
+
+# Views as large as the files need no warning, nor do crops that are shown somewhat larger than they are.
+_MUCH_LARGER, _MUCH_SMALLER = 2.0, 0.25
+# Below it details of photographs are lost, from it on smaller views are a matter of time.
+_PHOTOGRAPHS = 64
+_SMALL_IMAGES, _PHOTOS = "small_images", "photos"
+_SMALL_SIDE = 48
+# Files whose headers are looked at.
+_HEADERS = 32
+# Training takes a forward pass, and a backward pass of twice its products.
+_PASSES = 3
+_PRODUCT, _REPEATS = 1024, 3
+
+
+def warnings_of(config: PretrainConfig, source: Source, num_workers: int) -> Iterator[str]:
+    """`sentences` for this machine: its speed is measured if there is something to say, in a tenth of a second."""
+    import tensorflow as tf
+
+    rate = functools.cache(lambda: measured_rate(config, num_workers))
+    yield from sentences(config, source, rate, on_cpu=not tf.config.list_physical_devices("GPU"))
+
+
+def sentences(config: PretrainConfig, source: Source, rate: Callable[[], float], on_cpu: bool) -> Iterator[str]:
+    """What should be looked at before a run begins, one sentence each. No TensorFlow.
+
+    Args:
+      config: the recipe.
+      source: its images.
+      rate: measures multiplications a second of this machine, of all workers; called if there is something to say.
+      on_cpu: whether there is no GPU.
+    """
+    side = shorter_side(source)
+    preset = _SMALL_IMAGES if side and side <= _SMALL_SIDE else _PHOTOS
+    better = PretrainConfig.from_flagfile(preset, workdir=config.workdir, dataset=config.dataset)
+    count, name = source.num_instances, f"--flagfile=flags/presets/{preset}.flags"
+    if config.batch_size > count:
+        per_epoch = -(-count // better.batch_size)
+        yield (
+            f"--batch_size={config.batch_size} is more than the {count} images: an epoch is a single step; take"
+            f" --batch_size={better.batch_size} ({per_epoch} steps an epoch), or {name}:"
+            f" {_times(config, better, count, rate)}"
+        )
+    if on_cpu and config.encoder == RESNET50:
+        yield f"--encoder={RESNET50} without a GPU: take {name}: {_times(config, better, count, rate)}"
+    if side is None:
+        return
+    if config.image_size >= _MUCH_LARGER * side:
+        fitting = config.replace(image_size=max(32, 8 * round(side / 8)))
+        yield (
+            f"--image_size={config.image_size} is {config.image_size / side:.1f} times the images' own {side:.0f}"
+            f" pixels: take --image_size={fitting.image_size}, or {name}: {_times(config, fitting, count, rate)}"
+        )
+    elif config.image_size <= _MUCH_SMALLER * side and config.image_size < _PHOTOGRAPHS:
+        yield (
+            f"--image_size={config.image_size} leaves little of images of {side:.0f} pixels: take"
+            f" --image_size={better.image_size}, or {name}: {_times(config, better, count, rate)}"
+        )
+
+
+def _times(config: PretrainConfig, better: PretrainConfig, count: int, rate: Callable[[], float]) -> str:
+    per_second = rate()
+    own, others = (_duration(products_of(recipe, count) / per_second) for recipe in (config, better))
+    return (
+        f"{others} at best instead of {own} (by the networks' multiplications, at the {per_second / 1e9:.0f} billion a"
+        f" second of a bare matrix product here)"
+    )
+
+
+def products_of(config: PretrainConfig, num_instances: int) -> float:
+    """Multiplications of the encoder in a whole run."""
+    epochs = config.for_instances(num_instances).all_epochs
+    return float(sizes_of(config).products) * _PASSES * config.views * epochs * num_instances
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(1.0, seconds):.0f} seconds"
+
+
+def shorter_side(source: Source) -> float | None:
+    """The median of the images' shorter sides in pixels, of some of them; None where it is not known beforehand."""
+    if isinstance(source, TfdsSource):
+        shape = source.builder.info.features["image"].shape[:2]
+        return None if None in shape else float(min(shape))
+    if not isinstance(source, FolderSource):
+        return None  # digits are meant to be enlarged, records tell nothing
+    places = np.unique(np.linspace(0, source.num_instances - 1, _HEADERS).astype(int))
+    sides = [
+        side
+        for side in map(_side_of_file, (os.path.join(source.root, source.paths[int(place)]) for place in places))
+        if side
+    ]
+    return float(np.median(sides)) if sides else None
+
+
+def _side_of_file(path: str) -> int | None:
+    from PIL import Image
+
+    if not os.path.isfile(path):  # a pipe would be waited for
+        return None
+    with contextlib.suppress(Exception), warnings.catch_warnings():  # files that cannot be read are told of later
+        warnings.simplefilter("ignore")
+        with Image.open(path) as image:
+            return min(image.size)
+    return None
+
+
+def measured_rate(config: PretrainConfig, num_workers: int) -> float:
+    """Multiplications a second of a matrix product in the recipe's number type, times the workers."""
+    import tensorflow as tf
+
+    dtype = tf.float32 if config.precision == FLOAT32 else tf.as_dtype(config.precision.removeprefix("mixed_"))
+    factor = tf.cast(tf.random.stateless_uniform([_PRODUCT, _PRODUCT], [0, 0]), dtype)
+    tf.reduce_sum(factor @ factor).numpy()  # threads and caches
+    started = time.perf_counter()
+    for _ in range(_REPEATS):
+        tf.reduce_sum(factor @ factor).numpy()
+    return num_workers * _REPEATS * _PRODUCT**3 / (time.perf_counter() - started)

@@ -1,0 +1,1 @@
+"""Finding: images like a query, copies, leaks between splits, outliers."""

@@ -1,0 +1,141 @@
+"""What `search` does: builds or reads an index, lets images into it, and asks it; all workers call it together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from instcls_tf import files
+from instcls_tf.checks import require_value
+from instcls_tf.data.decoding import reading_of
+from instcls_tf.data.listing import list_images
+from instcls_tf.data.names import names_of
+from instcls_tf.data.source import Source
+from instcls_tf.data.sources import open_source
+from instcls_tf.distributed import collectives
+from instcls_tf.errors import UserError, shown
+from instcls_tf.evaluation.subject import judged_config
+from instcls_tf.progress import Progress
+from instcls_tf.search.index import Hit, Index
+
+
+class Searched(NamedTuple):
+    """Queries, and what was found for each."""
+
+    among: Index
+    queries: list[str]
+    hits: list[list[Hit]]
+
+    def summary(self) -> dict:
+        """What `search` answers: `hits`, of all queries one after the other, each with `query`, `path` and `cosine`."""
+        hits = [
+            {"query": query, "path": hit.name, "cosine": round(hit.cosine, 6)}
+            for query, found in zip(self.queries, self.hits)
+            for hit in found
+        ]
+        return {"queries": self.queries, "examples": len(self.among), "hits": hits}
+
+
+def search_in_run(
+    workdir: str,
+    queries: list[str],
+    k: int,
+    *,
+    dataset: str | None,
+    split: str,
+    data_dir: str | None,
+    kind: str,
+    center_crop_fraction: float | None = None,
+    index_path: str | None = None,
+    add: Sequence[str] = (),
+) -> Searched:
+    """The images most similar to some queries.
+
+    Args:
+      workdir: the run's folder.
+      queries: image files, or names of images of the index.
+      k: how many for each.
+      dataset: what is searched; None for the run's own.
+      split: which part.
+      data_dir: TFDS's folder; None for the run's own.
+      kind: of features.
+      center_crop_fraction: what is seen of an image; None for the run's own.
+      index_path: a file of `Index.save`, which is searched if it is there, and written if not; None for no file.
+      add: files and folders of images that join the index.
+
+    Raises:
+      UserError: what is wrong with the run, the images, the queries or the file.
+    """
+    require_value("k", k, k >= 1, "at least 1")
+    added = _files_of(add)
+    is_kept = index_path is not None and os.path.exists(index_path)
+    if is_kept:
+        if dataset is not None:
+            raise UserError(
+                f"--dataset={shown(dataset)}: --index={shown(index_path)} has images already, give one of them"
+            )
+        index = Index.load(str(index_path), workdir)
+    else:
+        source = _open(workdir, dataset, split, data_dir, center_crop_fraction)
+        _refuse_early(queries, k, source, len(added))
+        if index_path is not None and collectives.rank() == 0:
+            files.refuse_unwritable(index_path, "index")
+        index = Index.of_source(workdir, source, split, kind=kind, center_crop_fraction=center_crop_fraction)
+    progress = Progress(visible=collectives.rank() == 0)
+    if added:
+        unread = index.add(added)
+        progress.say(f"{len(added) - len(unread)} images added to {len(index) - len(added) + len(unread)}")
+        for name in unread:
+            progress.say(f"{shown(name)}: cannot be read, left out")
+    if index_path is not None and (added or not is_kept) and collectives.rank() == 0:
+        index.save(index_path)
+    return Searched(index, queries, _ask(index, queries, k))
+
+
+def _open(
+    workdir: str, dataset: str | None, split: str, data_dir: str | None, center_crop_fraction: float | None
+) -> Source:
+    config = judged_config(workdir, center_crop_fraction)
+    return open_source(dataset or config.dataset, split, data_dir or config.data_dir, reading=reading_of(config))
+
+
+def _files_of(paths: Sequence[str]) -> list[str]:
+    """The image files that are meant, those of folders in the order of their names."""
+    found = []
+    for path in paths:
+        if os.path.isdir(path):
+            found += [os.path.join(path, name) for name in list_images(path).paths]
+        elif os.path.exists(path):
+            found.append(path)
+        else:
+            raise UserError(f"--add={shown(path)}: no such file or folder")
+    return found
+
+
+def _refuse_early(queries: list[str], k: int, source: Source, added: int) -> None:
+    """Before features are computed, where the images are known without reading them."""
+    total = source.num_instances + added
+    require_value("k", k, k <= total, f"between 1 and the {total} images that are searched")
+    unknown = [query for query in queries if not os.path.exists(query)]
+    if unknown and source.random_access:
+        names = set(names_of(source, np.arange(source.num_instances)))
+        for query in unknown:
+            if query not in names:
+                raise UserError(f"--query={shown(query)}: no such file, and no image of {source.name} has this name")
+
+
+def _ask(index: Index, queries: list[str], k: int) -> list[list[Hit]]:
+    """Files are read; other queries are names, whose features the index has."""
+    is_file = [os.path.exists(query) for query in queries]
+    vectors = np.zeros([len(queries), index.vectors.shape[1]], np.float32)
+    place_of = {name: place for place, name in enumerate(index.names)} if not all(is_file) else {}
+    for row, query in enumerate(queries):
+        if not is_file[row]:
+            if query not in place_of:
+                raise UserError(f"--query={shown(query)}: no such file, and no image of the index has this name")
+            vectors[row] = index.vectors[place_of[query]]
+    vectors[is_file] = index.embed([query for query, there in zip(queries, is_file) if there])
+    return index.search(vectors, k)

@@ -1,0 +1,283 @@
+"""Copies, leaks, look-alikes, contradicting labels and outliers of a dataset, by a run's features and by pixels.
+
+Features and hashes only propose pairs; a near-duplicate is what the pixels confirm (`verify`), however young the run.
+What the features alone find alike is listed apart, from a cosine that is told in percentiles of the set's own nearest
+neighbours: of what is usual among these images.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from instcls_tf.data.decoding import reading_of
+from instcls_tf.data.names import names_of
+from instcls_tf.data.source import Source, notes_of
+from instcls_tf.data.sources import open_source
+from instcls_tf.data.squares import squares_of
+from instcls_tf.distributed import collectives, workers
+from instcls_tf.errors import UserError
+from instcls_tf.evaluation.feature_store import stored_features
+from instcls_tf.evaluation.recipes import BACKBONE
+from instcls_tf.evaluation.subject import judged_config
+from instcls_tf.progress import Progress
+from instcls_tf.run.encoder import load_encoder
+from instcls_tf.search.age import Age, age_of
+from instcls_tf.search.candidates import (
+    Candidates,
+    Neighbours,
+    neighbours_by_features,
+    orientations,
+    pairs_of_neighbours,
+    pairs_to_compare,
+)
+from instcls_tf.search.groups import connected, dropped
+from instcls_tf.search.neighbours import unit_rows
+from instcls_tf.search.settings import Settings
+from instcls_tf.search.signatures import Signatures, hashing, signatures_of
+from instcls_tf.search.verify import SIDE, Verdict, compare
+
+# Pairs whose images are in memory at a time, 12 KB each.
+_BLOCK_PAIRS = 20_000
+_NOT_COMPARED = Verdict(0.0, False)
+
+
+class Images(NamedTuple):
+    """The images that are compared: those of a split, and behind them those that it is held against."""
+
+    sources: tuple[Source, ...]
+    splits: tuple[str, ...]
+    of_source: np.ndarray  # [n] which of the sources, 0 for the split itself
+    ids: np.ndarray  # [n] in its source
+    names: list[str]
+    labels: np.ndarray  # [n], -1 if unknown
+    vectors: np.ndarray  # [n, F] float32 of length 1
+    signatures: Signatures
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """`[n]`, how many each image has."""
+        return self.signatures.sizes.astype(np.int64).prod(axis=1)
+
+    def label(self, place: int) -> str:
+        """The class of an image, empty if unknown."""
+        names = self.sources[self.of_source[place]].class_names
+        return names[self.labels[place]] if names and self.labels[place] >= 0 else ""
+
+
+class Pair(NamedTuple):
+    """Two images."""
+
+    first: int
+    second: int
+    cosine: float  # of their features
+    percentile: float  # of the set's own nearest cosines that are not above it
+    similarity: float = 0.0  # of their pixels; 0 if they were not found to be near-duplicates
+    is_mirrored: bool = False
+
+
+class Outlier(NamedTuple):
+    """An image far from all others."""
+
+    place: int
+    nearest: int
+    cosine: float  # the mean of those to its neighbours
+
+
+class Duplicates(NamedTuple):
+    """What was found."""
+
+    images: Images
+    near: list[Pair]  # the most similar pixels first
+    alike: list[Pair]  # the most similar features first
+    groups: list[list[int]]  # of near-duplicates
+    alike_groups: list[list[int]]
+    outliers: list[Outlier]
+    drop: list[int]
+    threshold: float  # the cosine from which images are alike
+    age: Age
+
+    def is_leak(self, pair: Pair) -> bool:
+        """Whether the two are of different sets."""
+        return bool(self.images.of_source[pair.first] != self.images.of_source[pair.second])
+
+    @property
+    def conflicts(self) -> list[list[int]]:
+        """Groups of near-duplicates whose labels contradict each other."""
+        label = self.images.label
+        return [group for group in self.groups if len({label(place) for place in group if label(place)}) > 1]
+
+
+def duplicates_of_run(
+    workdir: str,
+    dataset: str | None,
+    split: str,
+    data_dir: str | None,
+    against: tuple[str | None, str] | None,
+    settings: Settings,
+    center_crop_fraction: float | None = None,
+) -> Duplicates:
+    """Everything that is doubtful about a split; all workers together.
+
+    Args:
+      workdir: the run's folder.
+      dataset: its images; None for the run's own.
+      split: which part.
+      data_dir: TFDS's folder; None for the run's own.
+      against: a dataset (None for the same) and its split, whose images must not be in this one.
+      settings: how to look.
+      center_crop_fraction: what the encoder sees of an image; None for the run's own.
+
+    Raises:
+      UserError: no run, no checkpoint, no such dataset, or a setting is out of range.
+    """
+    settings.validate()
+    hashing()
+    config = judged_config(workdir, center_crop_fraction)
+    dataset, data_dir = dataset or config.dataset, data_dir or config.data_dir
+    wanted = [(dataset, split), *([(against[0] or dataset, against[1])] if against else [])]
+    if len(set(wanted)) < len(wanted):
+        raise UserError(f"--against={split}: is the split itself, wanted another split or --against_dataset")
+    sources = [open_source(name, part, data_dir, reading=reading_of(config)) for name, part in wanted]
+    progress = workers.start(config.seed, notes_of(*sources))
+    encoder = load_encoder(workdir)
+    seen = {"image_size": config.image_size, "center_crop_fraction": config.center_crop_fraction}
+    parts = [_images(workdir, encoder, source, wanted[i][1], seen, progress) for i, source in enumerate(sources)]
+    images = joined(parts)
+    if len(images.ids) < 2:
+        raise UserError(f"--dataset={dataset}: fewer than two images can be read")
+    progress.say("comparing with an untrained network")
+    age = age_of(config, sources[0], encoder)
+    if age.is_too_young:
+        progress.say(f"warning: {age.sentence()}")
+    found = find(images, settings, age, progress)
+    progress.close()
+    return found
+
+
+def _images(
+    workdir: str, encoder: tf.keras.Model, source: Source, split: str, seen: dict, progress: Progress
+) -> Images:
+    stored = stored_features(workdir, encoder, source, split, progress=progress, **seen)
+    signatures = signatures_of(source, progress)
+    ids, rows, places = np.intersect1d(stored.ids, signatures.ids, return_indices=True)
+    return Images(
+        (source,),
+        (split,),
+        np.zeros(len(ids), np.int32),
+        ids,
+        names_of(source, ids),
+        stored.labels[rows],
+        unit_rows(getattr(stored, BACKBONE)[rows]),
+        Signatures(*(part[places] for part in signatures)),
+    )
+
+
+def joined(parts: list[Images]) -> Images:
+    """The images of several sources, one after the other."""
+    return Images(
+        tuple(part.sources[0] for part in parts),
+        tuple(part.splits[0] for part in parts),
+        np.concatenate([np.full(len(part.ids), place, np.int32) for place, part in enumerate(parts)]),
+        np.concatenate([part.ids for part in parts]),
+        [name for part in parts for name in part.names],
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate([part.vectors for part in parts]),
+        Signatures(*(np.concatenate(columns) for columns in zip(*(part.signatures for part in parts)))),
+    )
+
+
+def find(images: Images, settings: Settings, age: Age, progress: Progress) -> Duplicates:
+    """What `duplicates_of_run` finds, from features and signatures; all workers together."""
+    count = len(images.ids)
+    k = min(settings.neighbors, count - 1)
+    progress.say(f"neighbours of {count} images")
+    neighbours = neighbours_by_features(images.vectors, k)
+    candidates = pairs_to_compare(images.signatures, neighbours.places, min(k + 1, count))
+    verdicts = _verdicts(images, candidates, progress)
+    is_near = np.array([verdict.similarity >= settings.similarity for verdict in verdicts], bool)
+    groups = connected(candidates.pairs[is_near], count)
+    usual = usual_cosines(neighbours, images.of_source, groups)
+    threshold = float(np.percentile(usual, settings.percentile))
+    near = [
+        _pair(images, usual, first, second, verdict)
+        for (first, second), verdict, good in zip(candidates.pairs.tolist(), verdicts, is_near)
+        if good
+    ]
+    alike = _alike(images, neighbours, usual, threshold, {(pair.first, pair.second) for pair in near})
+    is_protected = images.of_source > 0
+    drop = sorted(place for group in groups for place in dropped(group, images.pixels, is_protected))
+    return Duplicates(
+        images,
+        sorted(near, key=lambda pair: (-pair.similarity, pair.first, pair.second)),
+        sorted(alike, key=lambda pair: (-pair.cosine, pair.first, pair.second)),
+        groups,
+        connected(np.array([pair[:2] for pair in alike]), count),
+        _outliers(neighbours, images.of_source, settings.listed),
+        drop,
+        threshold,
+        age,
+    )
+
+
+def usual_cosines(neighbours: Neighbours, of_source: np.ndarray, groups: list[list[int]]) -> np.ndarray:
+    """Cosines of the split's images to their nearest others, rising; copies, whose nearest is a copy, are left out.
+
+    If there is nothing but copies, all count.
+    """
+    is_usual = of_source == 0
+    is_usual[[place for group in groups for place in group]] = False
+    return np.sort(neighbours.cosines[is_usual if is_usual.any() else slice(None), 0])
+
+
+def _pair(images: Images, usual: np.ndarray, first: int, second: int, verdict: Verdict = _NOT_COMPARED) -> Pair:
+    cosine = float(images.vectors[first] @ images.vectors[second])
+    percentile = 100 * float(np.searchsorted(usual, cosine, side="right")) / len(usual)
+    return Pair(first, second, cosine, percentile, verdict.similarity, verdict.is_mirrored)
+
+
+def _alike(
+    images: Images, neighbours: Neighbours, usual: np.ndarray, threshold: float, near: set[tuple[int, int]]
+) -> list[Pair]:
+    """Neighbours from the threshold on, near-duplicates left out."""
+    places = np.where(neighbours.cosines >= threshold, neighbours.places, np.arange(len(images.ids))[:, None])
+    pairs = pairs_of_neighbours(places).tolist()
+    return [_pair(images, usual, first, second) for first, second in pairs if (first, second) not in near]
+
+
+def _outliers(neighbours: Neighbours, of_source: np.ndarray, listed: int) -> list[Outlier]:
+    """The split's images that are farthest from their neighbours."""
+    means = neighbours.cosines.mean(axis=1)
+    own = np.flatnonzero(of_source == 0)
+    order = own[np.argsort(means[own], kind="stable")][:listed]
+    return [Outlier(int(place), int(neighbours.places[place, 0]), float(means[place])) for place in order]
+
+
+def _verdicts(images: Images, candidates: Candidates, progress: Progress) -> list[Verdict]:
+    """Of each candidate; the workers share them out, and each gets all."""
+    begin, end = collectives.own_bounds(len(candidates.pairs))
+    own: list[Verdict] = []
+    for start in range(begin, end, _BLOCK_PAIRS):
+        block = slice(start, min(start + _BLOCK_PAIRS, end))
+        squares = _squares(images, np.unique(candidates.pairs[block]))
+        for (first, second), correlations in zip(candidates.pairs[block].tolist(), candidates.correlations[block]):
+            is_there = first in squares and second in squares
+            chosen = orientations(correlations)
+            own.append(compare(squares[first], squares[second], chosen) if is_there else _NOT_COMPARED)
+            progress("comparing pixels", len(own), end - begin)
+    rows = np.array([[verdict.similarity, verdict.is_mirrored] for verdict in own], np.float32).reshape(-1, 2)
+    gathered = collectives.all_gather(tf.constant(rows), "verdicts").numpy()
+    return [Verdict(float(similarity), bool(is_mirrored)) for similarity, is_mirrored in gathered]
+
+
+def _squares(images: Images, places: np.ndarray) -> dict[int, np.ndarray]:
+    """The pixels of some images by their places."""
+    found = {}
+    for number, source in enumerate(images.sources):
+        chosen = places[images.of_source[places] == number]
+        by_id = dict(zip(images.ids[chosen].tolist(), chosen.tolist()))
+        for square in squares_of(source, np.sort(images.ids[chosen]), SIDE):
+            found[by_id[square.instance_id]] = square.pixels
+    return found

@@ -1,0 +1,95 @@
+"""What a run is warned of before it begins, and the arithmetic of its times."""
+
+from __future__ import annotations
+
+import pytest
+
+from instcls_tf.config import PretrainConfig
+from instcls_tf.data.sources import open_source
+from instcls_tf.encoder import networks
+from instcls_tf.pretraining import advice
+from tests.end_to_end.runs import write_images
+
+RATE = 1e11
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    """Images of 20 to 24 pixels, and one that is none."""
+    root = tmp_path_factory.mktemp("images")
+    write_images(root, [f"{number:02d}.jpg" for number in range(10)])
+    (root / "99.jpg").write_bytes(b"no image")
+    return f"folder:{root}"
+
+
+def said(dataset: str, on_cpu: bool = True, **settings) -> list[str]:
+    config = PretrainConfig(workdir="run", dataset=dataset, **settings)
+    return list(advice.sentences(config, open_source(dataset), lambda: RATE, on_cpu))
+
+
+FITS = {"encoder": "resnet18", "batch_size": 4, "image_size": 32}
+
+
+def test_a_fitting_recipe_needs_no_warning(folder):
+    assert said(folder, **FITS) == []
+    assert said("digits", **{**FITS, "image_size": 64}) == []
+
+
+def test_a_batch_of_more_than_all_images(folder):
+    (sentence,) = said(folder, **{**FITS, "batch_size": 4096})
+    assert sentence.startswith("--batch_size=4096 is more than the 11 images: an epoch is a single step; take")
+    assert "--batch_size=64 (1 steps an epoch), or --flagfile=flags/presets/small_images.flags: " in sentence
+    assert sentence.endswith("at the 100 billion a second of a bare matrix product here)")
+
+
+def test_a_large_network_on_a_cpu(folder):
+    (sentence,) = said(folder, **{**FITS, "encoder": "resnet50"})
+    assert sentence.startswith("--encoder=resnet50 without a GPU: take --flagfile=flags/presets/small_images.flags: ")
+    assert said(folder, on_cpu=False, **{**FITS, "encoder": "resnet50"}) == []
+
+
+def test_an_image_size_that_is_not_the_images(folder, tmp_path):
+    (sentence,) = said(folder, **{**FITS, "image_size": 224})
+    assert sentence.startswith("--image_size=224 is 9.3 times the images' own 24 pixels: take --image_size=32, or ")
+    assert said(folder, **{**FITS, "image_size": 47}) == []
+    from PIL import Image
+
+    for name in "ab":
+        Image.new("RGB", (300, 200)).save(tmp_path / f"{name}.png")
+    (sentence,) = said(f"folder:{tmp_path}", **{**FITS, "batch_size": 2})
+    assert sentence.startswith("--image_size=32 leaves little of images of 200 pixels: take --image_size=96, or --fl")
+    assert said(f"folder:{tmp_path}", **{**FITS, "batch_size": 2, "image_size": 64}) == []
+
+
+def test_times_are_those_of_the_products():
+    config = PretrainConfig(encoder="resnet18", stem="small", image_size=32, epochs=3, views=2, exposures=4000)
+    assert advice.products_of(config, 100) == advice.sizes_of(config).products * 3 * 2 * 40 * 100
+    assert [advice._duration(seconds) for seconds in (0.2, 100, 1200, 36000, 1e6)] == [
+        "1 seconds", "100 seconds", "20 minutes", "10 hours", "12 days",
+    ]  # fmt: skip
+
+
+def test_the_rate_is_of_this_machine():
+    assert 1e8 < advice.measured_rate(PretrainConfig(), 1) < 1e14
+
+
+@pytest.mark.parametrize(
+    ("encoder", "width", "stem", "side"),
+    [("resnet18", 0.25, "small", 33), ("resnet50", 0.125, "imagenet", 50)],
+)
+def test_products_are_those_of_the_layers(encoder, width, stem, side):
+    settings = {"encoder": encoder, "width_multiplier": width, "stem": stem}
+    config = PretrainConfig(**settings, image_size=side, embedding_size=16)
+    model = networks.build_encoder(**settings, embedding_size=16)
+    count = 0
+    backbone = networks.tf.keras.Model(model.get_layer("backbone").input, [
+        layer.output for layer in model.get_layer("backbone").layers if hasattr(layer, "kernel")
+    ])  # fmt: skip
+    shapes = backbone.compute_output_shape((1, side, side, 3))
+    for layer, shape in zip(
+        [layer for layer in model.get_layer("backbone").layers if hasattr(layer, "kernel")], shapes
+    ):
+        count += int(layer.kernel.shape.num_elements()) * int(shape[1]) * int(shape[2])
+    head = model.get_layer("projection").layers
+    count += sum(int(layer.kernel.shape.num_elements()) for layer in head if hasattr(layer, "kernel"))
+    assert advice.sizes_of(config).products == count

@@ -1,0 +1,57 @@
+"""The table of a run beside its start, and what it says in the end."""
+
+from __future__ import annotations
+
+import pytest
+
+from instcls_tf.evaluation.against_start import BETTER, LIKE, WORSE, Judgement
+
+ABOUT = {"dataset": "d", "step": 8, "init": "", "pixel_side": 32, "gauge_images": 400}
+LABELLED = {**ABOUT, "train_examples": 5000, "test_examples": 400, "test_split": "test"}
+UNLABELLED = {**ABOUT, "train_examples": 0, "test_examples": 0, "test_split": ""}
+
+
+def networks(start: float, run: float, has_labels: bool) -> dict[str, dict[str, float]]:
+    """Of pixels, a start and a run; what the verdict must not look at points the other way."""
+    found = {}
+    for name, value in {"pixels": 0.99, "start": start, "run": run}.items():
+        if has_labels:
+            other = {"gauge_agreement": 1 - value, "rank_me": 20.0}
+            found[name] = {"top1": value, "nearest_top1": 1 - value, **other}
+        else:
+            found[name] = {"gauge_agreement": value, "rank_me": 100 * (1 - value)}
+    return found
+
+
+@pytest.mark.parametrize("has_labels", [True, False])
+@pytest.mark.parametrize(
+    ("start", "run", "verdict"),
+    [(0.3, 0.4, BETTER), (0.4, 0.3, WORSE), (0.30, 0.36, LIKE), (0.30, 0.24, LIKE), (0.5, 0.5, LIKE)],
+)
+def test_the_verdict_is_beyond_two_standard_errors(has_labels, start, run, verdict):
+    """Of 400 images: 0.065 to 0.07 here."""
+    found = Judgement(networks(start, run, has_labels), LABELLED if has_labels else UNLABELLED)
+    assert found.verdict() == verdict
+    assert found.result() == {**found.networks, **found.about, "verdict": verdict}
+
+
+def test_the_table_with_labels():
+    found = Judgement(networks(0.3, 0.45, has_labels=True), {**LABELLED, "init": "w.npz"})
+    assert found.text() == (
+        "                                  1-NN        20-NN  views agree       RankMe\n"
+        "raw pixels (32 px)                1.0%        99.0%         1.0%         20.0\n"
+        "starting weights (--init)        70.0%        30.0%        70.0%         20.0\n"
+        "this run (step 8)                55.0%        45.0%        55.0%         20.0\n"
+        "This run is better than its start (20-NN of 400 images among 5000)."
+    )
+
+
+def test_the_table_without_labels():
+    found = Judgement(networks(0.3, 0.2, has_labels=False), UNLABELLED)
+    assert found.text() == (
+        "                              views agree       RankMe\n"
+        "raw pixels (32 px)                  99.0%          1.0\n"
+        "starting weights (untrained)        30.0%         70.0\n"
+        "this run (step 8)                   20.0%         80.0\n"
+        "This run is worse than its start (no labels: 10 nearest neighbours shared by two views of 400 images)."
+    )

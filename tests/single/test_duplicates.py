@@ -1,0 +1,240 @@
+"""From features and signatures to groups: candidates, groups, percentiles, leaks, contradictions, what to drop."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from instcls_tf.benchmark.duplicate_peers import Told
+from instcls_tf.benchmark.duplicates import judged
+from instcls_tf.benchmark.planted import CHANGES, Planted, changed_copy, plant
+from instcls_tf.data.sources import open_source
+from instcls_tf.errors import UserError
+from instcls_tf.progress import Progress
+from instcls_tf.report import duplicates as report
+from instcls_tf.search.age import Age
+from instcls_tf.search.age import judged as judged_age
+from instcls_tf.search.candidates import Neighbours, neighbours_by_features, pairs_of_neighbours, pairs_to_compare
+from instcls_tf.search.duplicates import Images, find, joined, usual_cosines
+from instcls_tf.search.groups import connected, dropped
+from instcls_tf.search.neighbours import unit_rows
+from instcls_tf.search.settings import Settings
+from instcls_tf.search.signatures import signatures_of
+from tests.single.test_verify import scene
+
+OLD_ENOUGH = Age(0.8, 0.1, 100, False)
+QUIET = Progress(visible=False)
+
+
+def test_connected_groups():
+    assert connected(np.array([[5, 2], [2, 7], [1, 0]]), 9) == [[0, 1], [2, 5, 7]]
+    assert connected(np.empty([0, 2]), 4) == []
+
+
+def test_one_of_a_group_stays():
+    pixels = np.array([100, 400, 400, 50])
+    free = np.zeros(4, bool)
+    assert dropped([0, 1, 2, 3], pixels, free) == [0, 2, 3]
+    assert dropped([0, 3], pixels, free) == [3]
+    assert dropped([0, 1, 3], pixels, np.array([False, False, False, True])) == [0, 1]
+
+
+def test_neighbours_leave_out_the_image_itself():
+    rows = unit_rows(np.array([[1, 0], [1, 0], [1, 0], [0, 1], [1, 0.1]]))
+    found = neighbours_by_features(rows, 2)
+    assert found.places.tolist() == [[1, 2], [0, 2], [0, 1], [4, 0], [0, 1]]
+    assert neighbours_by_features(rows, 4).places[3].tolist() == [4, 0, 1, 2]
+
+
+def test_each_pair_once():
+    assert pairs_of_neighbours(np.array([[1, 0], [0, 2], [2, 2]])).tolist() == [[0, 1], [1, 2]]
+
+
+def test_usual_cosines_leave_copies_and_the_other_set_out():
+    neighbours = Neighbours(np.array([[0.9], [0.5], [0.99], [0.7], [0.3]]), np.zeros([5, 1], np.int64))
+    of_source = np.array([0, 0, 0, 0, 1])
+    np.testing.assert_array_equal(usual_cosines(neighbours, of_source, [[2, 4]]), [0.5, 0.7, 0.9])
+    np.testing.assert_array_equal(usual_cosines(neighbours, of_source, [[0, 1, 2, 3]]), [0.3, 0.5, 0.7, 0.9, 0.99])
+
+
+def test_a_run_is_too_young_if_it_finds_no_more_than_chance_would():
+    def hits(count):
+        return np.arange(100) < count
+
+    assert judged_age(hits(30), hits(20)) == (0.3, 0.2, 100, False)
+    assert judged_age(hits(22), hits(20)).is_too_young
+    assert judged_age(hits(10), hits(40)).is_too_young
+    assert not judged_age(hits(97), hits(99)).is_too_young
+    sentence = judged_age(hits(22), hits(20)).sentence()
+    assert "among 100 images it finds the other view of 22%, an untrained network of 20%" in sentence
+
+
+# ----------------------------------------------------------------------------------------- a folder with planted copies
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """30 scenes; copies of five of them beside, one a kind; one of those, and a sixth, among the test images."""
+    root = tmp_path_factory.mktemp("scenes")
+    for name in ("train/cat", "train/dog", "test/cat", "test/dog"):
+        (root / name).mkdir(parents=True)
+    for seed in range(30):
+        scene(seed, (80, 60)).save(root / "train" / ("cat" if seed < 15 else "dog") / f"{seed:02d}.png")
+    for seed in range(100, 104):
+        scene(seed, (80, 60)).save(root / "test" / "dog" / f"{seed}.png")
+    for seed, kind in enumerate(CHANGES):
+        copy = changed_copy(scene(seed, (80, 60)), kind, np.random.default_rng(seed))
+        (root / "train" / "cat" / f"{kind}.jpg").write_bytes(copy)
+    shutil.move(root / "train" / "cat" / "encoded.jpg", root / "train" / "dog" / "encoded.jpg")
+    shutil.copy(root / "train" / "cat" / "cropped.jpg", root / "test" / "cat" / "cropped again.jpg")
+    scene(29, (80, 60)).save(root / "test" / "dog" / "29<b>.png")
+    return root
+
+
+def images_of(root, split: str) -> Images:
+    """With features that tell nothing."""
+    source = open_source(f"folder:{root}", split)
+    signatures = signatures_of(source)
+    names = [str(source.name_of(place)) for place in signatures.ids]
+    vectors = unit_rows(np.random.default_rng(len(names)).normal(size=[len(names), 6]))
+    of_source = np.zeros(len(names), np.int32)
+    return Images((source,), (split,), of_source, signatures.ids, names, source.labels, vectors, signatures)
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    images = joined([images_of(folder, "train"), images_of(folder, "test")])
+    return find(images, Settings(neighbors=4, listed=3), OLD_ENOUGH, QUIET)
+
+
+def named(found, pairs) -> set[frozenset[str]]:
+    return {frozenset((found.images.names[pair[0]], found.images.names[pair[1]])) for pair in pairs}
+
+
+def test_pixels_find_copies_where_features_tell_nothing(found):
+    assert named(found, found.near) == {
+        frozenset(pair)
+        for pair in [
+            ("cat/00.png", "dog/encoded.jpg"), ("cat/01.png", "cat/resized.jpg"), ("cat/02.png", "cat/cropped.jpg"),
+            ("cat/02.png", "cat/cropped again.jpg"), ("cat/cropped.jpg", "cat/cropped again.jpg"),
+            ("cat/03.png", "cat/mirrored.jpg"), ("cat/04.png", "cat/brightened.jpg"), ("dog/29.png", "dog/29<b>.png"),
+        ]
+    }  # fmt: skip
+    assert [len(group) for group in found.groups] == [2, 2, 3, 2, 2, 2]
+    (mirrored,) = (pair for pair in found.near if pair.is_mirrored)
+    assert named(found, [mirrored]) == {frozenset(["cat/03.png", "cat/mirrored.jpg"])}
+    assert found.near[0].similarity == max(pair.similarity for pair in found.near)
+
+
+def test_alike_is_told_in_percentiles_of_the_sets_own(found):
+    usual = usual_cosines(neighbours_by_features(found.images.vectors, 4), found.images.of_source, found.groups)
+    assert found.threshold == pytest.approx(np.percentile(usual, 99))
+    assert found.alike and not named(found, found.alike) & named(found, found.near)
+    for pair in found.alike:
+        assert pair.cosine >= found.threshold
+        assert pair.percentile == pytest.approx(100 * np.mean(usual <= pair.cosine), abs=1e-3)
+        assert pair.percentile >= 99
+
+
+def test_what_is_doubtful(found):
+    leaks = [pair for pair in found.near if found.is_leak(pair)]
+    assert len(leaks) == 3 and len(report.connected_leaks(found)) == 2
+    assert [[found.images.names[place] for place in group] for group in found.conflicts] == [
+        ["cat/00.png", "dog/encoded.jpg"]
+    ]
+    # The larger one stays, and of leaks what is in the test split.
+    assert {found.images.names[place] for place in found.drop} == {
+        "dog/encoded.jpg", "cat/resized.jpg", "cat/02.png", "cat/cropped.jpg", "cat/mirrored.jpg", "cat/brightened.jpg",
+        "dog/29.png",
+    }  # fmt: skip
+    means = neighbours_by_features(found.images.vectors, 4).cosines.mean(axis=1)[found.images.of_source == 0]
+    assert [outlier.place for outlier in found.outliers] == np.argsort(means)[:3].tolist()
+
+
+def test_files_and_page(found, tmp_path):
+    rows = list(csv.DictReader(io.StringIO(report.table_of(found).decode())))
+    assert len(rows) == len(found.near) + len(found.alike)
+    (row,) = (row for row in rows if row["second"] == "dog/29<b>.png" and row["kind"] == "near-duplicate")
+    assert (row["first"], row["first_split"], row["second_split"], row["leak"]) == ("dog/29.png", "train", "test", "1")
+    assert [row["second"] for row in rows if row["labels_differ"] == "1" and row["similarity"]] == ["dog/encoded.jpg"]
+    assert report.drop_list(found).decode().splitlines() == [found.images.names[place] for place in found.drop]
+    answer = report.summary(found, Settings(listed=3))
+    assert json.loads(json.dumps(answer)) == answer
+    assert (answer["groups"], answer["near_duplicates"], answer["leaks"], answer["label_conflicts"]) == (6, 8, 3, 1)
+    assert (answer["examples"], answer["against"], answer["drop"]) == (35, 6, 7)
+    young = found._replace(age=Age(0.1, 0.1, 50, True))
+    report.write_duplicates(str(tmp_path / "page.html"), young)
+    page = (tmp_path / "page.html").read_text()
+    assert "29&lt;b&gt;.png" in page and "<b>" not in page
+    assert page.count("data:image/jpeg;base64,") > 12 and "http" not in page.replace("http-equiv", "")
+    assert "This run is too young to tell" in page
+
+
+def test_names_in_lists(found):
+    names = [*found.images.names]
+    names[found.drop[0]], names[found.drop[1]] = "a\nb.jpg", "caf\udce9.jpg"
+    odd = found._replace(images=found.images._replace(names=names))
+    assert report.drop_list(odd).splitlines()[:2] == [b"a\\nb.jpg", b"caf\xe9.jpg"]
+    assert b"caf\xe9.jpg" in report.table_of(odd)
+
+
+def test_mirrored_copies_are_candidates_by_their_hash_alone(folder):
+    images = images_of(folder, "train")
+    places = {name: place for place, name in enumerate(images.names)}
+    pair = sorted([places["cat/03.png"], places["cat/mirrored.jpg"]])
+    nobody = np.arange(len(places))[:, None]  # every image is its only neighbour by features
+    assert pair in pairs_to_compare(images.signatures, nobody, 2).pairs.tolist()
+    unmirrored = images.signatures._replace(mirrored_hashes=images.signatures.hashes)
+    assert pair not in pairs_to_compare(unmirrored, nobody, 2).pairs.tolist()
+
+
+def test_unreadable_images_have_no_signature(tmp_path):
+    for name in "abc":
+        Image.new("RGB", (9, 7), (50, 60, 70)).save(tmp_path / f"{name}.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    signatures = signatures_of(open_source(f"folder:{tmp_path}"))
+    assert signatures.ids.tolist() == [0, 2]
+    assert signatures.sizes.tolist() == [[7, 9], [7, 9]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (Settings(neighbors=0), "--neighbors=0: must be at least 1"),
+        (Settings(similarity=1.5), "--similarity=1.5: must be above 0 and at most 1"),
+        (Settings(percentile=-1.0), "--percentile=-1.0: must be between 0 and 100"),
+        (Settings(listed=0), "--listed=0: must be at least 1"),
+    ],
+)
+def test_limits(settings, sentence):
+    with pytest.raises(UserError) as refusal:
+        settings.validate()
+    assert str(refusal.value) == sentence
+
+
+# ---------------------------------------------------------------------------------------------------------- benchmark
+
+
+def test_planted_copies(folder, tmp_path):
+    planted = plant(str(folder / "train"), str(tmp_path / "set"), 12, 2)
+    assert planted.examples == 22 and len(list((tmp_path / "set").iterdir())) == 22
+    assert sorted(kind for kind, _ in planted.copies.values()) == sorted([*CHANGES] * 2)
+    assert len({original for _, original in planted.copies.values()}) == 10
+    assert plant(str(folder / "train"), str(tmp_path / "again"), 12, 2).copies == planted.copies
+    with pytest.raises(UserError, match=r"has 35 images, wanted at least 50 of --images$"):
+        plant(str(folder / "train"), str(tmp_path / "more"), 60, 10)
+
+
+def test_precision_and_recall():
+    planted = Planted("", {"a'": ("encoded", "a"), "b'": ("mirrored", "b")}, 10)
+    told = Told({frozenset(pair) for pair in [("a", "a'"), ("a", "b"), ("c", "d")]}, 1.0)
+    result = judged([(planted, told)])
+    assert (result["precision"], result["recall"], result["wrong_pairs"]) == ([0.3333], [0.5], 2)
+    assert result["recall_by_kind"]["encoded"] == 1.0 and result["recall_by_kind"]["mirrored"] == 0.0
+    assert judged([(planted, Told(set(), 0.0, "no network"))]) == {"failure": "no network"}

@@ -48,6 +48,10 @@ def define() -> None:
         "min_workers", None, "A restart may go on with as few workers as this, when machines do not answer any more or"
         " a worker has failed twice in a row; by default all are needed.",
     )  # fmt: skip
+    flags.DEFINE_float(
+        "wait_for_hosts", 600.0, "How long, in seconds, a restart waits for machines that do not answer, if fewer than"
+        " --min_workers are left without them.",
+    )  # fmt: skip
 
 
 def take_command() -> None:
@@ -79,7 +83,8 @@ def options() -> Options:
     fewest = workers if FLAGS.min_workers is None else FLAGS.min_workers
     require_value("min_workers", fewest, 1 <= fewest <= workers, f"1 to the {workers} workers")
     require_value("max_restarts", FLAGS.max_restarts, FLAGS.max_restarts >= 0, "0 or more")
-    return Options(machines, workers, FLAGS.max_restarts, fewest)
+    require_value("wait_for_hosts", FLAGS.wait_for_hosts, FLAGS.wait_for_hosts >= 0, "0 or more seconds")
+    return Options(machines, workers, FLAGS.max_restarts, fewest, FLAGS.wait_for_hosts)
 
 
 def launched() -> Launched:

@@ -19,6 +19,7 @@ from instcls_tf.data.threads import parallel_calls, without_autotuner
 from instcls_tf.errors import UserError, shown
 
 _VIEWS = 2
+_DECODED_AT_ONCE = 16
 _ENDLESS = 10_000  # Epochs.
 # What is called of SimCLR's module.
 _SIMCLR_FUNCTIONS = ("preprocess_for_train", "batch_random_blur")
@@ -65,6 +66,11 @@ def measure_input(
         result["ratio_to_simclr"] = result["images_per_second"] / result["simclr_images_per_second"]
         result["cpu_ratio_to_simclr"] = result["images_per_cpu_second"] / result["simclr_images_per_cpu_second"]
     return {**result, "bad_images": len(source.bad.reasons), "image_size": config.image_size}
+
+
+def decoding_rate(source: Source, seconds: float) -> float:
+    """Images that this worker decodes per second, without views."""
+    return _rates(lambda: _decoding(source, min(_DECODED_AT_ONCE, source.num_instances)), seconds)[0]
 
 
 def _rates(make: Callable[[], tf.data.Dataset], seconds: float) -> tuple[float, float]:

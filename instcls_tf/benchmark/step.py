@@ -66,10 +66,7 @@ def measure_step(
       The figures of this module's docstring, `images_per_second`, and the sizes that they belong to.
     """
     workers.start(config.seed)
-    run = make_run(config, num_instances, WarmupCosine(_LEARNING_RATE, 0, 1_000_000))
-    if run.classifier is None:
-        raise ValueError(f"method={config.method!r}: the parts of the instance classification are measured")
-    run.classifier.initialize_gaussian()
+    run = _make_run(config, num_instances)
     if run.hard_negatives:  # an exact search says nothing about the step, and takes long for many classes
         lists = run.hard_negatives.lists
         lists.assign(tf.random.uniform(lists.shape, 0, num_instances, tf.int32))
@@ -82,9 +79,7 @@ def measure_step(
     whole, wait = _undivided(one_by_one, batches, repeats)
     parts = {
         "data_wait_seconds": wait,
-        "encoder_seconds": _encoder_alone(config, run, batch[0], repeats),
-        "classifier_seconds": _classifier_alone(config, run.classifier.num_local, batch[1], repeats),
-        "communication_seconds": _messages_alone(config, run, batch[1], repeats),
+        **_alone(config, run, batch, repeats),
     }
     overlap = {
         name: seconds_of(functools.partial(_finished, step, batch), repeats)
@@ -102,6 +97,28 @@ def measure_step(
         "parts_to_step": sum(parts.values()) / whole,
         **overlap,
         "overlap_seconds_saved": overlap["together_seconds"] - overlap["one_by_one_seconds"],
+    }
+
+
+def measure_parts(config: PretrainConfig, num_instances: int, repeats: int) -> dict[str, float]:
+    """Encoder, classifier and messages of a step, each alone, on random pixels; all workers, after `workers.start`."""
+    return _alone(config, _make_run(config, num_instances), synthetic_batch(config, num_instances), repeats)
+
+
+def _make_run(config: PretrainConfig, num_instances: int) -> Run:
+    run = make_run(config, num_instances, WarmupCosine(_LEARNING_RATE, 0, 1_000_000))
+    if run.classifier is None:
+        raise ValueError(f"method={config.method!r}: the parts of the instance classification are measured")
+    run.classifier.initialize_gaussian()
+    return run
+
+
+def _alone(config: PretrainConfig, run: Run, batch: tuple[tf.Tensor, tf.Tensor], repeats: int) -> dict[str, float]:
+    assert run.classifier is not None
+    return {
+        "encoder_seconds": _encoder_alone(config, run, batch[0], repeats),
+        "classifier_seconds": _classifier_alone(config, run.classifier.num_local, batch[1], repeats),
+        "communication_seconds": _messages_alone(config, run, batch[1], repeats),
     }
 
 

@@ -12,10 +12,13 @@ from typing import Any
 
 
 def parallel_calls() -> int:
-    """For `num_parallel_calls`: this worker's share of the machine's cores, and at least 2 so that stages overlap."""
+    """For `num_parallel_calls`: this worker's share of the machine's cores, and at least 2 so that stages overlap.
+
+    Reading needs no agreement of the workers: cores beyond what all of them compute with are of use here.
+    """
     from instcls_tf.distributed import collectives, cores
 
-    return max(2, cores.threads_of_worker(collectives.local_size()))
+    return max(2, cores.own_share(collectives.local_size()))
 
 
 def without_autotuner(dataset: Any) -> Any:

@@ -62,6 +62,18 @@ def leave() -> None:
     _size, _rank, _local_rank, _local_size = 1, 0, 0, 1
 
 
+def transport() -> str:
+    """What the workers' messages travel with: `MPI`, `Gloo`, or `none` for one worker alone."""
+    if _size == 1:
+        return "none"
+    return "MPI" if _horovod().mpi_enabled() else "Gloo"
+
+
+def has_nccl() -> bool:
+    """Whether GPUs exchange tensors by themselves."""
+    return _size > 1 and bool(_horovod().nccl_built())
+
+
 def size() -> int:
     """The number of workers, T."""
     return _size

@@ -7,11 +7,30 @@ import functools
 import os
 from pathlib import Path
 
+from instcls_tf.errors import UserError
+
+# Set by the launcher where machines differ, or by hand: how many threads each worker of a job computes with.
+THREADS = "INSTCLS_THREADS"
+
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
 def threads_of_worker(workers: int) -> int:
-    """How many threads each of the workers of this machine computes with."""
+    """How many threads each of the workers of this machine computes with.
+
+    Raises:
+      UserError: the environment asks for a number that is none.
+    """
+    given = os.environ.get(THREADS)
+    if given is None:
+        return own_share(workers)
+    if not (given.isdecimal() and int(given) >= 1):
+        raise UserError(f"{THREADS}={given!r} in the environment: wanted the number of threads per worker, 1 or more")
+    return int(given)
+
+
+def own_share(workers: int) -> int:
+    """How many of this machine's cores each of its workers has, whatever other machines have."""
     return share(os.cpu_count() or 1, allowed(), workers)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 
 import tensorflow as tf
 
@@ -29,11 +30,20 @@ def take() -> None:
 def _share_cores() -> None:
     """As many threads within an operation as a worker has cores, so that workers do not push each other aside.
 
-    TensorFlow's default is all cores of the machine for each worker. One worker keeps them.
+    TensorFlow's default is all cores of the machine for each worker. One worker keeps them, unless workers on other
+    machines have fewer: convolutions are rounded by the number of threads.
     """
-    if collectives.local_size() > 1:
+    if collectives.local_size() > 1 or cores.THREADS in os.environ:
         threads = cores.threads_of_worker(collectives.local_size())
         tf.config.threading.set_intra_op_parallelism_threads(threads)
+
+
+def threads() -> int | None:
+    """How many threads the encoder's operations run on, by which their sums are rounded; None on a GPU."""
+    if tf.config.get_visible_devices("GPU"):
+        return None
+    asked = tf.config.threading.get_intra_op_parallelism_threads()
+    return asked or int(os.environ.get("TF_NUM_INTRAOP_THREADS") or 0) or cores.allowed()
 
 
 def _reuse_freed_memory() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from instcls_tf.distributed import cores
 from instcls_tf.errors import UserError, one_line
 
 _HOST = re.compile(r"([\w.-]+)(?::(\d+))?")
@@ -78,27 +81,49 @@ def without_one(hosts: Sequence[Host], name: str) -> tuple[Host, ...]:
     return tuple(host for host in fewer if host.slots > 0)
 
 
+class Seen(NamedTuple):
+    """What a machine answered."""
+
+    problem: str  # a sentence, if workers cannot be started there
+    cores: int = 1
+    allowed: int = 1  # those that its processes may run on
+
+
+def look(hosts: Sequence[Host]) -> dict[str, Seen]:
+    """Asks the machines, all at once, by ssh those that are not this one."""
+    names = [host.name for host in hosts]
+    with ThreadPoolExecutor(max(1, min(32, len(names)))) as pool:
+        return dict(zip(names, pool.map(_look, names)))
+
+
 def problems(hosts: Sequence[Host]) -> dict[str, str]:
     """What keeps workers from being started on other machines, by their names; a sentence each."""
-    remote = [host.name for host in hosts if not is_here(host.name)]
-    with ThreadPoolExecutor(max(1, min(32, len(remote)))) as pool:
-        found = dict(zip(remote, pool.map(_problem, remote)))
-    return {name: problem for name, problem in found.items() if problem}
+    return {name: seen.problem for name, seen in look(hosts).items() if seen.problem}
 
 
-def _problem(name: str) -> str:
+def shares(hosts: Sequence[Host], seen: Mapping[str, Seen]) -> dict[str, int]:
+    """How many threads a worker would compute with on each of the hosts, by the cores that it has."""
+    return {host.name: cores.share(seen[host.name].cores, seen[host.name].allowed, host.slots) for host in hosts}
+
+
+# Also whether the environment is there.
+_COUNT = "import os; print(os.cpu_count(), len(os.sched_getaffinity(0)))"
+
+
+def _look(name: str) -> Seen:
+    if is_here(name):
+        return Seen("", os.cpu_count() or 1, cores.allowed())
+    command = shlex.join([sys.executable, "-c", _COUNT])
     try:
-        answer = subprocess.run(
-            [*_SSH, name, "test", "-x", sys.executable], stdin=subprocess.DEVNULL, capture_output=True, text=True
-        )
+        answer = subprocess.run([*_SSH, name, command], stdin=subprocess.DEVNULL, capture_output=True, text=True)
     except FileNotFoundError:
-        return f"host {name}: cannot be asked, there is no ssh on this machine"
+        return Seen(f"host {name}: cannot be asked, there is no ssh on this machine")
     if answer.returncode == 0:
-        return ""
-    if answer.returncode != 255:  # of the test, not of ssh
-        return f"host {name}: has no {sys.executable}, wanted the same environment at the same path on all hosts"
+        return Seen("", *map(int, answer.stdout.split()[-2:]))
+    if answer.returncode != 255:  # of the command, not of ssh
+        return Seen(f"host {name}: has no {sys.executable}, wanted the same environment at the same path on all hosts")
     said = " ".join(answer.stderr.split())
     for part, meaning in _REASONS:
         if part.lower() in said.lower():
-            return f"host {name}: {meaning.format(host=name)}"
-    return f"host {name}: cannot be reached with ssh ({one_line(said[-200:])})"
+            return Seen(f"host {name}: {meaning.format(host=name)}")
+    return Seen(f"host {name}: cannot be reached with ssh ({one_line(said[-200:])})")

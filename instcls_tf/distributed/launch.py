@@ -18,12 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from instcls_tf.distributed import cores, job, loopback, mpirun, watchdog
 from instcls_tf.distributed import hosts as machines
-from instcls_tf.distributed import job, loopback, mpirun, watchdog
 from instcls_tf.distributed.forwarded_signals import ForwardedSignals
 from instcls_tf.distributed.hosts import Host
 from instcls_tf.distributed.job import STOPPED_STATUS
@@ -35,6 +35,8 @@ _LOOK_SECONDS = 0.5
 _LATER_SECONDS = 8.0
 # mpirun gives its workers a second before it kills them.
 _KILL_SECONDS = 10.0
+# Between two looks at machines that do not answer.
+_ASK_SECONDS = 2.0
 _FOLDER_PREFIX = "instcls-job-"
 
 
@@ -45,6 +47,7 @@ class Options(NamedTuple):
     workers: int
     max_restarts: int
     min_workers: int
+    wait_for_hosts: float  # seconds, for machines without which fewer are left
 
 
 class Outcome(NamedTuple):
@@ -71,19 +74,21 @@ def supervise(options: Options, words: Sequence[str], is_resumable: bool, workdi
     """
     with ForwardedSignals(is_resumable) as signals:
         hosts = options.hosts
-        problems = machines.problems(machines.take(hosts, options.workers))
+        seen = machines.look(machines.take(hosts, options.workers))
+        problems = [host.problem for host in seen.values() if host.problem]
         if problems:
-            raise UserError("; ".join(problems.values()))
+            raise UserError("; ".join(problems))
         restarts, before, saved = 0, Outcome(0, None), _newest(workdir)
         while True:
             hosts = machines.take(hosts, options.workers)
             with _folder(hosts, workdir) as folder:
-                outcome = _Attempt(hosts, words, folder, signals).run()
+                outcome = _Attempt(hosts, words, folder, signals, _threads(machines.shares(hosts, seen))).run()
             is_final = outcome.status in (0, STOPPED_STATUS) or outcome.is_mistake or signals.asked is not None
             if is_final or restarts == options.max_restarts:
                 return outcome.status
             restarts += 1
-            left = _left(hosts, outcome, before, has_moved=_newest(workdir) != saved)
+            gone = _gone(hosts, options.min_workers, options.wait_for_hosts)
+            left = _left(hosts, gone, outcome, before, has_moved=_newest(workdir) != saved)
             count = sum(host.slots for host in left)
             if count < options.min_workers:
                 _say(f"no restart: {count} worker(s) are left, --min_workers={options.min_workers}")
@@ -92,16 +97,43 @@ def supervise(options: Options, words: Sequence[str], is_resumable: bool, workdi
             _say(f"restart {restarts} of {options.max_restarts}, with {count} worker(s), from {saved or 'the start'}")
 
 
-def _left(hosts: Sequence[Host], outcome: Outcome, before: Outcome, has_moved: bool) -> tuple[Host, ...]:
-    """The workers that may be started again: not on machines that are gone, nor one that fails again and again."""
+def _gone(hosts: Sequence[Host], fewest: int, patience: float) -> set[str]:
+    """The machines that cannot be used, after some patience if too few workers are left without them."""
     gone = machines.problems(hosts)
     for problem in gone.values():
         _say(problem)
+    end, is_told = time.monotonic() + patience, False
+    while gone and sum(host.slots for host in hosts if host.name not in gone) < fewest and time.monotonic() < end:
+        if not is_told:
+            _say(f"waiting for {', '.join(gone)}, up to {patience:g} s (--wait_for_hosts)")
+        is_told = True
+        time.sleep(_ASK_SECONDS)
+        gone = machines.problems(hosts)
+    return set(gone)
+
+
+def _left(
+    hosts: Sequence[Host], gone: set[str], outcome: Outcome, before: Outcome, has_moved: bool
+) -> tuple[Host, ...]:
+    """The workers that may be started again: not on machines that are gone, nor one that fails again and again."""
     left = tuple(host for host in hosts if host.name not in gone)
     if outcome.rank is None or outcome.rank != before.rank or has_moved:
         return left
     name = machines.of_rank(hosts, outcome.rank)
     return left if name in gone else machines.without_one(left, name)
+
+
+def _threads(shares: Mapping[str, int]) -> int | None:
+    """The number of threads that all workers are to compute with; None if that is what each of them would take.
+
+    Sums are rounded by the number of threads, and the fastest worker waits for the slowest in every step.
+    """
+    fewest = min(shares, key=lambda name: shares[name])
+    if cores.THREADS in os.environ or len(set(shares.values())) == 1:
+        return None
+    told = ", ".join(f"{name} {share}" for name, share in shares.items())
+    _say(f"hosts differ in cores per worker ({told}): all compute with {shares[fewest]} thread(s), as on {fewest}")
+    return shares[fewest]
 
 
 def _newest(workdir: str | None) -> str | None:
@@ -148,10 +180,18 @@ class _Attempt:
       words: the workers' command.
       folder: of the job.
       signals: told which process to pass signals to.
+      threads: of each worker, if machines differ.
     """
 
-    def __init__(self, hosts: Sequence[Host], words: Sequence[str], folder: str, signals: ForwardedSignals):
-        self._hosts, self._words, self._folder, self._signals = hosts, words, folder, signals
+    def __init__(
+        self,
+        hosts: Sequence[Host],
+        words: Sequence[str],
+        folder: str,
+        signals: ForwardedSignals,
+        threads: int | None = None,
+    ):
+        self._hosts, self._words, self._folder, self._signals, self._threads = hosts, words, folder, signals, threads
         self._workers = sum(host.slots for host in hosts)
         self._filter, self._watch = mpirun.Filter(), watchdog.Watch(range(self._workers))
         self._standstill: str | None = None
@@ -172,6 +212,8 @@ class _Attempt:
     def _start(self) -> subprocess.Popen:
         environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3")}
         environment[job.FOLDER] = self._folder
+        if self._threads is not None:
+            environment[cores.THREADS] = str(self._threads)
         environment[job.LAUNCHER] = f"{os.getpid()}@{socket.gethostname()}"
         if os.isatty(2):
             environment[job.TERMINAL] = f"{os.ttyname(2)}@{socket.gethostname()}"

@@ -20,12 +20,14 @@ _RULE = "-" * 74
 _OWN_LINE = re.compile(r"\[[\w.-]+:\d+\] |mpirun: ")
 _SIGNALLED = re.compile(r"process rank (\d+) with PID (\d+) on node (\S+) exited on signal (\d+)")
 _EXITED = re.compile(r"Process name: \[\[\d+,\d+\],(\d+)\] Exit code: (\d+)")
+_LOST = re.compile(r"Remote daemon: *\S+ on node (\S+)")
 _RANK = re.compile(r"process rank (\d+)")
 
 # Of the environment, what workers on other machines get: a shell there starts without it.
 _PASSED_ON = re.compile(r"PATH|PYTHONPATH|LD_LIBRARY_PATH|VIRTUAL_ENV|(INSTCLS|HOROVOD|TF|OMP|NCCL|CUDA|OMPI_MCA)_\w+")
-# Seconds and counts after which a cut connection between machines ends the job: 5 + 3 * 2.
-_KEEPALIVE = {"time": 5, "intvl": 2, "probes": 3}
+# Seconds and counts after which a cut connection between machines ends the job: between 11 and 12, so that one of ten
+# does not.
+_KEEPALIVE = {"time": 1, "intvl": 1, "probes": 11}
 
 
 def command(hosts: Sequence[Host], words: Sequence[str], environment: Mapping[str, str]) -> list[str]:
@@ -114,6 +116,11 @@ class Filter:
             if found:
                 number = int(found[4])
                 return Ended(int(found[1]), _of_signal(number, pid=found[2], host=found[3]), number)
+        for text in self._own:
+            found = _LOST.search(text)
+            if found:
+                lost = "the network between, or the machine itself"
+                return Ended(None, f"the connection to host {found[1]} is lost: {lost}", 0)
         for text in self._own:
             found = _EXITED.search(text)
             if found:

@@ -20,9 +20,10 @@ from instcls_tf.classifier.kernels import build, passes
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.kernels import views
 from instcls_tf.data.source import Source
-from instcls_tf.distributed import collectives, workers
+from instcls_tf.distributed import collectives, cores, device, workers
 from instcls_tf.errors import UserError, shown
 from instcls_tf.run import checkpoint_choice, checkpoint_manifest
+from instcls_tf.run.code import code_digest
 
 # Places may have other names on other machines; whether they are the same is tried.
 _PLACES = ("workdir", "data_dir")
@@ -49,6 +50,12 @@ def refuse_differences(config: PretrainConfig, source: Source) -> None:
                     f" {found[0][name]}), wanted the same files under the same names on all workers, and none added"
                     f" while they start"
                 )
+            if name == "threads":
+                raise UserError(
+                    f"worker {rank} computes with {value} thread(s), worker 0 with {found[0][name]}, which rounds sums"
+                    f" differently: wanted as many on all workers. scripts.launch sees to it; with another launcher set"
+                    f" {cores.THREADS} to the smallest number for all of them"
+                )
             raise UserError(
                 f"worker {rank} has {name}={value}, worker 0 has {name}={found[0][name]}: wanted the same on both"
             )
@@ -68,16 +75,8 @@ def _facts(config: PretrainConfig, source: Source) -> dict[str, str]:
         "code": code_digest(),
         "TensorFlow": tf.__version__,
         "kernels": " and ".join(kernels),
+        "threads": str(device.threads() or "a GPU's"),
     }
-
-
-def code_digest() -> str:
-    """A hash of this package's sources."""
-    root = Path(__file__).resolve().parents[1]
-    digest = hashlib.sha256()
-    for path in sorted(path for path in root.rglob("*") if path.suffix in (".py", ".cc", ".h")):
-        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def refuse_other_workdirs(workdir: str) -> None:

@@ -14,6 +14,7 @@ gives back its result, as an `Answer` where there is a text or a picture as well
   show_views                                report.view_grid
   gallery                                   gallery.command
   checkpoint                                report.checkpoints
+  doctor                                    doctor.examine
   export, check_export                      export.commands, export.self_check
   prepare                                   data.prepare
   benchmark                                 benchmark.commands

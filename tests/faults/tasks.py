@@ -20,7 +20,7 @@ import tensorflow as tf
 import instcls_tf
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.sources import open_source
-from instcls_tf.distributed import collectives, workers
+from instcls_tf.distributed import collectives, device, workers
 from instcls_tf.encoder import bn_groups
 from instcls_tf.errors import UserError
 from instcls_tf.initial.start import read_initial
@@ -32,6 +32,7 @@ from instcls_tf.run.parts import Slices
 from tests.faults.conftest import RECIPE
 
 FAULTY = 1
+THREADS_ELSEWHERE = 77
 NAN_AT = 5  # the step, counted from 1
 
 
@@ -47,6 +48,8 @@ def main(folder: Path) -> None:
         source = open_source(f"folder:{folder / 'fewer'}") if faulty else open_source(config.dataset)
         instcls_tf.pretrain(config, dataclasses.replace(source, name=config.dataset))
     with said(folder, "code"), instead(agreement, "code_digest", lambda: "another"):
+        instcls_tf.pretrain(config)
+    with said(folder, "threads"), instead(device, "threads", lambda: THREADS_ELSEWHERE):
         instcls_tf.pretrain(config)
     with said(folder, "workdir"):
         instcls_tf.pretrain(config.replace(workdir=str(folder / "elsewhere")) if faulty else config)

@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from instcls_tf.distributed import cores
 from tests.commands import ROOT, run_command, user_environment
 from tests.faults import conftest
 from tests.faults.jobs import hurt, job_folders, launcher, running, saved, standin
@@ -267,9 +268,10 @@ def test_an_address_where_nobody_answers():
         (["-H", "a:1,a:2", "pretrain"], "-H=a:1,a:2: names a twice, wanted each host once, with all of its workers"),
         (["-H", "a:x", "pretrain"], "-H=a:x: 'a:x' is no host, wanted NAME:WORKERS with commas between them"),
         (["-np", "2", "--min_workers=3", "pretrain"], "--min_workers=3: must be 1 to the 2 workers"),
+        (["-np", "2", "--wait_for_hosts=-1", "pretrain"], "--wait_for_hosts=-1.0: must be 0 or more seconds"),
         (["-np", "2", "tests.faults.nothing"], "tests.faults.nothing: no such module"),
     ],
-    ids=["np", "places", "twice", "form", "min_workers", "module"],
+    ids=["np", "places", "twice", "form", "min_workers", "wait", "module"],
 )
 def test_wrong_words(words, sentence):
     """Too few places for the workers, a host twice, and other wrong words: status 2, one sentence."""
@@ -291,17 +293,57 @@ def test_a_bar_on_a_terminal(tmp_path):
     assert "<stderr>" not in shown and process.stdout.read() == b"rank 0 answers\n"
 
 
+# An ssh that leads to this machine.
+THE_SAME_MACHINE = (
+    'while [ "${1#-}" != "$1" ]; do [ "$1" = -o ] && shift; shift; done; shift\nexec env -i HOME=$HOME %s sh -c "$*"'
+)
+
+
+def test_hosts_with_other_cores(tmp_path, monkeypatch):
+    """A host with fewer cores per worker: all workers compute with the smallest number of threads, which is said."""
+    own = len(os.sched_getaffinity(0))
+    if own < 2:
+        pytest.skip("one core alone: no host can have fewer")
+    monkeypatch.setenv("PATH", fake_ssh(tmp_path, THE_SAME_MACHINE % f"taskset -c {min(os.sched_getaffinity(0))}"))
+    words = standin(tmp_path / "run", LONG, options=("-H", "localhost:1,elsewhere:1"))
+    with running(words, PATH=os.environ["PATH"]) as job:
+        job.wait_until(lambda: len(saved(tmp_path / "run")) > 1)
+        given = [job.worker(rank).environ()[cores.THREADS] for rank in (0, 1)]
+        job.started.send_signal(signal.SIGTERM)
+        finished = job.finish()
+    assert given == ["1", "1"]
+    told = f"(localhost {own}, elsewhere 1): all compute with 1 thread(s), as on elsewhere"
+    assert finished.stderr.splitlines()[0] == f"hosts differ in cores per worker {told}"
+
+
 def test_workers_on_another_host(tmp_path, monkeypatch):
     """A worker elsewhere, over ssh: it finds the environment, and its errors and stamps are read."""
-    script = (
-        'while [ "${1#-}" != "$1" ]; do [ "$1" = -o ] && shift; shift; done; shift\nexec env -i HOME=$HOME sh -c "$*"'
-    )
-    monkeypatch.setenv("PATH", fake_ssh(tmp_path, script))
+    monkeypatch.setenv("PATH", fake_ssh(tmp_path, THE_SAME_MACHINE % ""))
     run = tmp_path / "run"
     with running(standin(run, options=("-H", "localhost:1,elsewhere:1")), PATH=os.environ["PATH"]) as job:
         finished = job.finish()
     assert finished.status == 0, finished.output
     assert attempts(run) == ["2 0"] and saved(run)[-1] == 10
+
+
+def test_a_restart_waits_for_a_host(tmp_path, monkeypatch):
+    """A machine does not answer after a failure, and too few workers are left without it: the restart waits until it
+    does.
+    """
+    gone, run = tmp_path / "gone", tmp_path / "run"
+    refuses = f"[ ! -e {gone} ] || {{ echo 'ssh: connect to host elsewhere port 22: No route to host' >&2; exit 255; }}"
+    monkeypatch.setenv("PATH", fake_ssh(tmp_path, f"{refuses}\n{THE_SAME_MACHINE % ''}"))
+    options = ("-H", "localhost:1,elsewhere:1", "--max_restarts=1")
+    with running(standin(run, "--steps=60", options=options), PATH=os.environ["PATH"]) as job:
+        job.wait_until(lambda: len(saved(run)) > 1)
+        gone.touch()
+        job.worker(1).kill()
+        job.wait_until(lambda: "waiting for elsewhere, up to 600 s (--wait_for_hosts)" in job.read().stderr)
+        gone.unlink()
+        finished = job.finish()
+    assert finished.status == 0, finished.output
+    assert "host elsewhere: cannot be reached\n" in finished.stderr
+    assert [attempt.split()[0] for attempt in attempts(run)] == ["2", "2"] and saved(run)[-1] == 60
 
 
 LISTENING = """

@@ -54,6 +54,16 @@ def test_a_worker_with_other_code(job):
     assert re.match("worker 1 has code=another, worker 0 has code=[0-9a-f]{16}: wanted", sentence_of(job, "code"))
 
 
+def test_a_worker_with_other_threads(job):
+    """A machine with fewer cores, by a launcher that gives no number: refused, with both numbers and what to do."""
+    assert re.fullmatch(
+        r"worker 1 computes with 77 thread\(s\), worker 0 with \d+, which rounds sums differently: wanted as many on"
+        r" all workers. scripts.launch sees to it; with another launcher set INSTCLS_THREADS to the smallest number for"
+        r" all of them",
+        sentence_of(job, "threads"),
+    )
+
+
 def test_a_worker_with_another_workdir(job):
     """The same path on another file system: a file that worker 0 writes is not seen by worker 1."""
     for rank, name in enumerate(("refused", "elsewhere")):

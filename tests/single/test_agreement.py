@@ -17,6 +17,7 @@ from instcls_tf.pretraining import agreement
         ("dataset", "7 images", "--dataset=digits: worker 2 does not see the same images as worker 0 (7 images, 1437 "),
         ("--seed", "1", "worker 2 has --seed=1, worker 0 has --seed=0: wanted the same on both"),
         ("kernels", "none", "worker 2 has kernels=none, worker 0 has kernels="),
+        ("threads", "99", "worker 2 computes with 99 thread(s), worker 0 with "),
         ("code", "0", "worker 2 has code=0, worker 0 has code="),
     ],
 )

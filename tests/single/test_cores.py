@@ -6,6 +6,7 @@ import pytest
 
 from instcls_tf.distributed import cores
 from instcls_tf.distributed.cores import share
+from instcls_tf.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,18 @@ def test_one_worker_has_all_cores_that_it_may_run_on(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 2, 5})
     assert cores.threads_of_worker(1) == cores.allowed() == 3
     assert cores.threads_of_worker(4) == 2
+
+
+def test_a_number_of_threads_for_all_workers(monkeypatch):
+    """What all machines are told stands before this one's share, but reading has its share all the same."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    monkeypatch.setenv(cores.THREADS, "3")
+    assert (cores.threads_of_worker(1), cores.threads_of_worker(8), cores.own_share(1)) == (3, 3, 8)
+    for wrong in ("0", "-1", "all", ""):
+        monkeypatch.setenv(cores.THREADS, wrong)
+        with pytest.raises(UserError, match=f"INSTCLS_THREADS='{wrong}' in the environment: wanted the number of"):
+            cores.threads_of_worker(1)
 
 
 def test_caches_as_the_system_describes_them(monkeypatch, tmp_path):

@@ -17,7 +17,7 @@ from tests.import_graph import DRAWING, ROOT, Import, circles, draw, graph_of_mo
 LEVELS = (
     ("scripts",),
     ("flags",),
-    ("claims",),
+    ("claims", "doctor"),
     ("benchmark", "detection", "gallery", "plan", "report", "sweep"),
     ("search",),
     ("evaluation", "export", "initial", "pretraining"),

@@ -90,8 +90,10 @@ def _pretrain(
     # ---- What the images are, by which an earlier run or a later one knows them
     grown, hashes = None, None
     if prefix is None and classifier is not None:
-        hashes = growth.contents_of(source, progress, config.workdir if opened.resuming else None)
-        grown = growth.find(config, hashes, progress) if config.extend_from else None
+        reading = Progress(is_chief, within=True)
+        hashes = growth.contents_of(source, reading, config.workdir if opened.resuming else None)
+        grown = growth.find(config, hashes, reading) if config.extend_from else None
+        reading.close()
 
     # ---- The folder of the run
     _announce(source, steps, run.method.note, first_step, progress)

@@ -240,7 +240,7 @@ def test_a_browser_without_webgl(browser, looked):
 def test_the_page_about_the_run(browser, looked):
     opened = Opened(browser.new_page(java_script_enabled=False), looked.workdir / "report.html", looked.workdir)
     assert "Step 5 of 6: unfinished." in opened.page.text_content("body")
-    assert opened.page.locator('section svg[role="img"]').count() == 3  # no k-NN was asked for
+    assert opened.page.locator('section svg[role="img"]').count() == 3 + 2  # no k-NN was asked for, gauges are
     assert opened.page.locator("section img").count() == 1 + 6  # views, and rows of neighbours
     assert opened.page.locator("script, section b").count() == 0
     assert opened.wrong == []

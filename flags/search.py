@@ -57,9 +57,12 @@ def queries() -> list[str]:
 
 def search_settings() -> dict[str, Any]:
     """What `report.search.search_with_page` takes besides run, queries and page."""
+    kind = evaluation.choice("features", KINDS)
     return {
         **_images(),
-        "kind": evaluation.choice("features", KINDS),
+        # An index that is there has its own.
+        "split": FLAGS.split if FLAGS["split"].present else None,
+        "kind": kind if FLAGS["features"].present else None,
         "index_path": FLAGS.index,
         "add": [os.path.expanduser(path) for path in FLAGS.add],
     }

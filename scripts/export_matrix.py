@@ -3,8 +3,8 @@
 It takes 13 GB and some minutes for the environments, most of it PyTorch, and six minutes of two cores for the rest.
 
 Examples:
-  python -m scripts.export_matrix --environments=/tmp/environments
-  python -m scripts.export_matrix --environments=/tmp/environments --formats=onnx
+  python -m scripts.export_matrix --environments=environments
+  python -m scripts.export_matrix --environments=environments --formats=onnx
 """
 
 from flags import command, evaluation, export

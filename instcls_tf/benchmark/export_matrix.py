@@ -173,7 +173,9 @@ def _notes_on(result: dict[str, Any]) -> str:
         for run in result["runs"]
         if "changed" in run
     )
-    checks = ", ".join(f"{run['self_check']:.1e} ({run['format']}, {run['version']})" for run in result["runs"])
+    checks = ", ".join(
+        f"{run['self_check']:.1e} ({run['format']}, {run['runtime']} {run['version']})" for run in result["runs"]
+    )
     examples = ", ".join(f"{example['error']:.1e}" for example in result["examples"])
     return (
         f"ResNet-50, {result['image_size']} pixels, random BN statistics and gammas, one core of"

@@ -76,3 +76,17 @@ def all_or_none(work: Callable[[], Result]) -> Result:
     if problems:
         raise UserError(problems[0])
     return cast(Result, result)
+
+
+def merged(mine: dict[str, str]) -> dict[str, str]:
+    """What the workers' dictionaries hold together, by the lower rank where several have a key; all together."""
+    return {key: value for one in reversed(everybodys(mine)) for key, value in one.items()}
+
+
+def on_rank_0(action: Callable[[], object]) -> None:
+    """Does on rank 0 what only one worker may do; all workers together.
+
+    Raises:
+      UserError: rank 0's; on all workers alike, so that none waits for those that have ended.
+    """
+    all_or_none(lambda: action() if collectives.rank() == 0 else None)

@@ -45,8 +45,9 @@ def embed(paths: Sequence[str | os.PathLike], workdir: str, *, features: str = B
         image_size=config.image_size,
         center_crop_fraction=config.center_crop_fraction,
     )
-    if source.bad.reasons:
-        sentences = (f"{shown(name)}: {reason}" for name, reason in sorted(source.bad.reasons.items()))
-        count = f"{len(source.bad.reasons)} of {len(paths)} files"
+    reasons = workers.merged(source.bad.reasons)
+    if reasons:
+        sentences = (f"{shown(name)}: {reason}" for name, reason in sorted(reasons.items()))
+        count = f"{len(reasons)} of {len(paths)} files"
         raise UserError(f"embed: cannot read {count}: {some_of(sentences, 3, '; ')}")
     return found.vectors

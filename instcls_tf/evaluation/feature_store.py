@@ -229,18 +229,20 @@ def write_output(stored: Stored, output: str, paths: Sequence[str], wanted: str 
     """
     refuse_occupied(output)
     chosen = format_of(output, wanted)
-    arrays = {**stored._asdict(), "paths": np.array(paths, np.str_)}
+    arrays, text = stored._asdict(), np.dtype(("U", max(map(len, paths), default=1) or 1))
     try:
         os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
         if chosen != NPY:
-            if chosen == NPZ and sum(array.nbytes for array in arrays.values()) > _LARGEST_NPZ_BYTES:
+            size = sum(array.nbytes for array in arrays.values()) + len(paths) * text.itemsize
+            if chosen == NPZ and size > _LARGEST_NPZ_BYTES:
                 raise UserError(f"--output={output}: too large for one file, name a folder (without .npz)")
             with files.whole_file(output) as file:
-                _WRITERS[chosen](file, **arrays)
+                _WRITERS[chosen](file, **arrays, paths=np.array(paths, text) if chosen == NPZ else paths)
             return [output]
         scratch = tempfile.mkdtemp(dir=os.path.dirname(os.path.abspath(output)), prefix=".writing-")
         for name, array in arrays.items():
-            _write_shards(scratch, name, array)
+            _write_shards(scratch, name, array, array.dtype, array.nbytes)
+        _write_shards(scratch, "paths", paths, text, len(paths) * text.itemsize)
         os.chmod(scratch, 0o755)
         os.replace(scratch, output)
     except OSError as error:
@@ -248,9 +250,11 @@ def write_output(stored: Stored, output: str, paths: Sequence[str], wanted: str 
     return sorted(os.path.join(output, name) for name in os.listdir(output))
 
 
-def _write_shards(folder: str, name: str, array: np.ndarray) -> None:
-    count = max(1, -(-array.nbytes // _SHARD_BYTES))
-    rows = -(-len(array) // count)
+def _write_shards(folder: str, name: str, rows: np.ndarray | Sequence[str], dtype: np.dtype, size: int) -> None:
+    """Of text, which takes 4 bytes times the longest, one file at a time is in memory."""
+    count = max(1, -(-size // _SHARD_BYTES))
+    length = -(-len(rows) // count)
     for shard in range(count):
         suffix = "" if count == 1 else f"-{shard:05d}-of-{count:05d}"
-        np.save(os.path.join(folder, f"{name}{suffix}.npy"), array[shard * rows : (shard + 1) * rows])
+        part = np.asarray(rows[shard * length : (shard + 1) * length], dtype)
+        np.save(os.path.join(folder, f"{name}{suffix}.npy"), part)

@@ -11,7 +11,7 @@ import tensorflow as tf
 from instcls_tf import stamps
 from instcls_tf.data import pipeline
 from instcls_tf.data.source import Source
-from instcls_tf.distributed import collectives
+from instcls_tf.distributed import collectives, workers
 from instcls_tf.errors import UserError
 from instcls_tf.progress import OnProgress
 
@@ -121,12 +121,12 @@ def stream(
 
 
 def refuse_damage(source: Source) -> None:
-    """Ends an evaluation that has met record files which hold less than they should.
+    """Ends an evaluation that has met record files which hold less than they should; all workers together.
 
     Raises:
-      UserError: names the file.
+      UserError: names the file; on all workers alike, whichever of them has read it.
     """
-    for sentence in source.bad.damage.values():
+    for _, sentence in sorted(workers.merged(source.bad.damage).items()):
         raise UserError(f"--dataset={source.name}: {sentence}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -18,7 +19,7 @@ def write_csv(
     projection: np.ndarray,
     labels: np.ndarray,
     ids: np.ndarray,
-    paths: np.ndarray,
+    paths: Sequence[str],
 ) -> None:
     """Columns `path`, `id`, `label`, and one for each feature, `backbone_0` and so on.
 
@@ -42,7 +43,7 @@ def write_csv(
     table.writerow(["path", "id", "label", *features])
     for start in range(0, len(ids), _ROWS_AT_ONCE):
         part = slice(start, start + _ROWS_AT_ONCE)
-        columns = paths[part].tolist(), ids[part].tolist(), labels[part].tolist()
+        columns = paths[part], ids[part].tolist(), labels[part].tolist()
         # The shortest decimals that give the same float32 again.
         rows = np.concatenate([backbone[part], projection[part]], axis=1).astype(str).tolist()
         table.writerows([*about, *row] for *about, row in zip(*columns, rows))
@@ -56,7 +57,7 @@ def write_parquet(
     projection: np.ndarray,
     labels: np.ndarray,
     ids: np.ndarray,
-    paths: np.ndarray,
+    paths: Sequence[str],
 ) -> None:
     """Columns `path`, `id`, `label`, and `backbone` and `projection` as lists of a fixed length.
 
@@ -70,12 +71,11 @@ def write_parquet(
     def vectors(rows: np.ndarray) -> Any:
         return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(rows).ravel()), rows.shape[1])
 
-    names = [_plain(path) for path in paths.tolist()]
     writer: Any = None
     for start in range(0, max(1, len(ids)), _ROWS_AT_ONCE):
         part = slice(start, start + _ROWS_AT_ONCE)
         columns = {
-            "path": pa.array(names[part], pa.string()),
+            "path": pa.array([_plain(path) for path in paths[part]], pa.string()),
             "id": pa.array(ids[part]),
             "label": pa.array(labels[part]),
             "backbone": vectors(backbone[part]),

@@ -10,6 +10,7 @@ import base64
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -25,6 +26,10 @@ from instcls_tf.gallery.layout import along_a_curve
 from instcls_tf.gallery.neighbours import NEAR_COSINE, NEAR_PIXELS, Twins
 
 _ASSETS = ("index.html", "gallery.css", "points.js", "gallery.js")
+_FOLDERS = ("data", "sprites")
+# What the list of a gallery's data begins with, and all files that a gallery has.
+_SET = "GALLERY.set("
+_ENTRIES = re.compile("|".join([*map(re.escape, _ASSETS), r"data/(set|(names|lists)-\d+)\.js", r"sprites/\d+\.jpg"]))
 # Images whose names and lists are in one file, pixels a side of a sheet, and pairs that the page lists.
 _SHARD, _SHEET_PIXELS, _LISTED_PAIRS = 2048, 2048, 2000
 _JPEG_QUALITY = 80
@@ -62,15 +67,38 @@ def refuse_unfit(output: str) -> None:
     Raises:
       UserError: names the folder.
     """
-    is_gallery = os.path.isfile(os.path.join(output, "data", "set.js"))
-    if os.path.lexists(output) and not is_gallery and (not os.path.isdir(output) or os.listdir(output)):
-        raise UserError(f"--output={shown(output)}: exists and is no gallery, name a new folder")
-    parent = os.path.dirname(os.path.abspath(output))
+    _refuse_others(output)
+    parent = os.path.dirname(os.path.realpath(output))
     try:
         os.makedirs(parent, exist_ok=True)
         os.rmdir(tempfile.mkdtemp(dir=parent, prefix=".writing-"))
     except OSError as error:
         raise UserError(f"--output={shown(output)}: cannot be written ({error.strerror})") from error
+
+
+def _refuse_others(output: str) -> None:
+    """A gallery is replaced as a whole: nothing else may be where it is, nor inside it."""
+    if not os.path.lexists(output) or (os.path.isdir(output) and not os.listdir(output)):
+        return
+    if not _is_set(os.path.join(output, "data", "set.js")):
+        raise UserError(f"--output={shown(output)}: exists and is no gallery, name a new folder")
+    for folder, folders, names in os.walk(output):
+        below = [os.path.relpath(os.path.join(folder, name), output) for name in sorted(names)]
+        foreign = [name for name in below if not _ENTRIES.fullmatch(name)]
+        foreign += [name for name in sorted(folders) if folder != output or name not in _FOLDERS]
+        if foreign:
+            raise UserError(
+                f"--output={shown(output)}: is a gallery with {shown(foreign[0])}, which is none of its own files, take"
+                f" that away or name a new folder"
+            )
+
+
+def _is_set(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_SET)) == _SET.encode()
+    except OSError:
+        return False
 
 
 def write_gallery(output: str, exhibit: Exhibit) -> int:
@@ -84,15 +112,16 @@ def write_gallery(output: str, exhibit: Exhibit) -> int:
       The bytes of all its files.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: it cannot be written, or what is there is not a gallery alone.
     """
-    parent = os.path.dirname(os.path.abspath(output))
+    parent = os.path.dirname(os.path.realpath(output))
     try:
         scratch = tempfile.mkdtemp(dir=parent, prefix=".writing-")
         try:
             _write(scratch, exhibit)
             os.chmod(scratch, 0o755)  # mkdtemp's folders are private
-            _take_the_name(scratch, output)
+            _refuse_others(output)  # what has come since the beginning
+            _take_the_name(scratch, os.path.realpath(output))
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         return sum(
@@ -104,14 +133,20 @@ def write_gallery(output: str, exhibit: Exhibit) -> int:
 
 def _take_the_name(scratch: str, output: str) -> None:
     old = f"{scratch}-old"
-    if os.path.lexists(output):
+    is_there = os.path.lexists(output)
+    if is_there:
         os.rename(output, old)
-    os.rename(scratch, output)
+    try:
+        os.rename(scratch, output)
+    except OSError:
+        if is_there:
+            os.rename(old, output)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
 def _write(folder: str, exhibit: Exhibit) -> None:
-    for name in ("data", "sprites"):
+    for name in _FOLDERS:
         os.mkdir(os.path.join(folder, name))
     assets = resources.files("instcls_tf.gallery") / "assets"
     for name in _ASSETS:

@@ -124,8 +124,10 @@ def drop_list(found: Duplicates) -> bytes:
 def write_duplicates(path: str, found: Duplicates) -> None:
     """Writes the page: leaks and contradictions first, then groups of copies, look-alikes and outliers."""
     leaks = connected_leaks(found)
-    conflicts = [group for group in found.conflicts if group not in leaks]
-    others = [group for group in found.groups if group not in leaks and group not in conflicts]
+    told = {group[0] for group in leaks}  # an image is in one group
+    conflicts = [group for group in found.conflicts if group[0] not in told]
+    told |= {group[0] for group in conflicts}
+    others = [group for group in found.groups if group[0] not in told]
     kinds = {
         "In both sets": leaks,
         "Copies with different labels": conflicts,
@@ -135,12 +137,13 @@ def write_duplicates(path: str, found: Duplicates) -> None:
     }
     shown = {title: [group[:_SHOWN_IMAGES] for group in groups[:_SHOWN_GROUPS]] for title, groups in kinds.items()}
     uris = _thumbnails(found, {place for groups in shown.values() for group in groups for place in group})
+    drop = set(found.drop)
     parts = [paragraph(found.age.sentence()[0].upper() + found.age.sentence()[1:] + ".", True)] * found.age.is_too_young
     for title, groups in shown.items():
         total = len(kinds[title])
         count = f"{total}" if total == len(groups) else f"{len(groups)} of {total}"
         parts.append(f"<h2>{title} ({count})</h2>")
-        parts += [section(_figure(found, uris, place) for place in group) for group in groups]
+        parts += [section(_figure(found, uris, place, place in drop) for place in group) for group in groups]
     write_page(path, f"Duplicates among {len(found.images.ids)} images", parts)
 
 
@@ -150,10 +153,10 @@ def connected_leaks(found: Duplicates) -> list[list[int]]:
     return [group for group in found.groups if len({int(sets[place]) for place in group}) > 1]
 
 
-def _figure(found: Duplicates, uris: dict[int, str], place: int) -> str:
+def _figure(found: Duplicates, uris: dict[int, str], place: int, is_dropped: bool) -> str:
     images = found.images
     about = " · ".join(filter(None, [images.splits[images.of_source[place]], images.label(place)]))
-    return figure(uris.get(place), images.names[place], about, place in found.drop)
+    return figure(uris.get(place), images.names[place], about, is_dropped)
 
 
 def _thumbnails(found: Duplicates, places: set[int]) -> dict[int, str]:

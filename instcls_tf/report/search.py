@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from instcls_tf import files
 from instcls_tf.data.listed_files import listed_files
 from instcls_tf.data.names import names_of
 from instcls_tf.data.sources import open_source
+from instcls_tf.distributed import workers
 from instcls_tf.errors import UserError
 from instcls_tf.report.answer import Answer, Picture
 from instcls_tf.report.thumbnails import figure, section, thumbnails_of, write_page
@@ -22,7 +24,8 @@ def search_with_page(
 ) -> Answer:
     """`search_in_run`, to be shown on the page `output`; all workers together."""
     if output:
-        files.refuse_unwritable(output)
+        workers.start()
+        workers.on_rank_0(lambda: files.refuse_unwritable(output))
     searched = search_in_run(workdir, queries, k, data_dir=data_dir, **settings)
     picture = Picture(output, lambda path: write_hits(path, searched, data_dir)) if output else None
     return Answer(searched.summary(), picture=picture)
@@ -30,28 +33,37 @@ def search_with_page(
 
 def write_hits(path: str, searched: Searched, data_dir: str | None = None) -> None:
     """Writes a page: each query, and what was found, the most similar first."""
-    names = [*searched.queries, *(hit.name for hits in searched.hits for hit in hits)]
+    asked = _of_files(searched.queries)  # as the search takes them: a file, or else the name of an image
+    names = [query for query in searched.queries if not os.path.isfile(query)]
+    names += [hit.name for hits in searched.hits for hit in hits]
     images = thumbnails_by_name(names, searched.among.origin, data_dir)
     parts = []
     for query, hits in zip(searched.queries, searched.hits):
         found = [figure(images.get(hit.name), hit.name, f"{hit.cosine:.4f}") for hit in hits]
-        parts.append(section([figure(images.get(query), query, "query", is_marked=True), *found]))
+        parts.append(section([figure({**images, **asked}.get(query), query, "query", is_marked=True), *found]))
     write_page(path, f"{len(searched.queries)} queries among {len(searched.among)} images", parts)
 
 
 def thumbnails_by_name(
     names: list[str], origin: tuple[str, str] | None = None, data_dir: str | None = None
 ) -> dict[str, str]:
-    """Data URIs of images that are files, or that the dataset and split `origin` has under these names."""
-    paths = [name for name in dict.fromkeys(names) if os.path.isfile(name)]
-    found = {paths[place]: uri for place, uri in thumbnails_of(listed_files(paths), range(len(paths))).items()}
-    missing = set(names) - found.keys()
-    if not missing or origin is None:
-        return found
+    """Data URIs of images that the dataset and split `origin` has under these names, or else of files.
+
+    A name of the dataset is not looked up on the disk, where another image may have it in the current folder.
+    """
+    if origin is None:
+        return _of_files(names)
     try:
         source = open_source(*origin, data_dir)
     except UserError:  # an index may outlive the images that it was made of
-        return found
+        return _of_files([name for name in names if os.path.isabs(name)])
+    wanted = set(names)
     known = enumerate(names_of(source, np.arange(source.num_instances)))
-    name_of = {place: name for place, name in known if name in missing}
-    return {**found, **{name_of[place]: uri for place, uri in thumbnails_of(source, name_of).items()}}
+    name_of = {place: name for place, name in known if name in wanted}
+    found = {name_of[place]: uri for place, uri in thumbnails_of(source, name_of).items()}
+    return {**_of_files(wanted - set(name_of.values())), **found}
+
+
+def _of_files(names: Iterable[str]) -> dict[str, str]:
+    paths = [name for name in dict.fromkeys(names) if os.path.isfile(name)]
+    return {paths[place]: uri for place, uri in thumbnails_of(listed_files(paths), range(len(paths))).items()}

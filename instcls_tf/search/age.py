@@ -64,7 +64,7 @@ def age_of(config: PretrainConfig, source: Source, encoder: tf.keras.Model) -> A
         num_workers=collectives.size(),
     )
     ((views, ids),) = batches
-    views = tf.boolean_mask(views, ids != pipeline.PADDING_ID)
+    views = _of_all_workers(views[ids != pipeline.PADDING_ID], ids[ids != pipeline.PADDING_ID])
     # Moving statistics of an untrained network say nothing: it takes those of the batch.
     networks = [(encoder.get_layer("backbone"), False), (make_encoder(config).get_layer("backbone"), True)]
     hits = [_hits(*(_features(network, views[:, view], training) for view in (0, 1))) for network, training in networks]
@@ -80,15 +80,19 @@ def judged(hits: np.ndarray, hits_untrained: np.ndarray) -> Age:
     return Age(found, found_untrained, len(hits), not is_better and found < _NEARLY_ALL)
 
 
+def _of_all_workers(views: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
+    """All views in the order of ids, so that it does not matter how the workers have shared them out."""
+    views, ids = collectives.all_gather(views, "views"), collectives.all_gather(ids, "ids")
+    return tf.gather(views, tf.argsort(ids))
+
+
 def _features(network: tf.keras.Model, images: tf.Tensor, training: bool) -> np.ndarray:
-    """Rows of length 1 of all workers' images."""
-    parts = [
-        network(images[start : start + _ROWS_AT_ONCE], training=training)
-        for start in range(0, len(images), _ROWS_AT_ONCE)
-    ]
+    """Rows of length 1 of all images; the workers share out the batches, which are the same for any number of them."""
+    starts = range(0, len(images), _ROWS_AT_ONCE)[slice(*collectives.own_bounds(-(-len(images) // _ROWS_AT_ONCE)))]
+    parts = [network(images[start : start + _ROWS_AT_ONCE], training=training) for start in starts]
     width = network.output_shape[-1]
     own = tf.concat([tf.zeros([0, width]), *(tf.cast(part, tf.float32) for part in parts)], axis=0)
-    return unit_rows(collectives.all_gather(own, "views").numpy())
+    return unit_rows(collectives.all_gather(own, "features_of_views").numpy())
 
 
 def _hits(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import tensorflow as tf
 
+from instcls_tf.distributed import collectives
 from instcls_tf.search.neighbours import nearest_rows, unit_rows
 from instcls_tf.search.signatures import Signatures
 
@@ -30,17 +32,23 @@ class Candidates(NamedTuple):
 
 
 def neighbours_by_features(rows: np.ndarray, k: int) -> Neighbours:
-    """The k nearest others of each row.
+    """The k nearest others of each row; the workers share the rows out, and each gets all.
 
     Args:
       rows: `[n, F]` of length 1.
       k: at most n - 1.
     """
-    cosines, places = nearest_rows(rows, rows, k + 1)
+    cosines, places = _nearest_shared_out(rows, rows, k + 1)
     # A row is among its own neighbours, unless k others are exactly alike.
     is_itself = places == np.arange(len(rows))[:, None]
     is_itself[~is_itself.any(axis=1), -1] = True
     return Neighbours(cosines[~is_itself].reshape(-1, k), places[~is_itself].reshape(-1, k))
+
+
+def _nearest_shared_out(rows: np.ndarray, queries: np.ndarray, k: int) -> list[np.ndarray]:
+    """`nearest_rows`, of which each worker finds a share."""
+    own = nearest_rows(rows, queries[slice(*collectives.own_bounds(len(queries)))], k)
+    return [collectives.all_gather(tf.constant(part), "nearest_rows").numpy() for part in own]
 
 
 def pairs_of_neighbours(places: np.ndarray) -> np.ndarray:
@@ -55,7 +63,7 @@ def pairs_of_neighbours(places: np.ndarray) -> np.ndarray:
 
 
 def pairs_to_compare(signatures: Signatures, by_features: np.ndarray, k: int) -> Candidates:
-    """The pairs that look alike when tiny, among neighbours by features and by hashes.
+    """The pairs that look alike when tiny, among neighbours by features and by hashes; all workers together.
 
     Args:
       signatures: of the n images.
@@ -63,7 +71,7 @@ def pairs_to_compare(signatures: Signatures, by_features: np.ndarray, k: int) ->
       k: neighbours by hashes, of the image and of its mirror image; at most n.
     """
     hashes, mirrored = unit_rows(signatures.hashes), unit_rows(signatures.mirrored_hashes)
-    found = [by_features, *(nearest_rows(hashes, queries, k)[1] for queries in (hashes, mirrored))]
+    found = [by_features, *(_nearest_shared_out(hashes, queries, k)[1] for queries in (hashes, mirrored))]
     pairs = pairs_of_neighbours(np.concatenate(found, axis=1))
     blocks = [pairs[start : start + _BLOCK_PAIRS] for start in range(0, len(pairs), _BLOCK_PAIRS)]
     correlations = np.concatenate([np.empty([0, 2], np.float32), *(_correlations(signatures.tiny, b) for b in blocks)])

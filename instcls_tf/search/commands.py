@@ -15,8 +15,9 @@ from instcls_tf.data.listing import list_images
 from instcls_tf.data.names import names_of
 from instcls_tf.data.source import Source
 from instcls_tf.data.sources import open_source
-from instcls_tf.distributed import collectives
+from instcls_tf.distributed import collectives, workers
 from instcls_tf.errors import UserError, shown
+from instcls_tf.evaluation.recipes import BACKBONE
 from instcls_tf.evaluation.subject import judged_config
 from instcls_tf.progress import Progress
 from instcls_tf.search.index import Hit, Index
@@ -45,9 +46,9 @@ def search_in_run(
     k: int,
     *,
     dataset: str | None,
-    split: str,
+    split: str | None,
     data_dir: str | None,
-    kind: str,
+    kind: str | None,
     center_crop_fraction: float | None = None,
     index_path: str | None = None,
     add: Sequence[str] = (),
@@ -59,40 +60,71 @@ def search_in_run(
       queries: image files, or names of images of the index.
       k: how many for each.
       dataset: what is searched; None for the run's own.
-      split: which part.
+      split: which part; None for `train`.
       data_dir: TFDS's folder; None for the run's own.
-      kind: of features.
+      kind: of features; None for `backbone`.
       center_crop_fraction: what is seen of an image; None for the run's own.
-      index_path: a file of `Index.save`, which is searched if it is there, and written if not; None for no file.
-      add: files and folders of images that join the index.
+      index_path: a file of `Index.save`, which is searched if it is there, and written if not; None for no file. One
+        that is there knows its images, features and crop: the arguments about these are to be None or the same.
+      add: files and folders of images that join the index, those that have not joined it before.
 
     Raises:
       UserError: what is wrong with the run, the images, the queries or the file.
     """
     require_value("k", k, k >= 1, "at least 1")
     added = _files_of(add)
-    is_kept = index_path is not None and os.path.exists(index_path)
+    workers.start()
+    is_kept = index_path is not None and workers.rank_0_says(os.path.exists(index_path), "has_index")
     if is_kept:
         if dataset is not None:
             raise UserError(
                 f"--dataset={shown(dataset)}: --index={shown(index_path)} has images already, give one of them"
             )
         index = Index.load(str(index_path), workdir)
+        _refuse_contradictions(index, str(index_path), split, kind, center_crop_fraction)
     else:
+        split = split or "train"
         source = _open(workdir, dataset, split, data_dir, center_crop_fraction)
         _refuse_early(queries, k, source, len(added))
-        if index_path is not None and collectives.rank() == 0:
-            files.refuse_unwritable(index_path, "index")
-        index = Index.of_source(workdir, source, split, kind=kind, center_crop_fraction=center_crop_fraction)
-    progress = Progress(visible=collectives.rank() == 0)
-    if added:
-        unread = index.add(added)
-        progress.say(f"{len(added) - len(unread)} images added to {len(index) - len(added) + len(unread)}")
-        for name in unread:
-            progress.say(f"{shown(name)}: cannot be read, left out")
-    if index_path is not None and (added or not is_kept) and collectives.rank() == 0:
-        index.save(index_path)
+        if index_path is not None:
+            workers.on_rank_0(lambda: files.refuse_unwritable(str(index_path), "index"))
+        index = Index.of_source(
+            workdir, source, split, kind=kind or BACKBONE, center_crop_fraction=center_crop_fraction
+        )
+    has_grown = _add(index, added)
+    if index_path is not None and (has_grown or not is_kept):
+        workers.on_rank_0(lambda: index.save(str(index_path)))
     return Searched(index, queries, _ask(index, queries, k))
+
+
+def _refuse_contradictions(
+    index: Index, path: str, split: str | None, kind: str | None, center_crop_fraction: float | None
+) -> None:
+    """What an index is of is not changed by flags."""
+    for flag, wanted, found in (
+        ("split", split, index.origin[1] if index.origin else "none"),
+        ("features", kind, index.kind),
+        ("center_crop_fraction", center_crop_fraction, index.center_crop_fraction),
+    ):
+        if wanted is not None and wanted != found:
+            raise UserError(
+                f"--{flag}={wanted}: --index={shown(path)} was made with {found}, leave the flag out or name a new file"
+            )
+
+
+def _add(index: Index, paths: list[str]) -> bool:
+    """Lets images join an index that are not in it, and tells of them; whether any has."""
+    if not paths:
+        return False
+    known, before = set(index.names), len(index)
+    new = [path for path in paths if path not in known]
+    unread = index.add(new)
+    progress = Progress(visible=collectives.rank() == 0)
+    there = f", {len(paths) - len(new)} were in it already" if len(new) < len(paths) else ""
+    progress.say(f"{len(index) - before} images added to {before}{there}")
+    for name in unread:
+        progress.say(f"{shown(name)}: cannot be read, left out")
+    return len(index) > before
 
 
 def _open(
@@ -103,23 +135,23 @@ def _open(
 
 
 def _files_of(paths: Sequence[str]) -> list[str]:
-    """The image files that are meant, those of folders in the order of their names."""
+    """The image files that are meant, as absolute paths and once each, those of folders in the order of their names."""
     found = []
     for path in paths:
         if os.path.isdir(path):
-            found += [os.path.join(path, name) for name in list_images(path).paths]
+            found += [os.path.join(os.path.abspath(path), name) for name in list_images(path).paths]
         elif os.path.exists(path):
-            found.append(path)
+            found.append(os.path.abspath(path))
         else:
             raise UserError(f"--add={shown(path)}: no such file or folder")
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _refuse_early(queries: list[str], k: int, source: Source, added: int) -> None:
     """Before features are computed, where the images are known without reading them."""
     total = source.num_instances + added
     require_value("k", k, k <= total, f"between 1 and the {total} images that are searched")
-    unknown = [query for query in queries if not os.path.exists(query)]
+    unknown = [query for query in queries if not os.path.isfile(query)]
     if unknown and source.random_access:
         names = set(names_of(source, np.arange(source.num_instances)))
         for query in unknown:
@@ -129,7 +161,7 @@ def _refuse_early(queries: list[str], k: int, source: Source, added: int) -> Non
 
 def _ask(index: Index, queries: list[str], k: int) -> list[list[Hit]]:
     """Files are read; other queries are names, whose features the index has."""
-    is_file = [os.path.exists(query) for query in queries]
+    is_file = [os.path.isfile(query) for query in queries]
     vectors = np.zeros([len(queries), index.vectors.shape[1]], np.float32)
     place_of = {name: place for place, name in enumerate(index.names)} if not all(is_file) else {}
     for row, query in enumerate(queries):

@@ -144,8 +144,9 @@ def duplicates_of_run(
     progress = workers.start(config.seed, notes_of(*sources))
     encoder = load_encoder(workdir)
     seen = {"image_size": config.image_size, "center_crop_fraction": config.center_crop_fraction}
-    parts = [_images(workdir, encoder, source, wanted[i][1], seen, progress) for i, source in enumerate(sources)]
-    images = joined(parts)
+    images = joined(
+        [_images(workdir, encoder, source, wanted[i][1], seen, progress) for i, source in enumerate(sources)]
+    )
     if len(images.ids) < 2:
         raise UserError(f"--dataset={dataset}: fewer than two images can be read")
     progress.say("comparing with an untrained network")
@@ -163,6 +164,7 @@ def _images(
     stored = stored_features(workdir, encoder, source, split, progress=progress, **seen)
     signatures = signatures_of(source, progress)
     ids, rows, places = np.intersect1d(stored.ids, signatures.ids, return_indices=True)
+    vectors = getattr(stored, BACKBONE)
     return Images(
         (source,),
         (split,),
@@ -170,13 +172,15 @@ def _images(
         ids,
         names_of(source, ids),
         stored.labels[rows],
-        unit_rows(getattr(stored, BACKBONE)[rows]),
+        unit_rows(vectors if len(rows) == len(vectors) else vectors[rows]),
         Signatures(*(part[places] for part in signatures)),
     )
 
 
 def joined(parts: list[Images]) -> Images:
     """The images of several sources, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
     return Images(
         tuple(part.sources[0] for part in parts),
         tuple(part.splits[0] for part in parts),

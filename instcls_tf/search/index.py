@@ -69,6 +69,7 @@ class Index:
       workdir, origin: as given.
       vectors: `[N, F]` float32 of length 1.
       names: of the N images, in the order in which they came.
+      kind, center_crop_fraction: of what the features are.
     """
 
     def __init__(
@@ -159,6 +160,14 @@ class Index:
             origin=(source.name, split),
         )
 
+    @property
+    def kind(self) -> str:
+        return self._seen.kind
+
+    @property
+    def center_crop_fraction(self) -> float:
+        return self._seen.center_crop_fraction
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -205,7 +214,7 @@ class Index:
         """Features as the index holds them, `[n, F]` float32 of length 1; see `search` for arguments and errors."""
         vectors, is_read, reasons = self._vectors_of(queries)
         if not is_read.all():
-            name, reason = next(iter(reasons.items()))
+            name, reason = min(reasons.items())
             raise UserError(f"--query={shown(name)}: cannot be read ({shown(reason)})")
         return vectors
 
@@ -275,7 +284,7 @@ class Index:
             size, fraction = self._seen.image_size, self._seen.center_crop_fraction
             for batch in features.stream(self._embed(), source, image_size=size, center_crop_fraction=fraction):
                 vectors[batch.ids], is_read[batch.ids] = batch.outputs[0], True
-        return unit_rows(vectors[is_read]), is_read, source.bad.reasons
+        return unit_rows(vectors[is_read]), is_read, workers.merged(source.bad.reasons)
 
     def _embed(self) -> features.Embedder:
         """One graph for all queries."""

@@ -20,6 +20,8 @@ _PROBED_LISTS = 64
 _TRAINED_ON = 200_000
 # Elements of one block of cosines, [queries, rows].
 _BLOCK_ELEMENTS = 2**24
+# Rows that are brought to length 1 at a time.
+_UNIT_ROWS = 65536
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
@@ -28,12 +30,15 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
     Raises:
       UserError: a value is not finite.
     """
-    vectors = np.asarray(vectors, np.float32)
-    if not np.isfinite(vectors).all():
-        raise UserError("the features are not finite: did the training of their network diverge?")
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    # What has this length already stays bit by bit as it is.
-    return vectors / np.where((lengths > 0) & (np.abs(lengths - 1) > 1e-6), lengths, 1)
+    found = np.empty(np.shape(vectors), np.float32)
+    for start in range(0, len(vectors), _UNIT_ROWS):  # in blocks: of millions, no other copy than the result
+        block = np.asarray(vectors[start : start + _UNIT_ROWS], np.float32)
+        if not np.isfinite(block).all():
+            raise UserError("the features are not finite: did the training of their network diverge?")
+        lengths = np.linalg.norm(block, axis=1, keepdims=True)
+        # What has this length already stays bit by bit as it is.
+        found[start : start + _UNIT_ROWS] = block / np.where((lengths > 0) & (np.abs(lengths - 1) > 1e-6), lengths, 1)
+    return found
 
 
 def nearest_rows(rows: np.ndarray, queries: np.ndarray, k: int, exact: bool = False) -> tuple[np.ndarray, np.ndarray]:

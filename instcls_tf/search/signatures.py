@@ -12,6 +12,7 @@ from instcls_tf.data.source import Source
 from instcls_tf.data.squares import squares_of
 from instcls_tf.distributed import collectives
 from instcls_tf.errors import UserError
+from instcls_tf.evaluation.features import refuse_damage
 from instcls_tf.progress import OnProgress, no_progress
 from instcls_tf.search.verify import SIDE
 
@@ -50,7 +51,7 @@ def signatures_of(source: Source, progress: OnProgress = no_progress) -> Signatu
       progress: called with a stage's name, images done and images in all.
 
     Raises:
-      UserError: the library of hashes is missing.
+      UserError: the library of hashes is missing, or a record file is damaged.
     """
     library = hashing()
     begin, end = collectives.own_bounds(source.num_instances)
@@ -59,6 +60,7 @@ def signatures_of(source: Source, progress: OnProgress = no_progress) -> Signatu
         hashes = [hash_of(library, pixels) for pixels in (square.pixels, square.pixels[:, ::-1])]
         rows.append((square.instance_id, *hashes, tiny_of(square.pixels), (square.height, square.width)))
         progress(f"hashes of {source.name}", square.instance_id + 1 - begin, end - begin)
+    refuse_damage(source)
     shapes: tuple[list[int], ...] = ([], [HASH_BITS], [HASH_BITS], [_TINY, _TINY], [2])
     dtypes = (np.int32, np.int8, np.int8, np.uint8, np.int32)
     columns = zip(*rows) if rows else [[]] * len(shapes)

@@ -41,6 +41,7 @@ def test_two_workers_judge_as_one(workdir, tmp_path):
     write_images(tmp_path / "photos", [f"{index}.jpg" for index in range(5)])
     Image.open(tmp_path / "photos" / "3.jpg").save(tmp_path / "photos" / "again.png")
     places = [tmp_path / "photos", tmp_path / "features"]
+    (tmp_path / "broken").write_bytes(b"no image")
     words = [sys.executable, "-m", "tests.parallel.evaluations", elsewhere, *places, tmp_path / "answers.json"]
     finished = run_command(under_launcher(2, [str(word) for word in words]))
     assert finished.status == 0, finished.output
@@ -71,6 +72,12 @@ def test_two_workers_judge_as_one(workdir, tmp_path):
         assert one["path"] == other["path"] and one["cosine"] == pytest.approx(other["cosine"], abs=1e-4)
     assert [hit["path"] for hit in shared["search"]["hits"]][::3] == ["1.jpg", "2.jpg"]
     assert shared["duplicates"] == alone["duplicates"] == [["3.jpg", "again.png"]]
+    assert shared["age"] == pytest.approx(alone["age"], abs=0.005)
+    assert shared["refusals"] == alone["refusals"] * 2, "all workers say the same"
+    unread, query, page, index = alone["refusals"][0]
+    assert unread.startswith(f"embed: cannot read 1 of 2 files: {tmp_path / 'broken'}: ")
+    assert query.startswith(f"--query={tmp_path / 'broken'}: cannot be read (")
+    assert (page[:9], index[:8]) == ("--output=", "--index=")
     same_features(tmp_path / "features", tmp_path / "alone")
     names = [sorted(path.name for path in (folder / "features").iterdir()) for folder in (elsewhere, workdir)]
     assert names[0] == names[1]

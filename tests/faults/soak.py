@@ -1,6 +1,6 @@
 """Kills and resumes runs of two workers again and again: all signals, to all processes, in all phases.
 
-    python -m tests.faults.soak --folder=/tmp/soak --cycles=200 --seed=0
+    python -m tests.faults.soak --folder=runs/soak --cycles=200 --seed=0
 
 A cycle is a start of the run that the last one has left, and a signal to one of its processes. When a run comes to its
 end, its last checkpoint is compared bit by bit with that of the same run without any signal, and another one begins.

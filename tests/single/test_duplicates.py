@@ -9,15 +9,18 @@ import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from instcls_tf.benchmark.duplicate_peers import Told
 from instcls_tf.benchmark.duplicates import judged
 from instcls_tf.benchmark.planted import CHANGES, Planted, changed_copy, plant
 from instcls_tf.data.sources import open_source
+from instcls_tf.distributed import collectives, partition
 from instcls_tf.errors import UserError
 from instcls_tf.progress import Progress
 from instcls_tf.report import duplicates as report
+from instcls_tf.search import age
 from instcls_tf.search.age import Age
 from instcls_tf.search.age import judged as judged_age
 from instcls_tf.search.candidates import Neighbours, neighbours_by_features, pairs_of_neighbours, pairs_to_compare
@@ -26,6 +29,7 @@ from instcls_tf.search.groups import connected, dropped
 from instcls_tf.search.neighbours import unit_rows
 from instcls_tf.search.settings import Settings
 from instcls_tf.search.signatures import signatures_of
+from tests.encoders import trained_encoder
 from tests.single.test_verify import scene
 
 OLD_ENOUGH = Age(0.8, 0.1, 100, False)
@@ -73,6 +77,21 @@ def test_a_run_is_too_young_if_it_finds_no_more_than_chance_would():
     assert not judged_age(hits(97), hits(99)).is_too_young
     sentence = judged_age(hits(22), hits(20)).sentence()
     assert "among 100 images it finds the other view of 22%, an untrained network of 20%" in sentence
+
+
+def test_an_untrained_network_sees_the_same_batches_for_any_number_of_workers(monkeypatch):
+    """Its statistics are those of a batch."""
+    images = np.random.default_rng(0).integers(0, 256, [150, 8, 8, 3], np.uint8)
+    order = np.random.default_rng(1).permutation(150)
+    views = age._of_all_workers(tf.constant(images[order]), tf.constant(order))
+    np.testing.assert_array_equal(views, images)
+    network = trained_encoder().get_layer("backbone")
+    whole, shares = age._features(network, views, True), []
+    for rank in range(2):
+        monkeypatch.setattr(collectives, "own_bounds", lambda total, rank=rank: partition.bounds(total, 2, rank))
+        shares.append(age._features(network, views, True))
+    np.testing.assert_allclose(np.concatenate(shares), whole, atol=1e-5)
+    assert 0 < len(shares[1]) < 150
 
 
 # ----------------------------------------------------------------------------------------- a folder with planted copies

@@ -113,6 +113,18 @@ def test_too_large_for_one_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_names_are_counted_before_they_are_in_memory(tmp_path, monkeypatch):
+    """A text array takes 4 bytes times the longest name for each image."""
+    long = "x" * 2**20
+    with pytest.raises(UserError, match=r"too large for one file, name a folder \(without .npz\)$"):
+        write_output(STORED, str(tmp_path / "x.npz"), [long] * 1100)
+    monkeypatch.setattr(feature_store, "_SHARD_BYTES", 40)
+    write_output(STORED, str(tmp_path / "x"), ["a", "bcdef", "c", "d"])
+    parts = [np.load(path) for path in sorted((tmp_path / "x").glob("paths-*.npy"))]
+    assert [part.tolist() for part in parts] == [["a", "bcdef"], ["c", "d"]]
+    assert len({part.dtype for part in parts}) == 1
+
+
 def test_an_image_without_a_label_cannot_be_judged():
     np.testing.assert_array_equal(STORED.of_kind("projection", "some").vectors, STORED.projection)
     with pytest.raises(UserError, match=r"^--dataset=some: image 2 of the split has no label$"):

@@ -209,15 +209,63 @@ def test_another_folder_is_left_alone_and_a_gallery_is_replaced(tmp_path):
     output = tmp_path / "g"
     pages.refuse_unfit(str(output))
     pages.write_gallery(str(output), exhibit_of(NAMES))
-    (output / "stale").write_text("")
+    (output / "sprites" / "00009.jpg").write_text("stale")
     pages.refuse_unfit(str(output))
     pages.write_gallery(str(output), exhibit_of(NAMES[:6]))
-    assert not (output / "stale").exists()
+    assert not (output / "sprites" / "00009.jpg").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["g", "mine"]
     if os.geteuid():
         (tmp_path / "mine").chmod(0o500)
         with pytest.raises(UserError, match="cannot be written"):
             pages.refuse_unfit(str(tmp_path / "mine" / "g"))
+
+
+def files_below(folder) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_site_with_data_of_the_same_name_is_no_gallery(tmp_path):
+    (tmp_path / "site" / "data").mkdir(parents=True)
+    (tmp_path / "site" / "data" / "set.js").write_text("var set = 1;")
+    with pytest.raises(UserError, match=r"/site: exists and is no gallery, name a new folder$"):
+        pages.refuse_unfit(str(tmp_path / "site"))
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "data/mine.js", "sprites/photo.png", "more/index.html"])
+def test_files_of_others_in_a_gallery_stay(tmp_path, name):
+    output = tmp_path / "g"
+    pages.write_gallery(str(output), exhibit_of(NAMES))
+    (output / name).parent.mkdir(exist_ok=True)
+    (output / name).write_text("mine")
+    before = files_below(tmp_path)
+    for act in (pages.refuse_unfit, lambda path: pages.write_gallery(path, exhibit_of(NAMES[:6]))):
+        with pytest.raises(UserError, match=r"/g: is a gallery with .*, which is none of its own files"):
+            act(str(output))
+    assert files_below(tmp_path) == before
+
+
+def test_the_old_gallery_stays_if_the_new_one_cannot_take_its_name(tmp_path, monkeypatch):
+    output, rename = tmp_path / "g", os.rename
+    pages.write_gallery(str(output), exhibit_of(NAMES))
+    before = files_below(tmp_path)
+
+    def full(source, target):
+        if target == str(output) and not source.endswith("-old"):
+            raise OSError(28, "No space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", full)
+    with pytest.raises(UserError, match=r"/g: cannot be written \(No space left on device\)$"):
+        pages.write_gallery(str(output), exhibit_of(NAMES[:6]))
+    assert files_below(tmp_path) == before
+
+
+def test_a_link_to_a_gallery_stays_a_link(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "g")
+    for name in ("g", "link"):
+        pages.write_gallery(str(tmp_path / name), exhibit_of(NAMES))
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["g", "link"]
 
 
 # ----------------------------------------------------------------------------------------------------------- of the run

@@ -21,7 +21,7 @@ from instcls_tf.data.sources import open_source
 from instcls_tf.errors import UserError
 from instcls_tf.evaluation import tables
 from instcls_tf.evaluation.feature_store import Stored, format_of, write_output
-from instcls_tf.report.search import search_with_page
+from instcls_tf.report.search import search_with_page, thumbnails_by_name
 from instcls_tf.run import checkpoint
 from instcls_tf.run.workdir import run_flags_path
 from instcls_tf.search.commands import search_in_run
@@ -157,7 +157,7 @@ def test_the_answer_and_its_page(workdir, photos, tmp_path):
     assert "default-src 'none'" in text and "//" not in text.replace("base64,/", "").split("<body>")[0]
 
 
-def test_an_index_is_kept_and_grows(workdir, photos, tmp_path):
+def test_an_index_is_kept_and_grows(workdir, photos, tmp_path, monkeypatch):
     kept, more = tmp_path / "kept", tmp_path / "more"
     write_images(more, ["x.png", "deep/y.png"])
     settings = {**ALL, "index_path": str(kept)}
@@ -166,8 +166,35 @@ def test_an_index_is_kept_and_grows(workdir, photos, tmp_path):
     grown = search_in_run(workdir, ["a/0.png"], 10, **settings, add=[str(more)]).summary()
     assert grown["examples"] == 10 and len(grown["hits"]) == 10
     assert instcls_tf.Index.load(kept).names[8:] == [str(more / "deep/y.png"), str(more / "x.png")]
+    monkeypatch.chdir(tmp_path)
+    twice = ["more", "more/../more/x.png", str(more / "x.png")]
+    again = search_in_run(workdir, ["a/0.png"], 10, **settings, add=twice).summary()
+    assert again["hits"] == grown["hits"], "what is in it does not join again"
     with pytest.raises(UserError, match=r"^--dataset=digits: --index=.*kept has images already, give one of them$"):
         search_in_run(workdir, ["a/0.png"], 1, **{**settings, "dataset": "digits"})
+    for name, flag, wanted, found in [
+        ("split", "split", "test", "train"),
+        ("kind", "features", "projection", "backbone"),
+        ("center_crop_fraction", "center_crop_fraction", 0.5, "0.875"),
+    ]:
+        with pytest.raises(UserError, match=rf"^--{flag}={wanted}: --index=.*kept was made with {found}, leave the"):
+            search_in_run(workdir, ["a/0.png"], 1, **{**settings, name: wanted})
+
+
+def test_the_current_folder_has_other_images_of_the_same_names(workdir, photos, tmp_path, monkeypatch):
+    """A hit is the dataset's own image, and a folder is no query."""
+    names = ["a/1.png", "a/2.png"]
+    ours = thumbnails_by_name(names, (f"folder:{photos}", "train"))
+    monkeypatch.chdir(tmp_path)
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (9, 9), (255, 0, 0)).save(tmp_path / name)
+    (tmp_path / "a" / "3.png").mkdir()
+    assert thumbnails_by_name(names, (f"folder:{photos}", "train")) == ours
+    assert thumbnails_by_name(names) != ours
+    assert thumbnails_by_name(names, ("folder:/no/where", "train")) == {}
+    found = search_in_run(workdir, ["a/3.png"], 1, **ALL)
+    assert found.summary()["hits"][0]["path"] == "a/3.png"
 
 
 def test_mistakes(workdir, photos, tmp_path):

@@ -23,7 +23,7 @@ _PREFERRED = ("encoder_q.", "teacher.", "student.")
 _OTHER_PARTS = re.compile(
     r"(?:.*?\.)?(?P<part>fc|head|classifier|projector|projection_head|prototypes|predictor|queue|queue_ptr|encoder_k)\b.*"
 )
-# What is below the backbone's own parts computes its features, whatever it is called: gates of an SE-ResNet are `se.fc`.
+# Below the backbone's own parts all of it makes the features, whatever it is called: an SE-ResNet's gates are `se.fc`.
 _OF_BACKBONE = re.compile(r"(layer[1-4]|conv1|bn1)\..*")
 # MoCo v2's head is ours: two linear maps with a ReLU between them.
 _HEAD_OF_MOCO = {"fc.0": f"{HEAD}fc1", "fc.2": f"{HEAD}fc2"}

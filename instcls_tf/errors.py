@@ -21,6 +21,10 @@ class UserError(ValueError):
     status = 2
 
 
+class NoSplitError(UserError):
+    """A dataset has no split of that name."""
+
+
 class DivergedError(UserError):
     """Training whose numbers have ceased to be finite; the sentence names the step and the flag to look at."""
 

@@ -179,6 +179,8 @@ def _pretrain(
             stop.stop(f"after step {step + 1} of {steps.end}", with_lists=with_lists)
     reporter.close()
     progress.say(f"done: {config.workdir} (checkpoint at step {max(first_step, steps.end)} of {steps.total})")
+    collectives.barrier()  # rank 0 has written all that it writes
+    signals.finish(f"the run is saved at step {max(first_step, steps.end)} of {steps.total}, but not judged or drawn")
     if config.report and first_step < steps.end == steps.total:
         starting.report_help(config, progress)
     return reporter.metrics

@@ -14,7 +14,7 @@ from instcls_tf.classifier.sharded_classifier import ShardedClassifier
 from instcls_tf.config import RANDOM, RAW_BATCH_BN, PretrainConfig
 from instcls_tf.data.source import Source
 from instcls_tf.distributed import collectives, workers
-from instcls_tf.errors import UserError, shown
+from instcls_tf.errors import UserError, reason_of, shown
 from instcls_tf.evaluation.against_start import WORSE, judge_run
 from instcls_tf.evaluation.online_gauge import OnlineGauge, start_in
 from instcls_tf.evaluation.similarity import gap_of_weights
@@ -109,7 +109,7 @@ def report_help(config: PretrainConfig, progress: Progress) -> None:
             files.write(os.path.join(config.workdir, REPORT_NAME), json.dumps(found.result()).encode())
     except Exception as error:
         rank = collectives.rank()
-        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {reason_of(error)}"
         Progress(visible=True).say(f"{f'rank {rank}: ' if rank else ''}warning: {NOT_JUDGED}: {reason}")
         return
     *table, last = found.text().splitlines()

@@ -38,7 +38,7 @@ def test_a_judgement_that_fails_is_a_warning(tmp_path, monkeypatch, capsys, erro
 
     monkeypatch.setattr(starting, "judge_run", fail)
     starting.report_help(PretrainConfig(workdir=str(tmp_path)), Progress(visible=True))
-    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    reason = f"{type(error).__name__}: {error}".replace("\n", " ")
     assert capsys.readouterr().err == f"warning: the run is finished, but not judged: {reason}\n"
 
 

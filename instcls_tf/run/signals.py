@@ -55,10 +55,10 @@ def finish(state: str) -> None:
 
 @contextlib.contextmanager
 def heeded() -> Iterator[None]:
-    """Within it, the signals of `job.HEEDED` end the process with status 75: after `defer` when it says so, else at once.
+    """Within it, the signals of `job.HEEDED` end the process with status 75.
 
-    After `finish` they do so at once again. A second Ctrl-C ends it at once, whatever is lost. A signal that was ignored before, as SIGHUP is under nohup, stays
-    ignored.
+    At once, but after `defer` when it says so; after `finish` at once again. A second Ctrl-C ends it at once, whatever
+    is lost. A signal that was ignored before, as SIGHUP is under nohup, stays ignored.
     """
     global _received, _deferring, _state
     _received, _deferring, _state = None, False, _BEFORE

@@ -55,11 +55,10 @@ def sentences(config: PretrainConfig, source: Source, rate: Callable[[], float],
     count, name = source.num_instances, f"--flagfile=flags/presets/{preset}.flags"
     if config.batch_size > count >= _FEWEST:
         size = min(better.batch_size, 2 ** int(np.log2(count / _FEW_STEPS)))
-        preset_fits = f", or {name}" if better.batch_size < count else ""
+        or_preset = f", or {name}: {_times(config, better, count, rate)}" if better.batch_size < count else ""
         yield (
             f"--batch_size={config.batch_size} is more than the {count} images: an epoch is a single step; take"
-            f" --batch_size={size} ({-(-count // size)} steps an epoch){preset_fits}:"
-            f" {_times(config, better, count, rate)}"
+            f" --batch_size={size} ({-(-count // size)} steps an epoch){or_preset}"
         )
     if on_cpu and config.encoder == RESNET50:
         yield f"--encoder={RESNET50} without a GPU: take {name}: {_times(config, better, count, rate)}"

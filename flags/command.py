@@ -17,7 +17,7 @@ from absl import flags
 from instcls_tf import files, flagfiles
 from instcls_tf.distributed import job, watchdog
 from instcls_tf.distributed.launcher import launched_rank_and_size
-from instcls_tf.errors import UserError, one_line, shown
+from instcls_tf.errors import UserError, one_line, reason_of, shown
 from instcls_tf.report.answer import Answer, Picture
 from instcls_tf.run import signals
 
@@ -27,8 +27,6 @@ _GRACE_SECONDS = 5.0
 # TensorFlow's allocator reserves regions whose sizes are powers of two, and counts them in full against the physical
 # memory, unless told otherwise: two arrays of 10 GB would not fit into 24 GB. What is only reserved takes no memory.
 _ADDRESS_SPACE = 2**46
-
-_OF_A_GRAPH = re.compile(r"Graph execution error:|Detected at node|  File \"|\s*\[\[\{\{node")
 
 _WANTED = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
@@ -55,15 +53,9 @@ def run(main: Callable[[], None], description: str, before_parsing: Callable[[],
     except signals.Stopped:
         sys.exit(job.STOPPED_STATUS)  # it has been said
     except Exception as error:
-        if not job.record_error(f"{type(error).__name__}: {_reason(error)}", traceback.format_exc()):
+        if not job.record_error(f"{type(error).__name__}: {reason_of(error)}", traceback.format_exc()):
             raise
         _leave(1)  # the launcher tells of the first of the workers
-
-
-def _reason(error: Exception) -> str:
-    """An error's message without the lines in which TensorFlow tells where in a graph it was: a traceback has them."""
-    lines = [line for line in str(error).splitlines() if line.strip() and not _OF_A_GRAPH.match(line)]
-    return " ".join(line.strip() for line in lines) or str(error)
 
 
 def _join_job() -> None:

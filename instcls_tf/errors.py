@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import re
 import unicodedata
 from collections.abc import Iterable
 
 # Unicode's categories of what moves, hides or turns other text, or is none: control and format characters, halves of
 # surrogate pairs (bytes that are no UTF-8, to Python), line and paragraph separators.
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+_OF_A_GRAPH = re.compile(r"Graph execution error:|Detected at node|  File \"|\s*\[\[\{\{node")
 
 
 class UserError(ValueError):
@@ -19,6 +21,10 @@ class UserError(ValueError):
     """
 
     status = 2
+
+
+class NoSplitError(UserError):
+    """A dataset has no split of that name."""
 
 
 class DivergedError(UserError):
@@ -46,6 +52,12 @@ def some_of(names: Iterable[str], most: int = 10, separator: str = ", ") -> str:
 def one_line(message: str) -> str:
     """A whole message with what cannot be seen escaped, whatever it quotes: the last thing before it is printed."""
     return "".join(ascii(letter)[1:-1] if _is_unseen(letter) else letter for letter in message)
+
+
+def reason_of(error: Exception) -> str:
+    """An error's message without the lines in which TensorFlow tells where in a graph it was: a traceback has them."""
+    lines = [line for line in str(error).splitlines() if line.strip() and not _OF_A_GRAPH.match(line)]
+    return " ".join(line.strip() for line in lines) or str(error)
 
 
 def _is_unseen(letter: str) -> bool:

@@ -22,7 +22,7 @@ def main() -> None:
             from instcls_tf.pretraining.pretrain import pretrain
             from instcls_tf.report.page import picture_of
 
-            if pretrain(config, source) and config.report:
+            if pretrain(config, source) and config.report and not signals.received():
                 command.give_page(picture_of(config.workdir))
 
 

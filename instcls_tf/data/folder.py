@@ -15,7 +15,7 @@ from instcls_tf.data.image_suffixes import FIRST_SUFFIXES, IMAGE_SUFFIXES
 from instcls_tf.data.listing import Listing, is_in_a_listed_folder, list_images
 from instcls_tf.data.manifest import Changes, ImagePaths
 from instcls_tf.data.source import digest_of_content, digest_of_ids, file_identity
-from instcls_tf.errors import UserError, some_of
+from instcls_tf.errors import NoSplitError, UserError, some_of
 
 PREFIX = "folder:"
 _FIRST_SUFFIXES = tuple(os.fsencode(suffix) for suffix in FIRST_SUFFIXES)
@@ -197,7 +197,7 @@ def _split_folder(dataset: str, top: str, split: str) -> str:
         if os.path.isdir(os.path.join(top, name)):
             return os.path.join(top, name)
     wanted = " or ".join(os.path.join(top, name) for name in candidates)
-    raise UserError(f"--dataset={dataset}: no {split} split, wanted a folder {wanted}")
+    raise NoSplitError(f"--dataset={dataset}: no {split} split, wanted a folder {wanted}")
 
 
 def _list(dataset: str, root: str) -> Listing:

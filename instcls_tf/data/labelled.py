@@ -235,5 +235,11 @@ class EncodedImages(FixedIds):
         """A graph function from an instance id (int64 scalar) to its image, uint8 `[H, W, 3]`."""
         import tensorflow as tf
 
-        encoded, names = tf.constant(self.encoded), tf.constant(self.names)
-        return lambda instance_id: decode_image(encoded[instance_id], names[instance_id], self.bad, self.reading)
+        names = tf.constant(self.names)
+
+        def load(instance_id: tf.Tensor) -> tf.Tensor:
+            # One at a time: a tensor of all of them would hold them in memory once more.
+            encoded = tf.numpy_function(lambda place: self.encoded[place], [instance_id], tf.string)
+            return decode_image(tf.ensure_shape(encoded, []), names[instance_id], self.bad, self.reading)
+
+        return load

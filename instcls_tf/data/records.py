@@ -19,7 +19,7 @@ from instcls_tf.data.decoding import DEFAULT_READING, BadImages, Reading, decode
 from instcls_tf.data.permutation import permute
 from instcls_tf.data.source import FixedIds, digest_of_content, digest_of_ids, file_identity
 from instcls_tf.data.threads import parallel_calls, without_autotuner
-from instcls_tf.errors import UserError, some_of
+from instcls_tf.errors import NoSplitError, UserError, some_of
 
 PREFIX = "records:"
 INDEX_NAME = "index.json"
@@ -214,7 +214,7 @@ def open_records(dataset: str, split: str, reading: Reading = DEFAULT_READING) -
         raise UserError(f"--dataset={dataset}: {index_path} has format {index.get('format')}, wanted {FORMAT}")
     if split not in index["splits"]:
         have = ", ".join(sorted(index["splits"]))
-        raise UserError(f"--dataset={dataset}: no split {split!r}, wanted one of {have}")
+        raise NoSplitError(f"--dataset={dataset}: no split {split!r}, wanted one of {have}")
     shards = index["splits"][split]
     _refuse_other_sizes(dataset, top, shards)
     counts = np.array([shard["records"] for shard in shards], np.int64)

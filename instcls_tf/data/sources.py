@@ -17,7 +17,7 @@ from instcls_tf.data import folder, records
 from instcls_tf.data.decoding import DEFAULT_READING, BadImages, Reading, reading_of
 from instcls_tf.data.source import FixedIds, Source, digest_of_content, digest_of_ids
 from instcls_tf.data.tfds import open_tfds
-from instcls_tf.errors import UserError
+from instcls_tf.errors import NoSplitError
 
 _DIGITS_TEST_SIZE = 360
 _DIGITS_SPLIT_SEED = 0
@@ -119,7 +119,7 @@ class DigitsSource(FixedIds):
 
 def _open_digits(split: str) -> DigitsSource:
     if split not in ("train", "test"):
-        raise UserError(f"--dataset=digits: no split {split!r}, wanted train or test")
+        raise NoSplitError(f"--dataset=digits: no split {split!r}, wanted train or test")
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

@@ -14,7 +14,7 @@ from instcls_tf.data.records import Shards
 from instcls_tf.data.source import FixedIds, digest_of_content, file_identity
 from instcls_tf.data.tfds_builder import open_builder
 from instcls_tf.data.threads import parallel_calls, without_autotuner
-from instcls_tf.errors import UserError
+from instcls_tf.errors import NoSplitError, UserError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -114,7 +114,7 @@ def open_tfds(dataset: str, split: str, data_dir: str | None, reading: Reading =
         instructions = info.splits[split].file_instructions
     except (KeyError, ValueError, AssertionError) as error:
         have = ", ".join(sorted(info.splits))
-        raise UserError(f"--dataset={dataset}: no split {split!r}, wanted one of {have}") from error
+        raise NoSplitError(f"--dataset={dataset}: no split {split!r}, wanted one of {have}") from error
     features = dict(info.features.items()) if isinstance(info.features, tfds.features.FeaturesDict) else {}
     if not isinstance(features.get("image"), tfds.features.Image):
         raise UserError(f"--dataset={dataset}: wanted a dataset with an image feature named 'image'")

@@ -16,7 +16,7 @@ from instcls_tf.data.sample import sample
 from instcls_tf.data.source import Source, notes_of
 from instcls_tf.data.sources import open_training_source
 from instcls_tf.distributed import workers
-from instcls_tf.errors import UserError
+from instcls_tf.errors import NoSplitError, UserError
 from instcls_tf.evaluation import features
 from instcls_tf.evaluation.features import Embedder, Features
 from instcls_tf.evaluation.gauge import NEIGHBOURS
@@ -69,10 +69,9 @@ class Judgement(NamedTuple):
         columns = [("1-NN", "nearest_top1"), (f"{KNN_NEIGHBORS}-NN", "top1")] if has_labels else []
         columns.append(("views agree", "gauge_agreement"))
         head = [name for name, _ in columns] + ["RankMe"]
-        init = self.about["init"]
         labels = {
             "pixels": f"raw pixels ({self.about['pixel_side']} px)",
-            "start": f"starting weights ({'--init' if init else 'untrained'})",
+            "start": f"starting weights ({self._origin()})",
             "run": f"this run (step {self.about['step']})",
         }
         width = max(map(len, labels.values()))
@@ -80,7 +79,13 @@ class Judgement(NamedTuple):
         for name, found in self.networks.items():
             shares = "".join(f"  {found[key]:>11.1%}" for _, key in columns)
             lines.append(f"{labels[name]:<{width}}{shares}  {found['rank_me']:>11.1f}")
-        return "\n".join([*lines, f"This run is {self.verdict()} ({self._what()})."])
+        grown = ", the run it extends" if self.about["extend_from"] else ""
+        return "\n".join([*lines, f"This run is {self.verdict()}{grown} ({self._what()})."])
+
+    def _origin(self) -> str:
+        if self.about["extend_from"]:
+            return "of the run it extends"
+        return "--init" if self.about["init"] else "untrained"
 
     def _what(self) -> str:
         about = self.about
@@ -103,8 +108,10 @@ def judge_run(workdir: str, data_dir: str | None = None, images: int = IMAGES) -
     require_value("images", images, images >= 10, "at least 10")
     config = judged_config(workdir, None)
     source = open_training_source(config, data_dir, workdir)
-    splits = _splits(config, source, data_dir)
+    splits, note = _splits(config, source, data_dir)
     progress = workers.start(config.seed, notes_of(source))
+    if note:
+        progress.say(note)
     networks = [load_starting_encoder(workdir, config), load_encoder(workdir)]
     embedder = Embedder(_side_by_side(config, [network.get_layer("backbone") for network in networks]))
     views = TwoViews(config, source)
@@ -112,7 +119,8 @@ def judge_run(workdir: str, data_dir: str | None = None, images: int = IMAGES) -
     scores, examples = _accuracies(embedder, splits, config, images, progress)
     progress.close()
     found = {name: {**score, **reading._asdict()} for name, score, reading in zip(_NAMES, scores, readings)}
-    about = {"dataset": config.dataset, "step": step_of(newest(workdir)), "init": config.init or "", **examples}
+    origin = {"init": config.init or "", "extend_from": config.extend_from or ""}
+    about = {"dataset": config.dataset, "step": step_of(newest(workdir)), **origin, **examples}
     return Judgement(found, {**about, "gauge_images": views.num_images, "pixel_side": min(_PIXELS, config.image_size)})
 
 
@@ -127,14 +135,19 @@ def _side_by_side(config: PretrainConfig, backbones: list[tf.keras.Model]) -> Ca
     return outputs
 
 
-def _splits(config: PretrainConfig, source: Source, data_dir: str | None) -> Splits | None:
-    """Images that answer and others that ask: train and test, or the same for both where there is no test split."""
+def _splits(config: PretrainConfig, source: Source, data_dir: str | None) -> tuple[Splits | None, str]:
+    """Images that answer and others that ask: train and test, or the same for both where there is no test split.
+
+    And what the user should know: why a test split that is there does not ask.
+    """
     if source.class_names is None:
-        return None
+        return None, ""
     try:
-        return open_splits(config.dataset, data_dir or config.data_dir, reading=reading_of(config))
-    except UserError:  # no test split
-        return Splits(source, source)
+        return open_splits(config.dataset, data_dir or config.data_dir, reading=reading_of(config)), ""
+    except NoSplitError:
+        return Splits(source, source), ""
+    except UserError as error:
+        return Splits(source, source), f"warning: every fifth training image asks the others: {error}"
 
 
 def _accuracies(

@@ -25,7 +25,7 @@ class OnlineGauge:
       encoder: the network that is being trained.
       source: its images.
       say: told, once, if the network has become worse than it was at the start.
-      start: what an earlier part of the run has logged of its start; None for a run that begins, or did not log it.
+      start: what an earlier part of the run has logged of its start; None where `measure_start` follows.
     """
 
     def __init__(
@@ -46,14 +46,19 @@ class OnlineGauge:
         """Whether to measure at the end of this epoch, counted from 0."""
         return (epoch + 1) % self._every == 0
 
-    def measure_start(self) -> None:
-        """Reads the gauges of the starting weights, which are logged beside all later ones."""
-        self._start = {f"{name}{_START}": value for name, value in self._read().items()}
+    def measure_start(self, encoder: tf.keras.Model | None = None) -> None:
+        """Reads the gauges of the starting weights, which are logged beside all later ones.
+
+        Args:
+          encoder: has them; None for the run's own, which has made no step yet.
+        """
+        backbone = self._backbone if encoder is None else Embedder(encoder.get_layer("backbone"))
+        self._start = {f"{name}{_START}": value for name, value in self._read(backbone).items()}
 
     def measure(self) -> dict[str, float]:
         """`gauge_agreement` and `rank_me`, those of the start, and what they cost, as `metrics.jsonl` has them."""
         started = time.monotonic()
-        now = self._read()
+        now = self._read(self._backbone)
         if not self._warned:
             warning = if_worse(now["gauge_agreement"], self._start.get(f"gauge_agreement{_START}"))
             self._warned = bool(warning)
@@ -61,8 +66,8 @@ class OnlineGauge:
                 self._say(warning)
         return {**now, **self._start, "gauge_seconds": time.monotonic() - started}
 
-    def _read(self) -> dict[str, float]:
-        (reading,) = self._views.read(self._backbone)
+    def _read(self, backbone: Embedder) -> dict[str, float]:
+        (reading,) = self._views.read(backbone)
         return reading._asdict()
 
 

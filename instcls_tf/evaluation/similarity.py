@@ -142,10 +142,28 @@ def _embedded_views(
         num_workers=collectives.size(),
     )
     for views, ids in batches:
-        images = tf.reshape(views, [-1, *views.shape[2:]])
+        embeddings = _embed(encoder, views, config.micro_batch, training)
         row_ids = tf.repeat(ids, config.views)
         real = row_ids != pipeline.PADDING_ID
-        yield tf.math.l2_normalize(encoder(images, training=training), axis=1)[real], row_ids[real]
+        yield tf.math.l2_normalize(embeddings, axis=1)[real], row_ids[real]
+
+
+def _embed(encoder: tf.keras.Model, views: tf.Tensor, group: int, training: bool) -> tf.Tensor:
+    """Rows `[b V, D]` of views `[b, V, S, S, 3]`, so many instances at a time: the groups of BN, and what memory holds.
+
+    The encoder stays as it was: looking at it must not move BN's statistics, which a run would save.
+    """
+    statistics = networks.batch_norm_statistics(encoder) if training else []
+    before = [variable.numpy() for variable in statistics]
+    try:
+        parts = [
+            encoder(tf.reshape(views[begin : begin + group], [-1, *views.shape[2:]]), training=training)
+            for begin in range(0, max(1, len(views)), group)
+        ]
+    finally:
+        for variable, value in zip(statistics, before):
+            variable.assign(value)
+    return tf.concat([tf.cast(part, tf.float32) for part in parts], axis=0)
 
 
 def gap_of_weights(

@@ -23,6 +23,8 @@ _PREFERRED = ("encoder_q.", "teacher.", "student.")
 _OTHER_PARTS = re.compile(
     r"(?:.*?\.)?(?P<part>fc|head|classifier|projector|projection_head|prototypes|predictor|queue|queue_ptr|encoder_k)\b.*"
 )
+# Below the backbone's own parts all of it makes the features, whatever it is called: an SE-ResNet's gates are `se.fc`.
+_OF_BACKBONE = re.compile(r"(layer[1-4]|conv1|bn1)\..*")
 # MoCo v2's head is ours: two linear maps with a ReLU between them.
 _HEAD_OF_MOCO = {"fc.0": f"{HEAD}fc1", "fc.2": f"{HEAD}fc2"}
 
@@ -54,8 +56,9 @@ def match(encoder: tf.keras.Model, arrays: Arrays, path: str) -> Matched:
     has_head = all(name in own and own[name].shape == shape for name, shape in shapes.items() if name.startswith(HEAD))
     taken = {name: shape for name, shape in shapes.items() if has_head or not name.startswith(HEAD)}
     _refuse_unlike(own, taken, path)
-    left = [*others, *(name for name in own if name not in taken)]
-    notes = _notes(left, path)
+    left = [name for name in own if name not in taken]
+    _refuse_left_over([name for name in left if _OF_BACKBONE.fullmatch(name)], path)
+    notes = _notes([*others, *left], path)
     notes.append(
         "its projection head is taken as well" if has_head else "the projection head starts from random weights"
     )
@@ -132,6 +135,14 @@ def _refuse_unlike(own: Arrays, taken: dict[str, tuple[int, ...]], path: str) ->
             raise UserError(f"--init={shown(path)}: {name} has values that are not finite")
 
 
+def _refuse_left_over(names: list[str], path: str) -> None:
+    if names:
+        raise UserError(
+            f"--init={shown(path)}: {len(names)} weights are left over, which this network has not:"
+            f" {some_of(map(shown, names))}"
+        )
+
+
 def _notes(left: list[str], path: str) -> list[str]:
     """What is left out, by its part.
 
@@ -139,12 +150,7 @@ def _notes(left: list[str], path: str) -> list[str]:
       UserError: something is left over that is no other part of a network: its features would not be what they were.
     """
     found = {name: _OTHER_PARTS.fullmatch(name) for name in left if not name.startswith(HEAD)}
-    unknown = [name for name, part in found.items() if part is None]
-    if unknown:
-        raise UserError(
-            f"--init={shown(path)}: {len(unknown)} weights are left over, which this network has not:"
-            f" {some_of(map(shown, unknown))}"
-        )
+    _refuse_left_over([name for name, part in found.items() if part is None], path)
     parts = dict.fromkeys(part["part"] for part in found.values() if part)
     if any(name.startswith(HEAD) for name in left):
         parts[f"{HEAD.rstrip('.')} of another shape"] = None

@@ -7,7 +7,7 @@ import os
 
 import tensorflow as tf
 
-from instcls_tf.config import PretrainConfig
+from instcls_tf.config import FLOAT32, PretrainConfig
 from instcls_tf.distributed import workers
 from instcls_tf.encoder.networks import make_encoder
 from instcls_tf.errors import UserError, shown
@@ -88,12 +88,13 @@ def keep_starting_weights(workdir: str, encoder: tf.keras.Model) -> None:
         raise UserError(f"{shown(path)}: cannot be written ({error.strerror})") from error
 
 
-def load_starting_encoder(workdir: str, config: PretrainConfig) -> tf.keras.Model:
+def load_starting_encoder(workdir: str, config: PretrainConfig, precision: str = FLOAT32) -> tf.keras.Model:
     """The encoder that a run started from.
 
     Args:
       workdir: the run's folder.
       config: its recipe.
+      precision: see `make_encoder`.
 
     Raises:
       UserError: the run has not kept it, or the file is damaged.
@@ -101,6 +102,6 @@ def load_starting_encoder(workdir: str, config: PretrainConfig) -> tf.keras.Mode
     path = starting_weights_path(workdir)
     if not os.path.exists(path):
         raise UserError(f"{shown(path)}: is missing: the run began before runs kept their starting weights")
-    encoder = make_encoder(config)
+    encoder = make_encoder(config, precision)
     fill(encoder, match(encoder, tensor_file.read(path)[0], path))
     return encoder

@@ -23,6 +23,8 @@ _MUCH_LARGER, _MUCH_SMALLER = 2.0, 0.25
 _PHOTOGRAPHS = 64
 _SMALL_IMAGES, _PHOTOS = "small_images", "photos"
 _SMALL_SIDE = 48
+# An epoch of so few images is a step or two in any case; of more it should have several steps.
+_FEWEST, _FEW_STEPS = 8, 4
 # Files whose headers are looked at.
 _HEADERS = 32
 # Training takes a forward pass, and a backward pass of twice its products.
@@ -51,12 +53,12 @@ def sentences(config: PretrainConfig, source: Source, rate: Callable[[], float],
     preset = _SMALL_IMAGES if side and side <= _SMALL_SIDE else _PHOTOS
     better = PretrainConfig.from_flagfile(preset, workdir=config.workdir, dataset=config.dataset)
     count, name = source.num_instances, f"--flagfile=flags/presets/{preset}.flags"
-    if config.batch_size > count:
-        per_epoch = -(-count // better.batch_size)
+    if config.batch_size > count >= _FEWEST:
+        size = min(better.batch_size, 2 ** int(np.log2(count / _FEW_STEPS)))
+        or_preset = f", or {name}: {_times(config, better, count, rate)}" if better.batch_size < count else ""
         yield (
             f"--batch_size={config.batch_size} is more than the {count} images: an epoch is a single step; take"
-            f" --batch_size={better.batch_size} ({per_epoch} steps an epoch), or {name}:"
-            f" {_times(config, better, count, rate)}"
+            f" --batch_size={size} ({-(-count // size)} steps an epoch){or_preset}"
         )
     if on_cpu and config.encoder == RESNET50:
         yield f"--encoder={RESNET50} without a GPU: take {name}: {_times(config, better, count, rate)}"

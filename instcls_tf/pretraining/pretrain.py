@@ -16,7 +16,7 @@ from instcls_tf.data.bad_files import BadFiles
 from instcls_tf.data.kernels import views
 from instcls_tf.data.source import Source, notes_of
 from instcls_tf.distributed import collectives, workers
-from instcls_tf.errors import some_of
+from instcls_tf.errors import shown, some_of
 from instcls_tf.evaluation.online_knn import OnlineKnn
 from instcls_tf.initial.start import keep_starting_weights
 from instcls_tf.methods.simclr import SimCLR
@@ -181,6 +181,11 @@ def _pretrain(
             stop.stop(f"after step {step + 1} of {steps.end}", with_lists=with_lists)
     reporter.close()
     progress.say(f"done: {config.workdir} (checkpoint at step {max(first_step, steps.end)} of {steps.total})")
+    collectives.barrier()  # rank 0 has written all that it writes
+    signals.finish(
+        f"the run is saved at step {max(first_step, steps.end)} of {steps.total}, but not judged or drawn:"
+        f" python -m scripts.report --workdir={shown(config.workdir)} does it"
+    )
     if config.report and first_step < steps.end == steps.total:
         starting.report_help(config, progress)
     return reporter.metrics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -12,18 +13,20 @@ from instcls_tf import files
 from instcls_tf.classifier.sharded_classifier import ShardedClassifier
 from instcls_tf.config import RANDOM, RAW_BATCH_BN, PretrainConfig
 from instcls_tf.data.source import Source
-from instcls_tf.distributed import collectives
-from instcls_tf.errors import UserError, shown
+from instcls_tf.distributed import collectives, workers
+from instcls_tf.errors import UserError, reason_of, shown
 from instcls_tf.evaluation.against_start import WORSE, judge_run
 from instcls_tf.evaluation.online_gauge import OnlineGauge, start_in
 from instcls_tf.evaluation.similarity import gap_of_weights
-from instcls_tf.initial.start import initialize_encoder
+from instcls_tf.initial.start import initialize_encoder, load_starting_encoder
 from instcls_tf.progress import Progress
+from instcls_tf.run import signals
 from instcls_tf.run.metrics import metrics_path, read_metrics
 
 # Instances whose views the gap is measured with.
 _GAP_INSTANCES = 1000
 REPORT_NAME = "report.json"
+NOT_JUDGED = "the run is finished, but not judged"
 
 
 def initializer(config: PretrainConfig, begins: bool, progress: Progress) -> Callable[[tf.keras.Model], None]:
@@ -54,30 +57,60 @@ def report_gap(
 def make_gauge(
     config: PretrainConfig, encoder: tf.keras.Model, source: Source, progress: Progress, begins: bool
 ) -> OnlineGauge | None:
-    """The gauges of a run, which have seen its start if it begins now; None without `--gauge_every`."""
+    """The gauges of a run, which have seen its start; None without `--gauge_every`. All workers together."""
     if not config.gauge_every:
         return None
-    has_log = not begins and os.path.exists(metrics_path(config.workdir))
-    gauge = OnlineGauge(
-        config, encoder, source, progress.say, start_in(read_metrics(config.workdir)) if has_log else {}
-    )
+    logged = {} if begins else _logged_start(config.workdir)
+    gauge = OnlineGauge(config, encoder, source, progress.say, logged)
     if begins:
         gauge.measure_start()
+    elif not logged:  # cut before its first gauge, or without gauges until now
+        start = _kept_start(config, progress)
+        if start is not None:
+            gauge.measure_start(start)
     return gauge
+
+
+def _logged_start(workdir: str) -> dict[str, float]:
+    """What rank 0 finds: another worker's file system may show it another log for a while."""
+    found: dict[str, float] = {}
+    if collectives.rank() == 0 and os.path.exists(metrics_path(workdir)):
+        with contextlib.suppress(UserError):  # it cannot be read: whoever writes it says so
+            found = start_in(read_metrics(workdir))
+    return workers.everybodys(found)[0]
+
+
+def _kept_start(config: PretrainConfig, progress: Progress) -> tf.keras.Model | None:
+    """The encoder that the run started from, if all workers can read it."""
+    encoder, problem = None, ""
+    try:
+        encoder = load_starting_encoder(config.workdir, config, config.precision)
+    except UserError as error:
+        problem = str(error)
+    problem = next(filter(None, workers.everybodys(problem)), "")
+    if problem:
+        progress.say(f"the gauges have no start to be held against: {problem}")
+    return None if problem else encoder
 
 
 def report_help(config: PretrainConfig, progress: Progress) -> None:
     """Prints and keeps how the finished run stands against its start; all workers together.
 
-    Nothing that goes wrong with it is a reason to fail a run that is done.
+    Nothing that goes wrong with it is a reason to fail a run that is done. A worker that fails alone says so and goes
+    on to its end; the others cannot get an answer from it any more, and come out of their wait when it has left. If a
+    worker was asked to stop in the last step, nobody begins.
     """
+    if workers.total([signals.received() is not None], "stop_judging")[0] > 0:
+        progress.say(f"{NOT_JUDGED}: a signal came; python -m scripts.report does it")
+        return
     try:
         found = judge_run(config.workdir, config.data_dir)
         if collectives.rank() == 0:
             files.write(os.path.join(config.workdir, REPORT_NAME), json.dumps(found.result()).encode())
-    except (UserError, tf.errors.OpError) as error:
-        reason = error if isinstance(error, UserError) else str(error).splitlines()[0]
-        progress.say(f"warning: the run is finished, but not judged: {reason}")
+    except Exception as error:
+        rank = collectives.rank()
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {reason_of(error)}"
+        Progress(visible=True).say(f"{f'rank {rank}: ' if rank else ''}warning: {NOT_JUDGED}: {reason}")
         return
     *table, last = found.text().splitlines()
     is_worse = found.verdict() == WORSE

@@ -20,8 +20,12 @@ from instcls_tf.distributed.launcher import launched_rank_and_size
 # How long the other ranks let rank 0 speak, where all have had the signal.
 _GRACE_SECONDS = 1.0
 
+# What the last line says of a process that a signal ends at once.
+_BEFORE = "stopped before it began, nothing is lost; the same command starts again"
+
 _received: str | None = None
 _deferring = False
+_state = _BEFORE
 
 
 class Stopped(Exception):
@@ -39,15 +43,25 @@ def defer() -> None:
     _deferring = True
 
 
+def finish(state: str) -> None:
+    """From here on a signal ends the process at once again: what there was to lose is saved.
+
+    Args:
+      state: what is done and what is not, for the last line.
+    """
+    global _deferring, _state
+    _deferring, _state = False, state
+
+
 @contextlib.contextmanager
 def heeded() -> Iterator[None]:
-    """Within it, the signals of `job.HEEDED` end the process with status 75: at once, or after `defer` when it says so.
+    """Within it, the signals of `job.HEEDED` end the process with status 75.
 
-    A second Ctrl-C ends it at once, whatever is lost. A signal that was ignored before, as SIGHUP is under nohup, stays
-    ignored.
+    At once, but after `defer` when it says so; after `finish` at once again. A second Ctrl-C ends it at once, whatever
+    is lost. A signal that was ignored before, as SIGHUP is under nohup, stays ignored.
     """
-    global _received, _deferring
-    _received, _deferring = None, False
+    global _received, _deferring, _state
+    _received, _deferring, _state = None, False, _BEFORE
     before = {number: signal.getsignal(number) for number in HEEDED}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
@@ -57,7 +71,7 @@ def heeded() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _received, _deferring = None, False
+        _received, _deferring, _state = None, False, _BEFORE
 
 
 def _note(number: int, frame: FrameType | None) -> None:
@@ -78,6 +92,6 @@ def _leave(name: str) -> None:
         time.sleep(_GRACE_SECONDS)
         who = f"rank {rank}: "
     with contextlib.suppress(OSError):
-        sys.stderr.write(f"{who}{name}: stopped before it began, nothing is lost; the same command starts again\n")
+        sys.stderr.write(f"{who}{name}: {_state}\n")
         sys.stderr.flush()
     os._exit(STOPPED_STATUS)

@@ -38,8 +38,15 @@ def test_a_fitting_recipe_needs_no_warning(folder):
 def test_a_batch_of_more_than_all_images(folder):
     (sentence,) = said(folder, **{**FITS, "batch_size": 4096})
     assert sentence.startswith("--batch_size=4096 is more than the 11 images: an epoch is a single step; take")
-    assert "--batch_size=64 (1 steps an epoch), or --flagfile=flags/presets/small_images.flags: " in sentence
+    assert sentence.endswith("; take --batch_size=2 (6 steps an epoch)")  # the preset's 64 are more as well
+    (sentence,) = said("digits", **{**FITS, "batch_size": 4096})
+    assert "; take --batch_size=64 (23 steps an epoch), or --flagfile=flags/presets/photos.flags: " in sentence
     assert sentence.endswith("at the 100 billion a second of a bare matrix product here)")
+
+
+def test_a_handful_of_images_needs_no_batch_size(tmp_path):
+    write_images(tmp_path, [f"{number}.jpg" for number in range(7)])
+    assert said(f"folder:{tmp_path}", **{**FITS, "batch_size": 4096}) == []
 
 
 def test_a_large_network_on_a_cpu(folder):

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 
-from instcls_tf.evaluation.against_start import BETTER, LIKE, WORSE, Judgement
+from instcls_tf.config import PretrainConfig
+from instcls_tf.data.sources import open_training_source
+from instcls_tf.evaluation.against_start import BETTER, LIKE, WORSE, Judgement, _splits
+from tests.end_to_end.runs import write_images
 
-ABOUT = {"dataset": "d", "step": 8, "init": "", "pixel_side": 32, "gauge_images": 400}
+ABOUT = {"dataset": "d", "step": 8, "init": "", "extend_from": "", "pixel_side": 32, "gauge_images": 400}
 LABELLED = {**ABOUT, "train_examples": 5000, "test_examples": 400, "test_split": "test"}
 UNLABELLED = {**ABOUT, "train_examples": 0, "test_examples": 0, "test_split": ""}
 
@@ -55,3 +61,30 @@ def test_the_table_without_labels():
         "this run (step 8)                   20.0%         80.0\n"
         "This run is worse than its start (no labels: 10 nearest neighbours shared by two views of 400 images)."
     )
+
+
+def test_a_grown_run_starts_from_the_one_it_extends():
+    found = Judgement(networks(0.3, 0.45, has_labels=True), {**LABELLED, "extend_from": "runs/before"})
+    assert [line.split("  ")[0] for line in found.text().splitlines()][2:4] == [
+        "starting weights (of the run it extends)", "this run (step 8)",
+    ]  # fmt: skip
+    assert "\nThis run is better than its start, the run it extends (20-NN of 400 images among 5000)." in found.text()
+
+
+def splits_of(root: Path) -> tuple:
+    config = PretrainConfig(workdir="run", dataset=f"folder:{root}")
+    splits, note = _splits(config, open_training_source(config), None)
+    return len({id(split) for split in splits}), note
+
+
+def test_only_a_test_split_that_is_missing_is_passed_over_in_silence(tmp_path):
+    for split, letters in {"train": "ab", "test": "ab"}.items():
+        write_images(tmp_path / split, [f"{letter}/{number}.png" for letter in letters for number in range(2)])
+    assert splits_of(tmp_path) == (2, "")
+    write_images(tmp_path / "test", ["c/0.png"])
+    assert splits_of(tmp_path) == (1, (
+        f"warning: every fifth training image asks the others: --dataset=folder:{tmp_path}: class folder 'c' is"
+        f" missing in {tmp_path / 'train'}"
+    ))  # fmt: skip
+    shutil.rmtree(tmp_path / "test")
+    assert splits_of(tmp_path) == (1, "")

@@ -8,11 +8,16 @@ import tensorflow as tf
 
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.sources import open_source
+from instcls_tf.encoder.networks import make_encoder
 from instcls_tf.errors import UserError
 from instcls_tf.evaluation.features import Embedder
 from instcls_tf.evaluation.gauge import rank_me, read_gauges, shared_neighbours
 from instcls_tf.evaluation.online_gauge import if_worse, start_in
 from instcls_tf.evaluation.two_views import TwoViews
+from instcls_tf.initial.start import keep_starting_weights
+from instcls_tf.pretraining.starting import make_gauge
+from instcls_tf.progress import Progress
+from tests.encoders import trained_encoder
 
 RANDOM = np.random.default_rng(0)
 
@@ -121,3 +126,20 @@ def test_the_start_is_found_in_the_log():
     lines = [{"step": 1, "loss_expected_start": 3.0}, {"step": 2, "gauge_agreement_start": 0.25, "rank_me_start": 7.5}]
     assert start_in(lines) == {"gauge_agreement_start": 0.25, "rank_me_start": 7.5}
     assert start_in(lines[:1]) == start_in([]) == {}
+
+
+def test_a_run_that_was_cut_before_its_first_gauge_knows_its_start(tmp_path):
+    """By the weights that it has kept; what the log has of it comes first."""
+    config = CONFIG.replace(
+        workdir=str(tmp_path), encoder="resnet18", width_multiplier=0.125, stem="small", embedding_size=16
+    )
+    source, quiet = open_source("digits"), Progress(visible=False)
+    began, later = make_encoder(config.replace(seed=1)), trained_encoder()
+    keep_starting_weights(str(tmp_path), began)
+    wanted = make_gauge(config, began, source, quiet, begins=True).measure()
+    found = make_gauge(config, later, source, quiet, begins=False).measure()
+    assert start_in([found]) == pytest.approx(start_in([wanted]), rel=1e-5)
+    assert found["gauge_agreement"] != found["gauge_agreement_start"]
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "gauge_agreement_start": 0.25, "rank_me_start": 7.5}\n')
+    logged = make_gauge(config, later, source, quiet, begins=False).measure()
+    assert (logged["gauge_agreement_start"], logged["rank_me_start"]) == (0.25, 7.5)

@@ -153,6 +153,10 @@ def test_every_weight_is_accounted_for(plain):
     assert refusal(encoder, {**state, "layer1.0.se.weight": np.ones([2], np.float32)}) == (
         "1 weights are left over, which this network has not: layer1.0.se.weight"
     )
+    for name in ("layer1.0.se.fc.0.weight", "layer4.1.head.weight", "conv1.predictor.bias"):  # no classifier
+        assert refusal(encoder, {**state, name: np.ones([2], np.float32)}) == (
+            f"1 weights are left over, which this network has not: {name}"
+        )
     assert refusal(encoder, {**state, "layer3.0.bn1.weight": np.ones([9], np.float32)}) == (
         "layer3.0.bn1.weight has shape (9,), wanted (32,)"
     )

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from instcls_tf.data import pipeline
+from instcls_tf.data import sample as sample_module
 from instcls_tf.data.augment import make_views
 from instcls_tf.data.prepare import prepare
 from instcls_tf.data.records import Shards
@@ -60,6 +61,17 @@ def test_a_sample_is_spread_over_records_and_folders(prepared, records):
         assert np.all(np.diff(places) > 0)
         assert np.diff(places).max() <= 4
         assert (labels.numpy() == 0).sum() in (10, 11)
+
+
+def test_a_sample_of_large_records_is_smaller(prepared, records, monkeypatch):
+    """And still spread over all of them: each of its places has its share of the memory, or one image."""
+    sizes = [path.stat().st_size for path in prepared[0].rglob("*.png")]
+    monkeypatch.setattr(sample_module, "_MOST_BYTES", 16 * min(sizes))
+    few = sample(open_source(records), 40)
+    assert few.num_instances == 16
+    assert sum(map(len, few.encoded)) <= 16 * max(sizes)
+    assert set(few.labels.tolist()) == {0, 1}
+    assert few.loader()(tf.constant(15, tf.int64)).shape == (4, 4, 3)
 
 
 def _steps(dataset, workers, first=0, last=2 * STEPS, batch=BATCH):

@@ -9,6 +9,7 @@ import tensorflow as tf
 from instcls_tf.classifier.sharded_classifier import ShardedClassifier
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.sources import DigitsSource, open_source
+from instcls_tf.encoder.networks import build_encoder
 from instcls_tf.errors import UserError
 from instcls_tf.evaluation.similarity import gap_of_weights, measure_similarities, similarities_of_run
 from instcls_tf.evaluation.weight_index import Index
@@ -34,6 +35,8 @@ def vectors(seed: int) -> np.ndarray:
 
 class Lookup:
     """An encoder that knows the greys, and remembers how it was called."""
+
+    layers = ()  # none that has statistics
 
     def __init__(self, table: np.ndarray):
         self.table, self.calls = tf.constant(table), []
@@ -65,6 +68,28 @@ def test_weights_that_stay_with_their_workers_give_the_same_gap(source):
     found = gap_of_weights(CONFIG, source, Lookup(embeddings), classifier, 8, training=False)
     wanted = measure_similarities(CONFIG, source, Lookup(embeddings), weights, 8, training=False)
     assert found == pytest.approx(wanted.summary(), abs=1e-6)
+
+
+def test_views_are_embedded_in_groups_of_the_recipe(source):
+    """Both views of at most so many instances at a time, whatever the batch: by them BN normalises in training."""
+    encoder, weights = Lookup(vectors(1)), vectors(2)
+    config = CONFIG.replace(batch_size=10, micro_batch=4)
+    found = measure_similarities(config, source, encoder, weights, NUM_INSTANCES, training=True)
+    assert encoder.calls == [(8, True), (8, True), (4, True)]
+    wanted = measure_similarities(CONFIG, source, Lookup(vectors(1)), weights, NUM_INSTANCES, training=True)
+    assert found.summary() == pytest.approx(wanted.summary(), abs=1e-6)
+
+
+def test_measuring_leaves_the_encoder_as_it_was(source):
+    """Keras moves the statistics of BN whenever it is called in training mode."""
+    encoder = build_encoder(encoder="resnet18", width_multiplier=0.125, stem="small", embedding_size=SIZE)
+    classifier = ShardedClassifier(NUM_INSTANCES, SIZE)
+    classifier.write(tf.range(NUM_INSTANCES), tf.constant(vectors(2)))
+    before = encoder.get_weights()
+    gap_of_weights(CONFIG, source, encoder, classifier, NUM_INSTANCES, training=True)
+    measure_similarities(CONFIG, source, encoder, vectors(2), NUM_INSTANCES, training=True)
+    for now, then in zip(encoder.get_weights(), before):
+        np.testing.assert_array_equal(now, then)
 
 
 def test_class_weights_that_are_the_embeddings(source):

@@ -131,7 +131,7 @@ def test_a_trial_that_fails_otherwise_stops_the_sweep_and_is_tried_again(make_sp
 
 def test_one_sweep_at_a_time(make_spec, tmp_path):
     spec = make_spec([0.1])
-    with locked(spec), pytest.raises(UserError) as refusal:
+    with locked(spec.workdir, "the other"), pytest.raises(UserError) as refusal:
         run_sweep(spec, commands=Recorder().commands())
     problem = f"another one, or a run that it has left, is running in {spec.workdir}"
     assert str(refusal.value) == f"--spec={tmp_path}/spec.json: workdir: {problem}"

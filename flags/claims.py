@@ -40,16 +40,11 @@ def answer() -> Answer:
         return reproduce.ledger_page(ledger, FLAGS.results, FLAGS.page)
     if FLAGS.claim is None:
         raise UserError(f"--claim is missing: wanted one of {', '.join(['all', *ledger.claims])}, or --render")
-    chosen, scale = ledger.chosen(FLAGS.claim), ledger.scale(FLAGS.scale)
-    of_both = {
-        "workdir": FLAGS.workdir,
-        "results": FLAGS.results,
-        "dataset": FLAGS.dataset,
-        "seeds": FLAGS.seeds,
-        "epochs": FLAGS.epochs,
-    }
+    scale = ledger.scale(FLAGS.scale)
+    chosen = [claim.tried(scale.name, FLAGS.seeds, FLAGS.epochs) for claim in ledger.chosen(FLAGS.claim)]
+    at = reproduce.Places(FLAGS.workdir, FLAGS.results, FLAGS.dataset)
     if FLAGS.dry_run:
-        return reproduce.plan(chosen, scale, **of_both)
+        return reproduce.plan(chosen, scale, at)
     if scale.name == "cifar10" and FLAGS.dataset is None:
         raise UserError("--dataset is missing: wanted folder:PATH, the images of --scale=cifar10")
-    return reproduce.reproduce(chosen, scale, **of_both)
+    return reproduce.reproduce(chosen, scale, at)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import unicodedata
 from typing import Any, Callable
@@ -67,6 +68,30 @@ def zero_to_below_one(settings: object, *names: str) -> None:
 def check_seed(settings: object) -> None:
     """Refuses a `seed` that TensorFlow does not take as int32; see `require_value`."""
     require(settings, "seed", 0 <= getattr(settings, "seed") < 2**31, "0 or more and below 2147483648")  # noqa: B009
+
+
+def starts_from_elsewhere(settings: Any) -> None:
+    """Refuses an `init` or `extend_from` that is the run's own `workdir`, or that another setting would undo.
+
+    Raises:
+      UserError: names both settings.
+    """
+    own, weights, other = os.path.realpath(settings.workdir), settings.init, settings.extend_from
+    if weights is not None and own in (os.path.realpath(weights), os.path.dirname(os.path.realpath(weights))):
+        raise UserError(f"--init={weights}: is of --workdir itself, wanted weights that lie elsewhere")
+    if other is None:
+        return
+    path_for_tensorflow("extend_from", other)
+    if weights is not None:
+        raise UserError(f"--extend_from={other}: brings its network along, leave --init={weights} out")
+    for name in ("contrast_epochs", "prior_every"):
+        if getattr(settings, name):
+            raise UserError(
+                f"--extend_from={other}: takes class weights over, and --{name}={getattr(settings, name)} would take"
+                f" them from the network again: leave one of the two out"
+            )
+    if os.path.realpath(other) == own:
+        raise UserError(f"--extend_from={other}: is --workdir itself, wanted another folder for the run that grows")
 
 
 def numbers_of(name: str, text: str, kind: Callable[[str], Any], wanted: str) -> list[Any]:

@@ -6,7 +6,6 @@ The defaults are the paper's and stand only here; the command-line flags and the
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import Any
 
 from instcls_tf import flagfiles
@@ -17,6 +16,7 @@ from instcls_tf.checks import (
     one_of,
     path_for_tensorflow,
     require,
+    starts_from_elsewhere,
     zero_or_more,
     zero_to_below_one,
 )
@@ -231,10 +231,7 @@ class PretrainConfig:
                         f"--{field.name}={getattr(self, field.name)}: is of --method={INSTANCE},"
                         f" --method={self.method} has nothing of the kind"
                     )
-        if self.extend_from is not None:
-            self._validate_extend_from(self.extend_from)
-        if self.init is not None:
-            self._refuse_own_start(self.init)
+        starts_from_elsewhere(self)
         if self.prior_every and self.classifier_init == RANDOM:
             raise UserError(
                 f"--prior_every={self.prior_every}: takes the contrastive prior again, but --classifier_init={RANDOM}"
@@ -247,24 +244,6 @@ class PretrainConfig:
             require(self, "temperature", self.temperature == none, "left out with --method=diet, which has none")
         if self.method in (SIMCLR, MOCO_V2) or self.contrast_epochs or self.batch_contrast:
             require(self, "views", self.views >= 2, "at least 2, which are compared with each other")
-
-    def _refuse_own_start(self, weights: str) -> None:
-        own = os.path.realpath(self.workdir)
-        if os.path.realpath(weights) == own or os.path.dirname(os.path.realpath(weights)) == own:
-            raise UserError(f"--init={weights}: is of --workdir itself, wanted weights that lie elsewhere")
-
-    def _validate_extend_from(self, other: str) -> None:
-        path_for_tensorflow("extend_from", other)
-        if self.init is not None:
-            raise UserError(f"--extend_from={other}: brings its network along, leave --init={self.init} out")
-        for name in ("contrast_epochs", "prior_every"):
-            if getattr(self, name):
-                raise UserError(
-                    f"--extend_from={other}: takes class weights over, and --{name}={getattr(self, name)} would take"
-                    f" them from the network again: leave one of the two out"
-                )
-        if os.path.realpath(other) == os.path.realpath(self.workdir):
-            raise UserError(f"--extend_from={other}: is --workdir itself, wanted another folder for the run that grows")
 
     def _validate_contrast_epochs(self) -> None:
         fits = self.contrast_epochs < self.epochs

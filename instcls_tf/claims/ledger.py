@@ -46,6 +46,15 @@ class Claim:
     epochs: dict[str, tuple[int, ...]]
     seeds: dict[str, int]
 
+    def tried(self, scale: str, seeds: int | None = None, epochs: int | None = None) -> Claim:
+        """The claim with so many seeds, and one length, at a scale that it has: for trials."""
+        changes: dict[str, Any] = {}
+        if scale in self.epochs and epochs is not None:
+            changes["epochs"] = {**self.epochs, scale: (epochs,)}
+        if scale in self.seeds and seeds is not None:
+            changes["seeds"] = {**self.seeds, scale: seeds}
+        return dataclasses.replace(self, **changes)
+
 
 @dataclasses.dataclass(frozen=True)
 class Ledger:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import json
 import os
 import shlex
 import shutil
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,25 +38,21 @@ def read_results(path: str) -> dict[str, dict[str, Any]]:
     return {line["key"]: line for line in lines if "key" in line}
 
 
-def reproduce(
-    claims: list[Claim],
-    scale: Scale,
-    *,
-    workdir: str,
-    results: str,
-    dataset: str | None,
-    seeds: int | None = None,
-    epochs: int | None = None,
-) -> Answer:
+class Places(NamedTuple):
+    """Where the images and what is made of them lie."""
+
+    workdir: str  # holds the runs
+    results: str  # `results.jsonl`, which gets a line for each
+    dataset: str | None  # see `Run.words`
+
+
+def reproduce(claims: list[Claim], scale: Scale, at: Places) -> Answer:
     """Makes what is missing, and says how the orderings stand. An interrupted run goes on where it ended.
 
     Args:
       claims: whose runs.
       scale: of all of them.
-      workdir: holds the runs.
-      results: `results.jsonl`, which gets a line for each.
-      dataset: see `Run.words`.
-      seeds, epochs: instead of the claims'; see `runs_of`.
+      at: where.
 
     Raises:
       UserError: a setting is not right, another command works in the folder, or a run fails.
@@ -68,29 +63,29 @@ def reproduce(
             f"--scale={scale.name}: takes {scale.workers} workers and a cluster, and is not run from here: --dry_run"
             f" prints its commands"
         )
-    found = read_results(results)
-    todo = _missing(claims, scale, found, seeds, epochs)
+    found = read_results(at.results)
+    todo = _missing(claims, scale, found)
     for run in todo:
-        config = _config(run, dataset, workdir)
+        config = _config(run, at)
         config.validate()
     if todo:
         _refuse_other_images(open_training_source(config, begins=True), scale, found)
     progress = Progress(visible=True)
-    jobs = {run.folder(workdir): run for run in todo}
-    with locked(workdir, f"--workdir={shown(workdir)}") as lock, interruptible():
-        queue = [Job(folder, folder, run.commands(dataset, workdir)) for folder, run in jobs.items()]
+    jobs = {run.folder(at.workdir): run for run in todo}
+    with locked(at.workdir, f"--workdir={shown(at.workdir)}") as lock, interruptible():
+        queue = [Job(folder, folder, run.commands(at.dataset, at.workdir)) for folder, run in jobs.items()]
         with contextlib.closing(run_jobs(queue, places(1, allowed()), (lock,))) as all_ended:
             for done, ended in enumerate(all_ended, start=1):
                 line = _line(jobs[ended.job.name], ended)
-                append_line(results, line)
+                append_line(at.results, line)
                 shutil.rmtree(os.path.join(ended.job.folder, "features"), ignore_errors=True)
                 progress.say(f"{done}/{len(todo)} {ended.job.folder}: 20-NN {line[KNN]:.1%}, linear {line[LINEAR]:.1%}")
-    return answer_of([_as_tried(claim, scale, seeds, epochs) for claim in claims], scale, read_results(results))
+    return answer_of(claims, scale, read_results(at.results))
 
 
-def _config(run: Run, dataset: str | None, workdir: str) -> PretrainConfig:
-    config = run.config.replace(workdir=run.folder(workdir))
-    return config if dataset is None else config.replace(dataset=dataset)
+def _config(run: Run, at: Places) -> PretrainConfig:
+    config = run.config.replace(workdir=run.folder(at.workdir))
+    return config if at.dataset is None else config.replace(dataset=at.dataset)
 
 
 def _refuse_other_images(source: Source, scale: Scale, results: dict[str, dict[str, Any]]) -> None:
@@ -103,20 +98,12 @@ def _refuse_other_images(source: Source, scale: Scale, results: dict[str, dict[s
             )
 
 
-def plan(
-    claims: list[Claim],
-    scale: Scale,
-    *,
-    workdir: str,
-    results: str,
-    dataset: str | None,
-    seeds: int | None = None,
-    epochs: int | None = None,
-) -> Answer:
+def plan(claims: list[Claim], scale: Scale, at: Places) -> Answer:
     """The commands of the runs that are missing, and hours; starts none. Arguments as `reproduce`."""
-    found = read_results(results)
-    todo = _missing(claims, scale, found, seeds, epochs)
-    lines = [shlex.join(["python", "-m", *command[2:]]) for run in todo for command in run.commands(dataset, workdir)]
+    found = read_results(at.results)
+    todo = _missing(claims, scale, found)
+    words = [command[2:] for run in todo for command in run.commands(at.dataset, at.workdir)]
+    lines = [shlex.join(["python", "-m", *command]) for command in words]
     pace = _seconds_per_epoch(scale, found)
     hours = [hours_of(run, scale, pace) for run in todo]
     total = None if None in hours else sum(hour for hour in hours if hour is not None)
@@ -131,11 +118,9 @@ def plan(
     return Answer({"runs": len(todo), "hours": total}, "\n".join(lines))
 
 
-def _missing(
-    claims: list[Claim], scale: Scale, results: dict[str, dict[str, Any]], seeds: int | None, epochs: int | None
-) -> list[Run]:
+def _missing(claims: list[Claim], scale: Scale, results: dict[str, dict[str, Any]]) -> list[Run]:
     """Each run once, whichever claims share it."""
-    runs = {run.key: run for claim in claims for run in runs_of(claim, scale, seeds, epochs)}
+    runs = {run.key: run for claim in claims for run in runs_of(claim, scale)}
     return [run for key, run in runs.items() if key not in results]
 
 
@@ -179,16 +164,6 @@ def _line(run: Run, ended: Ended) -> dict[str, Any]:
         "processor": processor(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
-
-
-def _as_tried(claim: Claim, scale: Scale, seeds: int | None, epochs: int | None) -> Claim:
-    """The claim with the seeds and the length of a trial."""
-    changes: dict[str, Any] = {}
-    if scale.name in claim.epochs and epochs is not None:
-        changes["epochs"] = {**claim.epochs, scale.name: (epochs,)}
-    if scale.name in claim.seeds and seeds is not None:
-        changes["seeds"] = {**claim.seeds, scale.name: seeds}
-    return dataclasses.replace(claim, **changes)
 
 
 def _json(path: str) -> dict[str, Any]:

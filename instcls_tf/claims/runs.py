@@ -74,20 +74,10 @@ class Run(NamedTuple):
         )
 
 
-def runs_of(claim: Claim, scale: Scale, seeds: int | None = None, epochs: int | None = None) -> list[Run]:
-    """All runs of a claim at a scale, the shortest first and all arms of a seed after another: pairs are complete soon.
-
-    Args:
-      claim: the claim.
-      scale: the scale; a claim that has none of it takes no runs.
-      seeds: how many instead of the claim's.
-      epochs: one length instead of the claim's: for trials.
-    """
-    lengths = claim.epochs.get(scale.name, ())
-    if epochs is not None and lengths:
-        lengths = (epochs,)
-    numbers = range(claim.seeds.get(scale.name, 0) if seeds is None else seeds)
-    return [run_of(arm, scale, length, seed) for length in lengths for seed in numbers for arm in claim.arms.values()]
+def runs_of(claim: Claim, scale: Scale) -> list[Run]:
+    """All runs of a claim at a scale, the shortest first and all arms of a seed together: pairs are complete soon."""
+    lengths, seeds = claim.epochs.get(scale.name, ()), range(claim.seeds.get(scale.name, 0))
+    return [run_of(arm, scale, length, seed) for length in lengths for seed in seeds for arm in claim.arms.values()]
 
 
 def run_of(arm: Arm, scale: Scale, epochs: int, seed: int) -> Run:

@@ -53,7 +53,7 @@ def test_every_run_is_a_recipe_that_can_be_planned(scale):
 def test_claims_share_runs():
     """The full method of Table 2 is that of Table 6; Table 4's arms without smoothing are two of Table 2's."""
     keys = {
-        claim: {run.key for run in runs_of(LEDGER.claims[claim], LEDGER.scales["cifar10"], epochs=24)}
+        claim: {run.key for run in runs_of(LEDGER.claims[claim].tried("cifar10", epochs=24), LEDGER.scales["cifar10"])}
         for claim in ("table2_parts", "table4_prior", "table6_rivals")
     }
     assert len(keys["table2_parts"] & keys["table6_rivals"]) == 5
@@ -81,9 +81,9 @@ def test_runs_of_other_images_are_not_taken_for_made(tmp_path):
     scale, claims = LEDGER.scales["digits"], LEDGER.chosen("table4_prior")
     line = {"key": "of another set", "scale": "digits", "images": "00", "instances": 3, "epochs": 1, "seconds": 1.0}
     (tmp_path / "results.jsonl").write_text(json.dumps(line) + "\n")
-    settings = {"workdir": str(tmp_path / "runs"), "results": str(tmp_path / "results.jsonl"), "dataset": None}
+    at = reproduce.Places(str(tmp_path / "runs"), str(tmp_path / "results.jsonl"), None)
     with pytest.raises(UserError, match="--dataset=digits: has not the images of the runs of --scale=digits"):
-        reproduce.reproduce(claims, scale, **settings)
+        reproduce.reproduce(claims, scale, at)
     assert not (tmp_path / "runs").exists()
 
 
@@ -218,11 +218,11 @@ def test_unknown_claims_and_scales():
 
 
 def test_imagenet_is_not_run_from_here(tmp_path):
-    settings = {"workdir": str(tmp_path / "runs"), "results": str(tmp_path / "results.jsonl"), "dataset": None}
+    at = reproduce.Places(str(tmp_path / "runs"), str(tmp_path / "results.jsonl"), None)
     claims, scale = LEDGER.chosen("table4_prior"), LEDGER.scales["imagenet"]
     with pytest.raises(UserError, match="takes 64 workers and a cluster"):
-        reproduce.reproduce(claims, scale, **settings)
-    answer = reproduce.plan(claims, scale, **settings)
+        reproduce.reproduce(claims, scale, at)
+    answer = reproduce.plan(claims, scale, at)
     epochs = 2 * (10 + 25 + 50 + 100 + 200 + 400)
     assert answer.result == {"runs": 12, "hours": pytest.approx(epochs * 302 / 3600)}
     assert answer.text.splitlines()[-1] == "12 runs to make: about 132 hours on 64 workers as the paper has them"
@@ -233,10 +233,10 @@ def test_hours_follow_from_the_runs_that_are_made(tmp_path):
     scale, claims = LEDGER.scales["digits"], LEDGER.chosen("table4_prior")
     first = runs_of(claims[0], scale)[0]
     results = tmp_path / "results.jsonl"
-    settings = {"workdir": "runs", "results": str(results), "dataset": None}
-    assert reproduce.plan(claims, scale, **settings).result == {"runs": 20, "hours": None}
+    at = reproduce.Places("runs", str(results), None)
+    assert reproduce.plan(claims, scale, at).result == {"runs": 20, "hours": None}
     results.write_text(json.dumps({"key": first.key, "scale": "digits", "epochs": 6, "seconds": 60.0}) + "\n")
-    answer = reproduce.plan(claims, scale, **settings).result
+    answer = reproduce.plan(claims, scale, at).result
     assert answer["runs"] == 19
     assert answer["hours"] == pytest.approx((9 * 6 + 10 * 25) * 10 / 3600 / reproduce.allowed())
 
@@ -248,7 +248,7 @@ def test_figures_stand_beside_the_page(tmp_path):
     (tmp_path / "claims.yaml").write_text(yaml.safe_dump(content))
     ledger = read_ledger(str(tmp_path / "claims.yaml"))
     scale, lines = ledger.scales["digits"], []
-    for run in runs_of(ledger.claims["table4_prior"], scale, seeds=2, epochs=6):
+    for run in runs_of(ledger.claims["table4_prior"].tried("digits", 2, 6), scale):
         value = 0.5 + 0.1 * ("classifier_init" not in run.flags) + 0.01 * run.seed
         facts = {"seconds": 1.0, "instances": 1437, "passes_per_image": 6.0, "epochs": run.epochs, "seed": run.seed}
         lines.append(json.dumps({"key": run.key, "scale": "digits", KNN: value, LINEAR: value, **facts}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import re
@@ -68,6 +69,17 @@ def zero_to_below_one(settings: object, *names: str) -> None:
 def check_seed(settings: object) -> None:
     """Refuses a `seed` that TensorFlow does not take as int32; see `require_value`."""
     require(settings, "seed", 0 <= getattr(settings, "seed") < 2**31, "0 or more and below 2147483648")  # noqa: B009
+
+
+def left_out(settings: Any, names: tuple[str, ...], why: str) -> None:
+    """Refuses settings, fields of a dataclass, that are not their defaults.
+
+    Raises:
+      UserError: names the first one and its value, and says why.
+    """
+    for field in dataclasses.fields(settings):
+        if field.name in names and getattr(settings, field.name) != field.default:
+            raise UserError(f"--{field.name}={getattr(settings, field.name)}: {why}")
 
 
 def starts_from_elsewhere(settings: Any) -> None:

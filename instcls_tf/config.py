@@ -13,6 +13,7 @@ from instcls_tf.checks import (
     above_zero,
     background_colour,
     check_seed,
+    left_out,
     one_of,
     path_for_tensorflow,
     require,
@@ -225,12 +226,8 @@ class PretrainConfig:
         if not self.exposures:
             self._validate_contrast_epochs()
         if self.method != INSTANCE:
-            for field in dataclasses.fields(self):
-                if field.name in _OF_THE_CLASSIFICATION and getattr(self, field.name) != field.default:
-                    raise UserError(
-                        f"--{field.name}={getattr(self, field.name)}: is of --method={INSTANCE},"
-                        f" --method={self.method} has nothing of the kind"
-                    )
+            why = f"is of --method={INSTANCE}, --method={self.method} has nothing of the kind"
+            left_out(self, _OF_THE_CLASSIFICATION, why)
         starts_from_elsewhere(self)
         if self.prior_every and self.classifier_init == RANDOM:
             raise UserError(

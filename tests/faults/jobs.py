@@ -143,3 +143,12 @@ def hurt(job: Job, workdir: Path, *victims: Callable[[], psutil.Process], how: i
 def job_folders() -> set[str]:
     """The folders that launchers have left."""
     return {name for name in os.listdir(tempfile.gettempdir()) if name.startswith("instcls-job-")}
+
+
+def last_line(stderr: str) -> str:
+    return stderr.splitlines()[-1]
+
+
+def attempts(workdir: Path) -> list[str]:
+    """Workers and first step of each attempt."""
+    return (workdir / "attempts").read_text().splitlines()

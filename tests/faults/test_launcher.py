@@ -17,27 +17,16 @@ import subprocess
 import sys
 import termios
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 
-from instcls_tf.distributed import cores
 from tests.commands import ROOT, run_command, user_environment
 from tests.faults import conftest
-from tests.faults.jobs import hurt, job_folders, launcher, running, saved, standin
+from tests.faults.jobs import attempts, hurt, job_folders, last_line, launcher, running, saved, standin
 from tests.faults.preloaded.server import STANDS_FOR_A_WORKER
 
 LONG = "--steps=1000"
-
-
-def last_line(stderr: str) -> str:
-    return stderr.splitlines()[-1]
-
-
-def attempts(workdir: Path) -> list[str]:
-    """Workers and first step of each attempt."""
-    return (workdir / "attempts").read_text().splitlines()
 
 
 def test_lines_arrive_as_they_were_written(tmp_path):
@@ -217,49 +206,6 @@ def test_restarts_come_to_an_end(tmp_path):
     assert "was ended by SIGKILL" in last_line(finished.stderr)
 
 
-def fake_ssh(folder: Path, script: str) -> str:
-    """PATH with an ssh that does as it is told here."""
-    ssh = folder / "bin" / "ssh"
-    ssh.parent.mkdir()
-    ssh.write_text(f"#!/bin/sh\n{script}\n")
-    ssh.chmod(0o755)
-    return f"{ssh.parent}{os.pathsep}{user_environment()['PATH']}"
-
-
-SSH_SAYS = {
-    "refused": ("ssh: connect to host b port 22: Connection refused", "runs no ssh server that answers"),
-    "unknown": ("ssh: Could not resolve hostname b: Name or service not known", "is no known name of a machine"),
-    "no_key": (
-        "u@b: Permission denied (publickey).",
-        "accepts no key of this user: ssh-copy-id b, so that ssh asks for no password",
-    ),
-    "host_key": (
-        "Host key verification failed.",
-        "has a key that this user has not accepted: ssh b once by hand",
-    ),
-    "no_environment": ("", f"has no {sys.executable}, wanted the same environment at the same path on all hosts"),
-}
-
-
-@pytest.mark.parametrize(("said", "problem"), SSH_SAYS.values(), ids=SSH_SAYS)
-def test_a_host_that_cannot_be_used(tmp_path, monkeypatch, said, problem):
-    """A host refuses, is unknown, accepts no key, has another key, lacks the environment: status 2, one sentence,
-    nothing begun.
-    """
-    monkeypatch.setenv("PATH", fake_ssh(tmp_path, f"echo '{said}' >&2; exit {255 if said else 1}"))
-    with running(standin(tmp_path / "run", options=("-H", "localhost:1,b:1")), PATH=os.environ["PATH"]) as job:
-        finished = job.finish()
-    assert (finished.status, finished.stderr) == (2, f"error: host b: {problem}\n")
-    assert not (tmp_path / "run").exists()
-
-
-def test_an_address_where_nobody_answers():
-    """An address without an ssh server, for real: status 2, one sentence."""
-    finished = run_command(launcher(2, "-H", "localhost:1,127.0.0.9:1", "pretrain"))
-    assert finished.status == 2 and finished.stderr.startswith("error: host 127.0.0.9: ")
-    assert finished.stderr.count("\n") == 1
-
-
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -291,59 +237,6 @@ def test_a_bar_on_a_terminal(tmp_path):
     shown = os.read(reader, 2**16).decode()
     assert re.search(r"\rpretraining: +\d+%\|.*\d+/10 ", shown)
     assert "<stderr>" not in shown and process.stdout.read() == b"rank 0 answers\n"
-
-
-# An ssh that leads to this machine.
-THE_SAME_MACHINE = (
-    'while [ "${1#-}" != "$1" ]; do [ "$1" = -o ] && shift; shift; done; shift\nexec env -i HOME=$HOME %s sh -c "$*"'
-)
-
-
-def test_hosts_with_other_cores(tmp_path, monkeypatch):
-    """A host with fewer cores per worker: all workers compute with the smallest number of threads, which is said."""
-    own = len(os.sched_getaffinity(0))
-    if own < 2:
-        pytest.skip("one core alone: no host can have fewer")
-    monkeypatch.setenv("PATH", fake_ssh(tmp_path, THE_SAME_MACHINE % f"taskset -c {min(os.sched_getaffinity(0))}"))
-    words = standin(tmp_path / "run", LONG, options=("-H", "localhost:1,elsewhere:1"))
-    with running(words, PATH=os.environ["PATH"]) as job:
-        job.wait_until(lambda: len(saved(tmp_path / "run")) > 1)
-        given = [job.worker(rank).environ()[cores.THREADS] for rank in (0, 1)]
-        job.started.send_signal(signal.SIGTERM)
-        finished = job.finish()
-    assert given == ["1", "1"]
-    told = f"(localhost {own}, elsewhere 1): all compute with 1 thread(s), as on elsewhere"
-    assert finished.stderr.splitlines()[0] == f"hosts differ in cores per worker {told}"
-
-
-def test_workers_on_another_host(tmp_path, monkeypatch):
-    """A worker elsewhere, over ssh: it finds the environment, and its errors and stamps are read."""
-    monkeypatch.setenv("PATH", fake_ssh(tmp_path, THE_SAME_MACHINE % ""))
-    run = tmp_path / "run"
-    with running(standin(run, options=("-H", "localhost:1,elsewhere:1")), PATH=os.environ["PATH"]) as job:
-        finished = job.finish()
-    assert finished.status == 0, finished.output
-    assert attempts(run) == ["2 0"] and saved(run)[-1] == 10
-
-
-def test_a_restart_waits_for_a_host(tmp_path, monkeypatch):
-    """A machine does not answer after a failure, and too few workers are left without it: the restart waits until it
-    does.
-    """
-    gone, run = tmp_path / "gone", tmp_path / "run"
-    refuses = f"[ ! -e {gone} ] || {{ echo 'ssh: connect to host elsewhere port 22: No route to host' >&2; exit 255; }}"
-    monkeypatch.setenv("PATH", fake_ssh(tmp_path, f"{refuses}\n{THE_SAME_MACHINE % ''}"))
-    options = ("-H", "localhost:1,elsewhere:1", "--max_restarts=1")
-    with running(standin(run, "--steps=60", options=options), PATH=os.environ["PATH"]) as job:
-        job.wait_until(lambda: len(saved(run)) > 1)
-        gone.touch()
-        job.worker(1).kill()
-        job.wait_until(lambda: "waiting for elsewhere, up to 600 s (--wait_for_hosts)" in job.read().stderr)
-        gone.unlink()
-        finished = job.finish()
-    assert finished.status == 0, finished.output
-    assert "host elsewhere: cannot be reached\n" in finished.stderr
-    assert [attempt.split()[0] for attempt in attempts(run)] == ["2", "2"] and saved(run)[-1] == 60
 
 
 LISTENING = """

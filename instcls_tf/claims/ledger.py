@@ -26,11 +26,20 @@ class Scale:
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One kind of run of a claim. `flags` by scale; `paper` is what the paper reports, by epochs."""
+    """One kind of run of a claim. `flags` by scale; `paper` is what the paper reports, by epochs.
+
+    `stretch` makes its runs so many times as long as the claim says, by scale: where runs of equal passes or equal time
+    are compared.
+    """
 
     name: str
     flags: dict[str, dict[str, Any]]
     paper: dict[int, float]
+    stretch: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def epochs(self, scale: str, epochs: int) -> int:
+        """The length of its runs where the claim says so many epochs."""
+        return max(1, round(epochs * self.stretch.get(scale, 1.0)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,8 +141,10 @@ def _claim(about: dict[str, Any], scales: tuple[str, ...]) -> Claim:
 
 def _arm(name: str, about: dict[str, Any], scales: tuple[str, ...]) -> Arm:
     about = dict(about)
-    shared, paper = about.pop("flags"), about.pop("paper", {})
+    shared, paper, stretch = about.pop("flags"), about.pop("paper", {}), about.pop("stretch", {})
     flags = {scale: {**shared, **about.pop(scale, {})} for scale in scales}
     if about:
         raise ValueError(f"{name}: {next(iter(about))!r} is no scale")
-    return Arm(name, flags, paper)
+    if not stretch.keys() <= set(scales):
+        raise ValueError(f"{name}: stretch names a scale that is none")
+    return Arm(name, flags, paper, stretch)

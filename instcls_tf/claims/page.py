@@ -41,7 +41,7 @@ def render(ledger: Ledger, results: dict[str, dict[str, Any]]) -> str:
 
 
 def _summary(ledger: Ledger, results: dict[str, dict[str, Any]]) -> Iterator[str]:
-    seconds = sum(line["seconds"] for line in results.values())
+    seconds = sum(line["cpu_seconds"] for line in results.values())
     yield f"{len(results)} runs, {seconds / 3600:.1f} hours of one core of training."
     yield ""
     yield "| claim | scale | epochs | ordering | difference in 20-NN | in linear accuracy | 20-NN says |"
@@ -81,7 +81,7 @@ def _section(claim: Claim, scale: Scale, results: dict[str, dict[str, Any]]) -> 
             values = {metric: values_of(arm, scale, epochs, metric, results, seeds) for metric in METRICS}
             if values[KNN]:
                 lines = [results[run_of(arm, scale, epochs, seed).key] for seed in values[KNN]]
-                rows.append(_row(arm.name, epochs, values, lines))
+                rows.append(_row(arm.name, values, lines))
     if not rows:
         return
     yield ""
@@ -100,12 +100,12 @@ def figure_name(claim: Claim, scale: Scale) -> str:
     return f"claims/{claim.id}_{scale.name}.png"
 
 
-def _row(name: str, epochs: int, values: dict[str, dict[int, float]], lines: list[dict[str, Any]]) -> str:
+def _row(name: str, values: dict[str, dict[int, float]], lines: list[dict[str, Any]]) -> str:
     estimates = {metric: estimate_of(values[metric]) for metric in METRICS}
     knn, linear = (_percent(estimates[metric]) for metric in METRICS)
+    epochs, passes = lines[0]["epochs"], lines[0]["passes_per_image"]
     shown = lines[0]["instances"] * epochs
-    minutes = sum(line["seconds"] for line in lines) / len(lines) / 60
-    passes = lines[0]["passes_per_image"]
+    minutes = sum(line["cpu_seconds"] for line in lines) / len(lines) / 60
     return f"| {name} | {epochs} | {shown:,} | {passes:.1f} | {minutes:.1f} | {len(lines)} | {knn} | {linear} |"
 
 

@@ -27,7 +27,7 @@ from instcls_tf.progress import Progress
 from instcls_tf.report.answer import Answer
 from instcls_tf.run.metrics import read_json_lines, read_metrics
 from instcls_tf.run.workdir import load_run
-from instcls_tf.sweep.jobs import LOG_NAME, Ended, Job, places, run_jobs
+from instcls_tf.sweep.jobs import ATTEMPTS_NAME, LOG_NAME, Ended, Job, places, run_jobs
 from instcls_tf.sweep.ownership import interruptible, locked
 from instcls_tf.sweep.results import append_line, commit, processor
 
@@ -126,7 +126,7 @@ def _missing(claims: list[Claim], scale: Scale, results: dict[str, dict[str, Any
 
 def _seconds_per_epoch(scale: Scale, results: dict[str, dict[str, Any]]) -> float | None:
     """The median over the runs that are made, of one core; None before the first."""
-    paces = [line["seconds"] / line["epochs"] for line in results.values() if line["scale"] == scale.name]
+    paces = [line["cpu_seconds"] / line["epochs"] for line in results.values() if line["scale"] == scale.name]
     return float(np.median(paces)) if paces else None
 
 
@@ -158,12 +158,22 @@ def _line(run: Run, ended: Ended) -> dict[str, Any]:
         "images": source.ids_digest().hex(),
         "passes_per_image": passes_per_image(config),
         "seconds": lines[-1]["seconds"],
+        "cpu_seconds": _cpu_seconds(folder),
         "images_per_second": float(np.median([line["images_per_second"] for line in lines])),
         "cores": 1,
         "commit": commit(),
         "processor": processor(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _cpu_seconds(folder: str) -> float:
+    """Of the pretraining, from the start of its process to its end, interrupted attempts with it.
+
+    Unlike wall time, it is hardly longer beside other work.
+    """
+    attempts = read_json_lines(os.path.join(folder, ATTEMPTS_NAME))
+    return sum(line["cpu_seconds"] for line in attempts if line["command"].endswith("scripts.pretrain"))
 
 
 def _json(path: str) -> dict[str, Any]:

@@ -81,8 +81,8 @@ def runs_of(claim: Claim, scale: Scale) -> list[Run]:
 
 
 def run_of(arm: Arm, scale: Scale, epochs: int, seed: int) -> Run:
-    """The run of an arm."""
-    return Run(scale.name, {**scale.flags, **arm.flags[scale.name]}, epochs, seed)
+    """The run of an arm, where the claim says so many epochs."""
+    return Run(scale.name, {**scale.flags, **arm.flags[scale.name]}, arm.epochs(scale.name, epochs), seed)
 
 
 def passes_per_image(config: PretrainConfig) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import resource
 import subprocess
 import time
 from collections import deque
@@ -70,9 +71,12 @@ def run_jobs(
         while waiting or running:
             while waiting and free:
                 running.append(_start(waiting.popleft(), 0, free.popleft(), keep_open))
-            for one in [one for one in running if one.process.poll() is not None]:
+            for one in list(running):
+                used = _children_cpu_seconds()
+                if one.process.poll() is None:
+                    continue
                 running.remove(one)
-                _note(one)
+                _note(one, _children_cpu_seconds() - used)
                 status = one.process.returncode
                 if status == 0 and one.place + 1 < len(one.job.commands):
                     running.append(_start(one.job, one.place + 1, one.cores, keep_open))
@@ -109,12 +113,19 @@ def _on_cores(cores: frozenset[int]) -> Iterator[None]:
         os.sched_setaffinity(0, own)
 
 
-def _note(one: _Running) -> None:
+def _children_cpu_seconds() -> float:
+    """Of all processes that were waited for, with theirs: what it grows by when one is, that one has used."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _note(one: _Running, cpu_seconds: float) -> None:
     """What a command has really taken, interrupted ones included."""
     one.log.close()
     line = {
         "command": " ".join(one.job.commands[one.place][1:3]),
         "seconds": round(time.monotonic() - one.started, 1),
+        "cpu_seconds": round(cpu_seconds, 1),
         "status": one.process.returncode,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
@@ -131,9 +142,10 @@ def _end(running: list[_Running]) -> None:
     for one in running:
         one.process.terminate()
     for one in running:
+        used = _children_cpu_seconds()
         try:
             one.process.wait(_PATIENCE)
         except subprocess.TimeoutExpired:
             one.process.kill()
             one.process.wait()
-        _note(one)
+        _note(one, _children_cpu_seconds() - used)

@@ -79,12 +79,19 @@ def test_a_changed_preset_makes_other_runs(tmp_path):
 
 def test_runs_of_other_images_are_not_taken_for_made(tmp_path):
     scale, claims = LEDGER.scales["digits"], LEDGER.chosen("table4_prior")
-    line = {"key": "of another set", "scale": "digits", "images": "00", "instances": 3, "epochs": 1, "seconds": 1.0}
+    line = {"key": "of another set", "scale": "digits", "images": "00", "instances": 3, "epochs": 1, "cpu_seconds": 1.0}
     (tmp_path / "results.jsonl").write_text(json.dumps(line) + "\n")
     at = reproduce.Places(str(tmp_path / "runs"), str(tmp_path / "results.jsonl"), None)
     with pytest.raises(UserError, match="--dataset=digits: has not the images of the runs of --scale=digits"):
         reproduce.reproduce(claims, scale, at)
     assert not (tmp_path / "runs").exists()
+
+
+def test_an_arm_may_have_longer_runs_than_its_claim_says():
+    longer = Arm("longer", {"small": {}}, {}, {"small": 1.5})
+    assert run_of(longer, SCALE, 25, 0).epochs == 38
+    assert run_of(longer, SCALE, 25, 0).key == run_of(Arm("plain", {"small": {}}, {}), SCALE, 38, 0).key
+    assert longer.epochs("another scale", 25) == 25
 
 
 def test_passes_per_image():
@@ -111,7 +118,7 @@ def results_with(differences: list[float]) -> dict[str, dict]:
         base = 0.5 + 0.01 * seed**2
         for name, value in (("A", base + difference), ("B", base)):
             run = run_of(CLAIM.arms[name], SCALE, 3, seed)
-            facts = {"seconds": 60.0, "instances": 1000, "passes_per_image": 6.0}
+            facts = {"cpu_seconds": 60.0, "epochs": 3, "instances": 1000, "passes_per_image": 6.0}
             lines[run.key] = {"key": run.key, KNN: value, LINEAR: value, **facts}
     return lines
 
@@ -172,7 +179,7 @@ def test_results_are_of_runs_of_the_ledger():
         assert key in wanted
         assert (line["scale"], line["epochs"], line["seed"]) == wanted[key][:1] + wanted[key][2:]
         assert line["instances"] == INSTANCES[line["scale"]]
-        assert line["commit"] and line["processor"] and line["seconds"] > 0
+        assert line["commit"] and line["processor"] and line["cpu_seconds"] > 0
 
 
 # ------------------------------------------------------------------------------------------------------ mistakes
@@ -195,6 +202,7 @@ def written(tmp_path, change) -> str:
         (lambda content: content["claims"].append(content["claims"][0]), "two claims have the same id"),
         (lambda content: content["claims"][0].update(orderings=[["prior", "postior"]]), "names the arm 'postior'"),
         (lambda content: content["claims"][0]["arms"]["prior"].update(cifar=3), "'cifar' is no scale"),
+        (lambda content: content["claims"][0]["arms"]["prior"].update(stretch={"cifar": 2}), "stretch names a scale"),
         (lambda content: content["claims"][0]["seeds"].pop("digits"), "epochs and seeds are not of the same scales"),
     ],
 )
@@ -235,7 +243,7 @@ def test_hours_follow_from_the_runs_that_are_made(tmp_path):
     results = tmp_path / "results.jsonl"
     at = reproduce.Places("runs", str(results), None)
     assert reproduce.plan(claims, scale, at).result == {"runs": 20, "hours": None}
-    results.write_text(json.dumps({"key": first.key, "scale": "digits", "epochs": 6, "seconds": 60.0}) + "\n")
+    results.write_text(json.dumps({"key": first.key, "scale": "digits", "epochs": 6, "cpu_seconds": 60.0}) + "\n")
     answer = reproduce.plan(claims, scale, at).result
     assert answer["runs"] == 19
     assert answer["hours"] == pytest.approx((9 * 6 + 10 * 25) * 10 / 3600 / reproduce.allowed())
@@ -250,7 +258,7 @@ def test_figures_stand_beside_the_page(tmp_path):
     scale, lines = ledger.scales["digits"], []
     for run in runs_of(ledger.claims["table4_prior"].tried("digits", 2, 6), scale):
         value = 0.5 + 0.1 * ("classifier_init" not in run.flags) + 0.01 * run.seed
-        facts = {"seconds": 1.0, "instances": 1437, "passes_per_image": 6.0, "epochs": run.epochs, "seed": run.seed}
+        facts = {"cpu_seconds": 1.0, "instances": 1437, "passes_per_image": 6.0, "epochs": run.epochs, "seed": run.seed}
         lines.append(json.dumps({"key": run.key, "scale": "digits", KNN: value, LINEAR: value, **facts}))
     (tmp_path / "results.jsonl").write_text("\n".join(lines) + "\n")
     answer = reproduce.ledger_page(ledger, str(tmp_path / "results.jsonl"), str(tmp_path / "results.md"))

@@ -39,6 +39,17 @@ def test_jobs_run_on_their_cores_and_their_commands_in_order(tmp_path):
     assert attempts(tmp_path / "0")[1]["seconds"] >= 0.3
 
 
+def test_the_cpu_time_of_each_command_is_noted(tmp_path):
+    work = python("import time\nwhile time.process_time() < 1: pass")
+    idle = python("import time; time.sleep(1)")
+    jobs = [Job("work", str(tmp_path / "work"), (work, idle)), Job("idle", str(tmp_path / "idle"), (idle,))]
+    with closing(run_jobs(jobs, PLACES)) as ended:
+        assert [one.status for one in ended] == [0, 0]
+    used = [line["cpu_seconds"] for name in ("work", "idle") for line in attempts(tmp_path / name)]
+    assert used[0] >= 1
+    assert max(used[1:]) < 0.9
+
+
 def test_a_command_that_fails_ends_its_job_alone(tmp_path):
     fail = python("import sys; sys.exit('no such thing')")
     kill = python("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")

@@ -82,3 +82,38 @@ def test_mistakes(plan, arguments, sentence):
     assert finished.returncode == 2
     assert finished.stderr.startswith(f"error: {sentence}")
     assert len(finished.stderr.splitlines()) == 1 and not finished.stdout
+
+
+def test_scaling(plan):
+    given = ("--images_per_second=66", "--gigaflops=12000", "--latency_seconds=1e-4", "--bandwidth=3")
+    finished = plan("--flagfile=flags/presets/imagenet.flags", "--scaling", *given)
+    assert finished.returncode == 0, finished.stderr
+    *text, last = finished.stdout.splitlines()
+    points = json.loads(last)["points"]
+    assert len(points) == 27 and [point["workers"] for point in points[:9]] == [2**power for power in range(9)]
+    assert [line.split(maxsplit=1)[0] for line in text if "N = " in line] == ["N"] * 3
+    # More classes make the classifier the largest term; more workers of as many rows never make a step longer here.
+    assert points[0]["largest_term"] == "encoder" and points[-1]["largest_term"] == "classifier"
+    assert all(0 < point["efficiency"] <= 1 for point in points)
+
+
+def test_the_object_alone(plan):
+    finished = plan(*IMAGENET, "--json")
+    assert len(finished.stdout.splitlines()) == 1 and json.loads(finished.stdout)["fits"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "--images_per_second is missing: give it, or --doctor=FILE, which has measured it"),
+        (("--scaling_workers=1,x",), "--scaling_workers=1,x: must be whole numbers"),
+        (
+            ("--images_per_second=1", "--gigaflops=1", "--scaling_workers=0"),
+            "--scaling_workers=0: must be numbers",
+        ),
+        (("--doctor=no/such.json",), "--doctor=no/such.json: cannot be read (No such file or directory), wanted what"),
+    ],
+)
+def test_mistakes_of_scaling(plan, arguments, sentence):
+    finished = plan("--scaling", *arguments)
+    assert finished.returncode == 2 and finished.stderr.startswith(f"error: {sentence}")

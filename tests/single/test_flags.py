@@ -201,6 +201,7 @@ def test_home_is_expanded_in_every_path(monkeypatch):
         "environments",
         "folder",
         "index",
+        "doctor",
     }
 
 

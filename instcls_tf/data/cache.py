@@ -64,12 +64,13 @@ def limits_of(config: PretrainConfig) -> Limits:
     return Limits(math.ceil(config.image_size**2 / area), math.ceil(side))
 
 
-def with_cache(config: PretrainConfig, source: Source) -> FolderSource:
+def with_cache(config: PretrainConfig, source: Source, visible: bool = True) -> FolderSource:
     """The same images, most of which need not be decoded again; all workers together.
 
     Args:
       config: the recipe, whose `cache` says where they are kept.
       source: its images, files of a folder.
+      visible: whether rank 0 says how much there is, and how far it is.
 
     Raises:
       UserError: there is no room for them, or the file is damaged or holds other images; on all workers alike.
@@ -90,7 +91,8 @@ def with_cache(config: PretrainConfig, source: Source) -> FolderSource:
 
         making = workers.all_or_none(open_or_make)
         found, is_new = _of_this_machine(making.path if making else str(path), making is not None)
-        work = _Work(config, source, CacheFile(found, source.num_instances, is_new), making)
+        progress = Progress(visible and collectives.rank() == 0, within=True)
+        work = _Work(config, source, CacheFile(found, source.num_instances, is_new), making, progress)
         for part in (work.measure, work.allocate, work.fill) if is_new else (_nothing, _nothing, work.verify):
             workers.all_or_none(part)
         workers.all_or_none(lambda: making.finish(work.cache, made_of) if making else None)
@@ -135,7 +137,7 @@ class _Work:
     source: FolderSource
     cache: CacheFile
     making: Making | None
-    progress: Progress = dataclasses.field(default_factory=lambda: Progress(collectives.rank() == 0, within=True))
+    progress: Progress
 
     @property
     def share(self) -> tuple[int, int]:

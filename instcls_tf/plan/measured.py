@@ -86,7 +86,7 @@ def text_of(found: list[Hours], seconds: float) -> str:
     for hours in found:
         parts = [("cache", hours.cache_seconds)] if hours.cache_seconds else []
         parts += [("prior", hours.prior_seconds), ("training", hours.training_seconds)]
-        parts += [("searches for hard negatives, at best", hours.search_seconds)] if hours.search_seconds else []
+        parts += [("searches for hard negatives, at best", hours.search_seconds)] if hours.search_seconds >= 1 else []
         told = ", ".join(f"{name} {_in_words(taken)}" for name, taken in parts)
         name = hours.change or "these flags"
         lines.append(f"  {name:32}{hours.images_per_second:14.1f}  {_in_words(hours.seconds)} ({told})")

@@ -38,7 +38,7 @@ _DESCRIPTIONS = {
 
 
 def _define_input() -> None:
-    pretraining.define(only=data.VIEW_FLAGS)
+    pretraining.define(only=(*data.VIEW_FLAGS, "cache"))
     flags.DEFINE_float("seconds", 10.0, "About how long each of the measurements takes, after its warm-up.")
     flags.DEFINE_integer("images_per_batch", 64, "Images per batch.")
     text = "The file tf2/data_util.py of a checkout of google-research/simclr, whose views are measured as well."

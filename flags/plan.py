@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 from absl import flags
 
 from flags import paths, pretraining
-from instcls_tf.checks import numbers_of, require
+from instcls_tf.checks import numbers_of, require, require_value
 from instcls_tf.config import INSTANCE, PretrainConfig
+from instcls_tf.data.source import Source
+from instcls_tf.data.sources import open_training_source
 from instcls_tf.plan import planner, rates, scaling
-from instcls_tf.plan.answer import plan_run
 from instcls_tf.plan.step_model import Setting
 from instcls_tf.report.answer import Answer
 
@@ -18,10 +21,17 @@ FLAGS = flags.FLAGS
 def define() -> None:
     """The flags of the recipe, and those of `plan` alone."""
     pretraining.define()
-    flags.DEFINE_integer("num_instances", None, "N: images of the dataset, each a class.")
+    text = "N: images of the dataset, each a class; with --measure_seconds by default as many as --dataset has."
+    flags.DEFINE_integer("num_instances", None, text)
     flags.DEFINE_integer("workers", 1, "T: workers, one device each.")
     flags.DEFINE_float("memory_limit", 32.0, "Memory of a worker's device, in GB (10^9 bytes).")
     flags.DEFINE_string("device", planner.GPU, f"What a worker computes on. One of: {', '.join(planner.DEVICES)}.")
+    flags.DEFINE_float(
+        "measure_seconds",
+        0.0,
+        "About so long, and the time to compile besides, training steps of these flags on --dataset are timed on this"
+        " machine, and steps of a narrower network and of smaller views: how long the run will take. 0 for no steps.",
+    )
     text = "PNG file to write: memory per worker against the number of classes; with --scaling, seconds against T."
     paths.define("output", None, text)
     flags.DEFINE_bool("json", False, "The JSON object alone.")
@@ -53,18 +63,34 @@ def answer() -> Answer:
     """The plan, or the model of steps, that the parsed command line asks for.
 
     Raises:
-      UserError: a flag is missing or out of range.
+      UserError: a flag is missing or out of range, or there are no such images.
     """
     found = _scaling() if FLAGS.scaling else _plan()
     return found._replace(text="") if FLAGS.json else found
 
 
 def _plan() -> Answer:
+    from instcls_tf.plan.answer import plan_run  # it may make steps, with TensorFlow
+
+    source = _source()
+    if source is not None and FLAGS.num_instances is None:
+        FLAGS.num_instances = source.num_instances
     planner.check(FLAGS.num_instances, FLAGS.workers, FLAGS.memory_limit, FLAGS.device)
     config = _config(FLAGS.workers)
     config.validate_with_data(FLAGS.num_instances, FLAGS.workers)
+    if source is not None:
+        least = source.num_instances
+        has_all = FLAGS.num_instances >= least
+        require_value("num_instances", FLAGS.num_instances, has_all, f"at least the {least} images")
     limits = (FLAGS.num_instances, FLAGS.workers, FLAGS.memory_limit)
-    return plan_run(config, *limits, FLAGS.device, FLAGS.output)
+    return plan_run(config, *limits, FLAGS.device, FLAGS.output, source, FLAGS.measure_seconds)
+
+
+def _source() -> Source | None:
+    """The images with which steps are timed, if they are asked for."""
+    is_time = math.isfinite(FLAGS.measure_seconds) and FLAGS.measure_seconds >= 0
+    require_value("measure_seconds", FLAGS.measure_seconds, is_time, "0 or more")
+    return open_training_source(pretraining.config_from_flags()) if FLAGS.measure_seconds else None
 
 
 def _scaling() -> Answer:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import ROOT, TIMEOUT
+from tests.commands import ROOT, TIMEOUT, run_script
+from tests.end_to_end.runs import flags_of, write_images
 
 IMAGENET = ("--flagfile=flags/presets/imagenet.flags", "--num_instances=1281167", "--workers=64")
 
@@ -65,6 +66,28 @@ def test_picture(plan, tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("cache", ["", "ram"])
+def test_hours_measured_on_the_images(tmp_path, cache):
+    write_images(tmp_path / "photos", [f"{index}.jpg" for index in range(12)])
+    changes = {"augmentation": "simclr", "batch_size": 8, "micro_batch": 4, "width_multiplier": 0.5, "image_size": 24}
+    flags = flags_of(tmp_path / "run", **changes, dataset=f"folder:{tmp_path / 'photos'}", cache=cache, epochs=50)
+    finished = run_script("plan", *flags, "--measure_seconds=0.5", "--device=cpu")
+    assert finished.status == 0, finished.output
+    *text, last = finished.stdout.splitlines()
+    answer = json.loads(last)
+    assert answer["num_instances"] == 12
+    own, narrower, smaller = answer["measured"]
+    assert [own["change"], narrower["change"], smaller["change"]] == ["", "--width_multiplier=0.25", "--image_size=16"]
+    for hours in answer["measured"]:
+        assert hours["training_seconds"] == pytest.approx(50 * 12 / hours["images_per_second"])
+        assert hours["prior_seconds"] > 0 and hours["search_seconds"] > 0
+        assert (hours["cache_seconds"] > 0) == bool(cache)
+        parts = ("cache_seconds", "prior_seconds", "training_seconds", "search_seconds")
+        assert hours["seconds"] == pytest.approx(sum(hours[part] for part in parts))
+    assert any(line.startswith("  these flags") for line in text)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -73,6 +96,7 @@ def test_picture(plan, tmp_path):
         (("--num_instances=many",), "--num_instances=many: must be a whole number"),
         (("--num_instances=1000", "--prior_every=10"), "--prior_every=10: must be 0, what this lever takes is not"),
         (("--num_instances=1000", "--contrast_epochs=1"), "--contrast_epochs=1: must be 0, what this lever takes"),
+        (("--measure_seconds=-1",), "--measure_seconds=-1.0: must be 0 or more"),
         (("--num_instances=1000", "--stem=big"), "--stem=big: must be one of imagenet, small"),
         (("--num_instances=1000", "--output=/proc/plan.png"), "--output=/proc/plan.png: cannot write this file"),
     ],

@@ -35,10 +35,11 @@ RAW_RUNNING_BN, RAW_BATCH_BN, RAW_FIXED_BN, RANDOM = CLASSIFIER_INITS = (
     "random",
 )
 FLOAT32, MIXED_BFLOAT16, MIXED_FLOAT16, AUTO = PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16", "auto")
-BFLOAT16 = "bfloat16"
+BFLOAT16, INT8 = "bfloat16", "int8"
 ALWAYS, NEVER = "always", "never"
 RECOMPUTE = (AUTO, ALWAYS, NEVER)
-CLASS_DTYPES = (FLOAT32, BFLOAT16)
+PRODUCTS_DTYPES = (FLOAT32, BFLOAT16)
+STORAGE_DTYPES = (FLOAT32, BFLOAT16, INT8)
 
 LARGEST_MAX_PIXELS = 2**29 // 3  # Pillow opens nothing larger: half a GiB of RGB
 
@@ -179,8 +180,9 @@ class PretrainConfig:
         one_of(self, "classifier_init", CLASSIFIER_INITS)
         one_of(self, "precision", PRECISIONS)
         one_of(self, "recompute", RECOMPUTE)
-        for name in ("class_weights_dtype", "class_momentum_dtype", "class_products_dtype"):
-            one_of(self, name, CLASS_DTYPES)
+        for name in ("class_weights_dtype", "class_momentum_dtype"):
+            one_of(self, name, STORAGE_DTYPES)
+        one_of(self, "class_products_dtype", PRODUCTS_DTYPES)
         for name in ("image_size", "embedding_size", "batch_size", "views", "micro_batch", "epochs", "log_every"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
         above_zero(
@@ -245,6 +247,16 @@ class PretrainConfig:
     def _validate_contrast_epochs(self) -> None:
         fits = self.contrast_epochs < self.epochs
         require(self, "contrast_epochs", fits, f"below --epochs={self.epochs}, the instance classification follows")
+
+    def validate_for_gpu(self) -> None:
+        """Checks what a GPU can do.
+
+        Raises:
+          UserError: class weights or their momentum are of a dtype that TensorFlow has no operations for there.
+        """
+        for name in ("class_weights_dtype", "class_momentum_dtype"):
+            is_written = getattr(self, name) != INT8
+            require(self, name, is_written, "float32 or bfloat16 on a GPU, where rows of int8 cannot be written")
 
     def validate_with_data(self, num_instances: int, num_workers: int = 1) -> None:
         """Checks what depends on the number of instances, N.

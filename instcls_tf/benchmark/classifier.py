@@ -46,7 +46,7 @@ def measure_classifier(settings: ClassifierBenchmark) -> dict[str, float]:
     with _PeakMemory() as peak:
         layer = _make_layer(settings)
         seconds = seconds_of(lambda: layer(*batch, learning_rate=0.1).loss.numpy(), settings.repeats)
-    state_bytes = sum(v.shape.num_elements() * v.dtype.size for v in (layer.local_weights, layer.local_momentum))
+    state_bytes = sum(v.shape.num_elements() * v.dtype.size for v in layer.variables)
     result = {
         "workers": collectives.size(),
         "num_instances": settings.num_instances,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from instcls_tf.checks import one_of, require
-from instcls_tf.config import CLASS_DTYPES, PretrainConfig
+from instcls_tf.config import PRODUCTS_DTYPES, STORAGE_DTYPES, PretrainConfig
 from instcls_tf.plan import answer
 
 # The --dataset of `benchmark step` that is no dataset.
@@ -39,8 +39,9 @@ class ClassifierBenchmark:
         """Raises UserError for a value that cannot be measured."""
         for name in ("num_instances", "embedding_size", "repeats"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("class_weights_dtype", "class_momentum_dtype", "class_products_dtype"):
-            one_of(self, name, CLASS_DTYPES)
+        for name in ("class_weights_dtype", "class_momentum_dtype"):
+            one_of(self, name, STORAGE_DTYPES)
+        one_of(self, "class_products_dtype", PRODUCTS_DTYPES)
         require(self, "batch_rows", self.batch_rows >= num_workers, f"at least the {num_workers} workers")
         require(self, "smoothing", 0 <= self.smoothing < 1, "0 or more and below 1")
         if self.smoothing:

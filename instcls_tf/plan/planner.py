@@ -56,7 +56,12 @@ def make_plan(
       num_workers: T.
       device: `cpu` or `gpu`.
       threads: of a worker (CPUs only).
+
+    Raises:
+      UserError: the device cannot do it.
     """
+    if device == GPU:
+        config.validate_for_gpu()
     common = _encoder_memory(config, num_workers)
     sharded = {**_classifier_memory(config, num_instances, num_workers, device, threads), **common}
     plain = {**_data_parallel_memory(config, num_instances, num_workers), **common}

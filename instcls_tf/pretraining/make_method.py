@@ -36,6 +36,8 @@ def make_method(config: PretrainConfig, num_instances: int, encoder: tf.keras.Mo
 
 def _instance(config: PretrainConfig, num_instances: int, encoder: tf.keras.Model) -> Method:
     del encoder
+    if tf.config.list_physical_devices("GPU"):
+        config.validate_for_gpu()
     classifier = ShardedClassifier(
         num_instances,
         config.embedding_size,

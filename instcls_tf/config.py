@@ -248,16 +248,6 @@ class PretrainConfig:
         fits = self.contrast_epochs < self.epochs
         require(self, "contrast_epochs", fits, f"below --epochs={self.epochs}, the instance classification follows")
 
-    def validate_for_gpu(self) -> None:
-        """Checks what a GPU can do.
-
-        Raises:
-          UserError: class weights or their momentum are of a dtype that TensorFlow has no operations for there.
-        """
-        for name in ("class_weights_dtype", "class_momentum_dtype"):
-            is_written = getattr(self, name) != INT8
-            require(self, name, is_written, "float32 or bfloat16 on a GPU, where rows of int8 cannot be written")
-
     def validate_with_data(self, num_instances: int, num_workers: int = 1) -> None:
         """Checks what depends on the number of instances, N.
 

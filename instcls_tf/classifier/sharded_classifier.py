@@ -117,8 +117,8 @@ class ShardedClassifier(tf.keras.layers.Layer):
         self.learning_rate_factor = learning_rate_factor
         self.sampled_classes, self.seed = sampled_classes, seed
         self.begin, self.end = collectives.own_bounds(num_instances)
-        weights, momentum = self._add_table("rows", weights_dtype), self._add_table("momentum", momentum_dtype)
-        self.classes = LocalClasses(weights, momentum, self.begin)
+        tables = self._add_table("rows", weights_dtype), self._add_table("momentum", momentum_dtype)
+        self.classes = LocalClasses(*tables, self.begin)
         self._softmax = Softmax(temperature, smoothing_loss, tf.as_dtype(products_dtype))
         self._passes = make_passes(self.classes, self._softmax)
         if sampled_classes:

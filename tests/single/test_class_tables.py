@@ -7,10 +7,12 @@ import pytest
 import tensorflow as tf
 
 from instcls_tf.classifier.sharded_classifier import ShardedClassifier
-from instcls_tf.config import STORAGE_DTYPES
+from instcls_tf.config import STORAGE_DTYPES, PretrainConfig
+from instcls_tf.errors import UserError
 from instcls_tf.methods.class_tables import read_rows
 from instcls_tf.methods.instance import CLASS_MOMENTUM_KEY, CLASS_WEIGHTS_KEY, InstanceClassification
 from instcls_tf.pretraining import growth
+from instcls_tf.pretraining.make_method import make_method
 from instcls_tf.run import checkpoint
 
 NUM_BEFORE, NUM_NOW, SIZE = 30, 25, 8
@@ -59,3 +61,10 @@ def test_a_grown_set_takes_rows_over(saved, dtype, monkeypatch):
         largest = np.abs(expected).max(axis=1, keepdims=True)
         assert np.all(np.abs(rows - expected) <= (0 if exact else largest / 127))
         assert np.any(rows != expected) != exact
+
+
+@pytest.mark.parametrize("name", ["class_weights_dtype", "class_momentum_dtype"])
+def test_a_run_on_a_gpu_refuses_int8(name, monkeypatch):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
+    with pytest.raises(UserError, match=f"^--{name}=int8: must be float32 or bfloat16 on a GPU, where rows of int8"):
+        make_method(PretrainConfig(**{name: "int8"}), 5, tf.keras.Sequential())

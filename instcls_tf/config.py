@@ -38,15 +38,13 @@ FLOAT32, MIXED_BFLOAT16, MIXED_FLOAT16, AUTO = PRECISIONS = ("float32", "mixed_b
 BFLOAT16, INT8 = "bfloat16", "int8"
 ALWAYS, NEVER = "always", "never"
 RECOMPUTE = (AUTO, ALWAYS, NEVER)
-PRODUCTS_DTYPES = (FLOAT32, BFLOAT16)
-STORAGE_DTYPES = (FLOAT32, BFLOAT16, INT8)
+PRODUCTS_DTYPES, STORAGE_DTYPES = (FLOAT32, BFLOAT16), (FLOAT32, BFLOAT16, INT8)
 CACHE_IN_MEMORY = "ram"
 
 LARGEST_MAX_PIXELS = 2**29 // 3  # Pillow opens nothing larger: half a GiB of RGB
 
-# The file in a workdir that holds the recipe of its run.
-RUN_FLAGS_NAME = "run.flags"
-RUN_FLAGS_END = "# end"  # its last line: a file without it was cut off
+# The file in a workdir that holds the recipe of its run, and its last line: a file without it was cut off.
+RUN_FLAGS_NAME, RUN_FLAGS_END = "run.flags", "# end"
 INSTANCE, SIMCLR, MOCO_V2, PIC, DIET = METHODS = ("instance", "simclr", "moco_v2", "pic", "diet")
 ADAMW, SGD = DIET_OPTIMIZERS = ("adamw", "sgd")
 
@@ -182,8 +180,8 @@ class PretrainConfig:
         one_of(self, "classifier_init", CLASSIFIER_INITS)
         one_of(self, "precision", PRECISIONS)
         one_of(self, "recompute", RECOMPUTE)
-        for name in ("class_weights_dtype", "class_momentum_dtype"):
-            one_of(self, name, STORAGE_DTYPES)
+        one_of(self, "class_weights_dtype", STORAGE_DTYPES)
+        one_of(self, "class_momentum_dtype", STORAGE_DTYPES)
         one_of(self, "class_products_dtype", PRODUCTS_DTYPES)
         for name in ("image_size", "embedding_size", "batch_size", "views", "micro_batch", "epochs", "log_every"):
             require(self, name, getattr(self, name) >= 1, "at least 1")

@@ -15,6 +15,7 @@ CHANGED = PretrainConfig(
     max_bad_fraction=0.5,
     max_pixels=1_000_000,
     background="#10ff00",
+    cache="ram",
     image_size=96,
     augmentation="digits",
     crop_min_area=0.08,

@@ -10,7 +10,7 @@ from typing import Any
 from absl import flags
 
 from flags import data, evaluation, from_dataclass, paths, pretraining
-from instcls_tf.benchmark.sizes import SYNTHETIC, ClassifierBenchmark
+from instcls_tf.benchmark.sizes import SHARE_ROWS, SYNTHETIC, ClassifierBenchmark
 from instcls_tf.checks import numbers_of, require
 from instcls_tf.config import INSTANCE, PretrainConfig
 from instcls_tf.errors import UserError
@@ -30,11 +30,15 @@ _DESCRIPTIONS = {
     "bare": "Time three bare matrix products, whose logits take 4 B N / T bytes.",
     "plain": "Time plain data parallelism, each worker with all N classes.",
     "repeats": "Steps that are timed; their median counts.",
+    "as_worker_of": (
+        "Measure, on one process, the share of one worker of so many (T): its N / T classes against everybody's rows"
+        f" (then {SHARE_ROWS} unless --batch_rows says otherwise), without the collectives. 0: the workers there are."
+    ),
 }
 
 
 def _define_input() -> None:
-    pretraining.define(only=data.VIEW_FLAGS)
+    pretraining.define(only=(*data.VIEW_FLAGS, "cache"))
     flags.DEFINE_float("seconds", 10.0, "About how long each of the measurements takes, after its warm-up.")
     flags.DEFINE_integer("images_per_batch", 64, "Images per batch.")
     text = "The file tf2/data_util.py of a checkout of google-research/simclr, whose views are measured as well."
@@ -55,7 +59,9 @@ def _define_classifier() -> None:
 
 
 def _classifier() -> dict[str, Any]:
-    return {"settings": from_dataclass.read(ClassifierBenchmark)}
+    is_share = FLAGS.as_worker_of and not FLAGS["batch_rows"].present
+    rows = {"batch_rows": SHARE_ROWS} if is_share else {}
+    return {"settings": from_dataclass.read(ClassifierBenchmark, **rows)}
 
 
 def _define_step() -> None:

@@ -24,6 +24,9 @@ DESCRIPTIONS = {
     " listed in WORKDIR/bad_files.txt.",
     "max_pixels": "Images that declare more pixels than this are not decoded but listed as unreadable.",
     "background": "What transparent images are laid on: `white`, `grey`, `black`, or a colour #rrggbb.",
+    "cache": "Where decoded images of a folder are kept, shortened to what views can show: `ram`, or a file, which is"
+    " made if it is not there and serves later runs on the same images. For photographs of many pixels, whose decoding"
+    " takes longer than all else. None by default. A run that goes on may change the place, but has a cache or none.",
     "image_size": "Side of the square views, in pixels.",
     "augmentation": "The views: `simclr` (the paper's), `digits` (small shifts, rotations, scalings, stroke noise),"
     " `none` (resize and centre crop).",
@@ -134,7 +137,7 @@ CHOICES = {
 }
 
 # --dataset may name a folder as well, but is part of the recipe and stays as it was given.
-PATHS = ("data_dir", "extend_from", "init")
+PATHS = ("data_dir", "extend_from", "init", "cache")
 
 
 def define(only: tuple[str, ...] | None = None, flag_values: flags.FlagValues = FLAGS) -> None:

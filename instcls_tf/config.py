@@ -39,6 +39,7 @@ BFLOAT16 = "bfloat16"
 ALWAYS, NEVER = "always", "never"
 RECOMPUTE = (AUTO, ALWAYS, NEVER)
 CLASS_DTYPES = (FLOAT32, BFLOAT16)
+CACHE_IN_MEMORY = "ram"
 
 LARGEST_MAX_PIXELS = 2**29 // 3  # Pillow opens nothing larger: half a GiB of RGB
 
@@ -86,6 +87,7 @@ class PretrainConfig:
     # Above the 108 million pixels of telephones' cameras: 0.36 GB in each thread that decodes.
     max_pixels: int = 120_000_000
     background: str = "white"
+    cache: str | None = None
     image_size: int = 224
     augmentation: str = SIMCLR_VIEWS
     crop_min_area: float = 0.2
@@ -166,7 +168,7 @@ class PretrainConfig:
         if not self.workdir:
             raise UserError("--workdir is missing: name the folder that receives the run")
         path_for_tensorflow("workdir", self.workdir)
-        for name in ("dataset", "data_dir", "tfds_split", "init"):
+        for name in ("dataset", "data_dir", "tfds_split", "init", "cache"):
             value = getattr(self, name) or ""
             # Several lines would be several flags in run.flags.
             require(self, name, "\n" not in value and "\r" not in value, "one line")

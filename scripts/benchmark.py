@@ -1,6 +1,6 @@
 """Measures a part by itself; the last line of standard output is one JSON object. The first word says what.
 
-  input           reading, decoding and views of any images, against decoding alone and SimCLR's own
+  input           reading, decoding and views of any images, against decoding alone, a cache and SimCLR's own
   classifier      the classifier's step, against three bare matrix products and plain data parallelism
   step            a whole training step by its parts, and what sending gradients early gains
   hard_negatives  the exact search for hard negatives, against FAISS

@@ -18,10 +18,12 @@ import tempfile
 import numpy as np
 import tensorflow as tf
 
+from instcls_tf.benchmark import fitting
 from instcls_tf.benchmark.timing import seconds_of
 from instcls_tf.classifier.sharded_classifier import ShardedClassifier
 from instcls_tf.distributed import collectives, workers
 from instcls_tf.files import flush_to_disk
+from instcls_tf.plan import classifier_bytes
 from instcls_tf.run import checkpoint, checkpoint_choice
 from instcls_tf.run.parts import Slices
 
@@ -39,8 +41,13 @@ def measure_checkpoint(num_instances: int, embedding_size: int, repeats: int, fo
 
     Returns:
       The figures of this module's docstring, and the sizes that they belong to.
+
+    Raises:
+      UserError: class weights and momentum do not fit into the free memory.
     """
     workers.start()
+    planned = classifier_bytes.peak_bytes(num_instances, collectives.size(), 1, embedding_size, 0)
+    fitting.refuse("checkpoint", planned)
     layer = ShardedClassifier(num_instances, embedding_size)
     layer.initialize_gaussian()
     sliced = {

@@ -5,67 +5,172 @@ embeddings and the one for the class weights. Their time alone is the yardstick;
 (the logits again) instead of keeping B x n numbers, and does everything else a step needs: exp, sums, labels,
 collectives, weight decay, momentum. The plain way is `DataParallelClassifier`: all N classes on every worker, the
 logits of its rows in full, Horovod's `DistributedGradientTape`.
+
+With `as_worker_of` one process takes itself for worker 0 of T, which has the most classes: the same layer, whose
+collectives are told what random others would send (`other_workers.py`). Products and the plain step are its share, too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import gc
 import threading
 import time
+from contextlib import AbstractContextManager
+from typing import Any, Callable
 
 import psutil
 import tensorflow as tf
 
+from instcls_tf.benchmark import fitting
 from instcls_tf.benchmark.data_parallel import DataParallelClassifier
-from instcls_tf.benchmark.sizes import WARM_UP_INSTANCES, ClassifierBenchmark
+from instcls_tf.benchmark.other_workers import OtherWorkers
+from instcls_tf.benchmark.sizes import WARM_UP_INSTANCES, ClassifierBenchmark, misfit
 from instcls_tf.benchmark.timing import seconds_of, slowest
 from instcls_tf.classifier.kernels import passes
 from instcls_tf.classifier.labels import ListsOfRows
 from instcls_tf.classifier.sharded_classifier import ShardedClassifier
-from instcls_tf.distributed import collectives, cores, device, workers
+from instcls_tf.distributed import collectives, cores, device, partition, workers
 from instcls_tf.plan import classifier_bytes
+from instcls_tf.plan.answer import DATA_PARALLEL, SHARDED
+from instcls_tf.report.answer import GIGABYTE, Answer
+
+# What is known of this design where it fits.
+_SHARDED = ("seconds_per_step", "state_bytes", "peak_rss_bytes", "peak_bytes", "peak_bytes_above_state")
+# Of the table: what is compared, the name of its seconds, and what stands before those of its memory.
+_ROWS = (
+    ("three bare products", "bare_matmul_seconds", "bare_"),
+    (SHARDED, "seconds_per_step", ""),
+    (DATA_PARALLEL, "plain_seconds_per_step", "plain_"),
+)
 
 
-def measure_classifier(settings: ClassifierBenchmark) -> dict[str, float]:
+def measure_classifier(settings: ClassifierBenchmark) -> Answer:
     """All workers together; the figures are those of the slowest worker.
+
+    What would not fit into the free memory is not tried: its figures are None.
 
     Returns:
       `seconds_per_step`, `bare_matmul_seconds`, `ratio_to_matmul`, `plain_seconds_per_step` (the last three if asked
       for), `state_bytes` (class weights and momentum of a worker), `peak_rss_bytes`, `peak_bytes` (the part of it that
       came after the process had started), `peak_bytes_above_state` (of that, what class weights and momentum do not
-      account for), `planned_bytes` (what `plan` says of `peak_bytes`), `kernels` and `workers`.
+      account for), `planned_bytes` (what `plan` says of `peak_bytes`), `needed_bytes`, `bare_needed_bytes` and
+      `plain_needed_bytes` (planned, with room for what formulas do not count) beside `free_bytes`, `bare_free_bytes`
+      and `plain_free_bytes` (of a worker, before it began), `kernels`, `threads`, `workers`, `as_worker_of`,
+      `collectives_included` (not with `as_worker_of`) and `local_instances`, the classes of the fullest worker.
     """
     workers.start()
     settings.validate(collectives.size())
+    num_workers = settings.workers_of(collectives.size())
     # What any first step brings along (libraries, buffers of Horovod) is no memory of the classifier.
     small = dataclasses.replace(settings, num_instances=min(settings.num_instances, WARM_UP_INSTANCES))
-    _make_layer(small)(*_batch(small), learning_rate=0.1)
+    _one_step(small)()
     device.return_freed_memory()
-    batch = _batch(settings)
-    before = psutil.Process().memory_info().rss
-    with _PeakMemory() as peak:
-        layer = _make_layer(settings)
-        seconds = seconds_of(lambda: layer(*batch, learning_rate=0.1).loss.numpy(), settings.repeats)
-    state_bytes = sum(v.shape.num_elements() * v.dtype.size for v in (layer.local_weights, layer.local_momentum))
+    started_with = fitting.resident_bytes()
+    planned = _planned(settings)
     result = {
         "workers": collectives.size(),
+        "as_worker_of": settings.as_worker_of or None,
+        "collectives_included": not settings.as_worker_of,
         "num_instances": settings.num_instances,
+        "local_instances": partition.bounds(settings.num_instances, num_workers, 0)[1],
         "batch_rows": settings.batch_rows,
+        "threads": cores.threads_of_worker(collectives.local_size()),
         "kernels": (passes.usable_kernels() or ["TensorFlow"])[0],
+        "planned_bytes": planned,
+        **_if_it_fits("", planned, lambda: _sharded(settings), _SHARDED),
+    }
+    # Layers are held by circles of references: their memory is for those that follow.
+    gc.collect()
+    sizes = (settings.num_instances, num_workers, settings.batch_rows, settings.embedding_size)
+    if settings.bare:
+        planned = classifier_bytes.bare_products_bytes(*sizes)
+        result |= _if_it_fits("bare_", planned, lambda: _bare_products(settings), ("bare_matmul_seconds",))
+        seconds, bare = result["seconds_per_step"], result["bare_matmul_seconds"]
+        result["ratio_to_matmul"] = seconds / bare if seconds and bare else None
+    if settings.plain:
+        planned = sum(classifier_bytes.data_parallel_bytes(*sizes).values())
+        # One worker's arrays are as large as those before, whose place they take; those of several are larger, and
+        # TensorFlow's allocator puts nothing together.
+        kept = fitting.resident_bytes() - started_with if num_workers == 1 else 0
+        result |= _if_it_fits("plain_", planned, lambda: _plain_step(settings), ("plain_seconds_per_step",), kept)
+    return Answer(result, format_table(result))
+
+
+def _if_it_fits(
+    prefix: str, planned: int, measure: Callable[[], dict[str, Any]], names: tuple[str, ...], reused: int = 0
+) -> dict[str, Any]:
+    fit = fitting.look(planned, reused)
+    measured = measure() if fit.holds else dict.fromkeys(names)
+    return {**measured, f"{prefix}needed_bytes": fit.needed_bytes, f"{prefix}free_bytes": fit.free_bytes}
+
+
+def format_table(result: dict[str, Any]) -> str:
+    """The result of `measure_classifier` as a Markdown table."""
+    bare = result.get("bare_matmul_seconds")
+    who = f"{result['workers']} worker(s)"
+    if result["as_worker_of"]:
+        who = f"one of {result['as_worker_of']} workers ({result['local_instances']:,} classes), without collectives"
+    lines = [
+        f"| N = {result['num_instances']:,}, B = {result['batch_rows']:,}, {who}"
+        " | seconds per step | times the bare products |",
+        "|---|---|---|",
+    ]
+    for title, name, prefix in _ROWS:
+        if name in result:
+            seconds = result[name]
+            needed, free = (result[f"{prefix}{of}_bytes"] for of in ("needed", "free"))
+            told = misfit(needed, free) if seconds is None else f"{seconds:.3g}"
+            lines.append(f"| {title} | {told} | {f'{seconds / bare:.2f}' if seconds and bare else ''} |")
+    if result["peak_bytes"] is not None:
+        peak, planned = (result[name] / GIGABYTE for name in ("peak_bytes", "planned_bytes"))
+        lines += ["", f"Memory of a worker with this design: {peak:.3f} GB, planned {planned:.3f} GB"]
+    return "\n".join(lines)
+
+
+def _sharded(settings: ClassifierBenchmark) -> dict[str, Any]:
+    before = fitting.resident_bytes()
+    with _PeakMemory() as peak:
+        step = _one_step(settings)
+        seconds = seconds_of(step, settings.repeats)
+    state_bytes = _state_bytes(settings)
+    return {
         "seconds_per_step": seconds,
         "state_bytes": state_bytes,
         "peak_rss_bytes": int(slowest(peak.bytes)),
         "peak_bytes": int(slowest(peak.bytes - before)),
         "peak_bytes_above_state": int(slowest(peak.bytes - before - state_bytes)),
-        "planned_bytes": _planned(settings),
     }
-    if settings.bare:
-        result["bare_matmul_seconds"] = _bare_products(settings, layer.read(tf.range(layer.num_local)))
-        result["ratio_to_matmul"] = result["seconds_per_step"] / result["bare_matmul_seconds"]
-    if settings.plain:
-        del layer
-        result["plain_seconds_per_step"] = _plain_step(settings)
-    return result
+
+
+def _one_step(settings: ClassifierBenchmark) -> Callable[[], object]:
+    """Makes a layer and a batch, and returns what makes a step of them."""
+    share = _share(settings)
+    with share():
+        batch = _batch(settings)
+        layer = _make_layer(settings)
+
+    def step() -> object:
+        with share():
+            return layer(*batch, learning_rate=0.1).loss.numpy()
+
+    return step
+
+
+def _share(settings: ClassifierBenchmark) -> Callable[[], AbstractContextManager[None]]:
+    """Within what it makes, this process is the worker whose share is measured."""
+    if not settings.as_worker_of:
+        return contextlib.nullcontext
+    return functools.partial(collectives.as_worker, 0, settings.as_worker_of, OtherWorkers(settings))
+
+
+def _state_bytes(settings: ClassifierBenchmark) -> int:
+    """Class weights and momentum of the fullest worker."""
+    _, classes = partition.bounds(settings.num_instances, settings.workers_of(collectives.size()), 0)
+    dtypes = (settings.class_weights_dtype, settings.class_momentum_dtype)
+    return sum(classes * settings.embedding_size * tf.as_dtype(dtype).size for dtype in dtypes)
 
 
 def _make_layer(settings: ClassifierBenchmark) -> ShardedClassifier:
@@ -85,7 +190,7 @@ def _planned(settings: ClassifierBenchmark) -> int:
     """What the planner says of the fullest worker."""
     return classifier_bytes.peak_bytes(
         settings.num_instances,
-        collectives.size(),
+        settings.workers_of(collectives.size()),
         settings.batch_rows,
         settings.embedding_size,
         settings.hard_negatives if settings.smoothing else 0,
@@ -107,9 +212,12 @@ def _batch(settings: ClassifierBenchmark) -> tuple[tf.Tensor, tf.Tensor, ListsOf
     return random.normal([end - begin, settings.embedding_size]), ids, hard_negatives
 
 
-def _bare_products(settings: ClassifierBenchmark, weights: tf.Tensor) -> float:
+def _bare_products(settings: ClassifierBenchmark) -> dict[str, float]:
     """Seconds of the three products on this worker's classes, in float32; `[B, n]` logits written once, read twice."""
+    with _share(settings)():
+        begin, end = collectives.own_bounds(settings.num_instances)
     embeddings = tf.random.normal([settings.batch_rows, settings.embedding_size])
+    weights = tf.random.normal([end - begin, settings.embedding_size])
 
     @tf.function(autograph=False)
     def products(embeddings: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
@@ -118,14 +226,17 @@ def _bare_products(settings: ClassifierBenchmark, weights: tf.Tensor) -> float:
         for_weights = tf.matmul(logits, embeddings, transpose_a=True)  # [n, D]
         return for_embeddings[0, 0] + for_weights[0, 0]
 
-    return seconds_of(lambda: products(embeddings, weights).numpy(), settings.repeats)
+    seconds = seconds_of(lambda: products(embeddings, weights).numpy(), settings.repeats)
+    return {"bare_matmul_seconds": seconds}
 
 
-def _plain_step(settings: ClassifierBenchmark) -> float:
+def _plain_step(settings: ClassifierBenchmark) -> dict[str, float]:
     """Seconds of a step in which each worker holds all classes and its share of the rows."""
     layer = DataParallelClassifier(settings.num_instances, settings.embedding_size)
-    embeddings, ids, _ = _batch(settings)
-    return seconds_of(lambda: layer.step(embeddings, ids, tf.constant(0.1)).numpy(), settings.repeats)
+    with _share(settings)():
+        embeddings, ids, _ = _batch(settings)
+    seconds = seconds_of(lambda: layer.step(embeddings, ids, tf.constant(0.1)).numpy(), settings.repeats)
+    return {"plain_seconds_per_step": seconds}
 
 
 class _PeakMemory:

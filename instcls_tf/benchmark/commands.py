@@ -38,10 +38,11 @@ def _input(config: PretrainConfig, seconds: float, batch_size: int, simclr: str 
 
 
 def _classifier(settings: ClassifierBenchmark) -> Answer:
-    settings.validate()
+    _, num_workers = launched_rank_and_size() or (0, 1)
+    settings.validate(num_workers)
     from instcls_tf.benchmark.classifier import measure_classifier
 
-    return Answer(measure_classifier(settings))
+    return measure_classifier(settings)
 
 
 def _step(config: PretrainConfig, num_instances: int, repeats: int) -> Answer:
@@ -59,7 +60,7 @@ def _step(config: PretrainConfig, num_instances: int, repeats: int) -> Answer:
 def _hard_negatives(num_instances: int, embedding_size: int, k: int, repeats: int) -> Answer:
     from instcls_tf.benchmark.hard_negatives import measure_hard_negatives
 
-    return Answer(measure_hard_negatives(num_instances, embedding_size, k, repeats))
+    return measure_hard_negatives(num_instances, embedding_size, k, repeats)
 
 
 def _checks(config: PretrainConfig, num_instances: int, repeats: int, folder: str) -> Answer:

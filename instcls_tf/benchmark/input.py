@@ -1,4 +1,4 @@
-"""How fast images come in: decoding alone, two views each, the whole pipeline, and SimCLR's own code beside them."""
+"""How fast images come in: decoding alone, the whole pipeline, with a cache as well, and SimCLR's own code."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import tensorflow as tf
 from instcls_tf.checks import require_value
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data import augment, pipeline
+from instcls_tf.data.cache import with_cache
 from instcls_tf.data.source import Source
 from instcls_tf.data.sources import open_training_source
 from instcls_tf.data.threads import parallel_calls, without_autotuner
@@ -39,7 +40,8 @@ def measure_input(
     Returns:
       `images_per_second` and `images_per_cpu_second` of the whole pipeline (source images, two views each), and
       `views_per_second`; `decode_*` and, if asked for, `simclr_*` likewise; `ratio_to_decode` and `ratio_to_simclr` of
-      images per second, `cpu_ratio_to_simclr` of images per CPU-second.
+      images per second, `cpu_ratio_to_simclr` of images per CPU-second. If the recipe has a cache, `cached_*` of the
+      whole pipeline that reads from it, `cpu_ratio_of_cache`, and `cache_bytes`.
 
     Raises:
       UserError: the dataset is not right, a setting is out of range, or `simclr` is not that file.
@@ -53,6 +55,9 @@ def measure_input(
         "": lambda: _whole(config, source, batch_size),
         "decode_": lambda: _decoding(source, batch_size),
     }
+    kept = with_cache(config, source) if config.cache else None
+    if kept is not None:
+        kinds["cached_"] = lambda: _whole(config, kept, batch_size)
     if peer is not None:
         kinds["simclr_"] = lambda: _simclr(peer, source, config.image_size, batch_size)
     result = {}
@@ -61,6 +66,9 @@ def measure_input(
         result.update({f"{prefix}images_per_second": rates[0], f"{prefix}images_per_cpu_second": rates[1]})
     result["views_per_second"] = _VIEWS * result["images_per_second"]
     result["ratio_to_decode"] = result["images_per_second"] / result["decode_images_per_second"]
+    if kept is not None and kept.kept is not None:
+        result["cpu_ratio_of_cache"] = result["cached_images_per_cpu_second"] / result["images_per_cpu_second"]
+        result["cache_bytes"] = kept.kept.num_bytes
     if peer is not None:
         result["simclr_views_per_second"] = _VIEWS * result["simclr_images_per_second"]
         result["ratio_to_simclr"] = result["images_per_second"] / result["simclr_images_per_second"]

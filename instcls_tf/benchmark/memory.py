@@ -14,6 +14,7 @@ from instcls_tf.benchmark.sizes import DATA_PARALLEL, DESIGNS, SHARDED
 from instcls_tf.checks import require_value
 from instcls_tf.config import CLASS_DTYPES
 from instcls_tf.distributed import cores
+from instcls_tf.distributed.memory import free_bytes
 from instcls_tf.errors import UserError
 from instcls_tf.files import refuse_unwritable
 from instcls_tf.plan import classifier_bytes, planner
@@ -25,6 +26,8 @@ _TOLERANCE = 1.05
 # The first N tried is the planned one; a failure or a success moves the search by this factor.
 _STRIDE = 1.1
 _TRIAL_SECONDS = 900
+# What a process has before its limit counts: Python, TensorFlow, Horovod.
+_STARTED_BYTES = 0.8 * GIGABYTE
 # Of an N that does not fit: now and then a process takes more than all others.
 _TRIALS = 2
 
@@ -53,7 +56,7 @@ def measure_memory(limits: list[float], sizes: Sizes, *, plain: bool = True, out
       `ratio`: the smallest of the ratios (both ratios with `plain` only).
 
     Raises:
-      UserError: a value is out of range, or a limit is too small for any N.
+      UserError: a value is out of range, a limit is more than is free, or too small for any N.
       RuntimeError: a trial failed for another reason than memory.
     """
     _check(limits, sizes)
@@ -153,6 +156,12 @@ def _check(limits: list[float], sizes: Sizes) -> None:
     num_workers, batch_rows, embedding_size, *dtypes = sizes
     for limit in limits:
         require_value("memory_limit", f"{limit:g}", math.isfinite(limit) and limit > 0, "above 0, in GB")
+    free = free_bytes()
+    if free is not None and num_workers >= 1:
+        # A trial that takes more is ended by the system, and nobody would know for which reason.
+        most = (free / num_workers - _STARTED_BYTES) / GIGABYTE
+        wanted = f"at most {most:.1f}, the GB that are free for each of {num_workers} worker(s) and its libraries"
+        require_value("memory_limit", f"{max(limits):g}", max(limits) <= most, wanted)
     for name, value in (("workers", num_workers), ("embedding_size", embedding_size)):
         require_value(name, value, value >= 1, "at least 1")
     is_shared_out = batch_rows >= num_workers and batch_rows % num_workers == 0

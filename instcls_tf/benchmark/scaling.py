@@ -11,11 +11,11 @@ import sys
 
 import numpy as np
 
-from instcls_tf.benchmark.sizes import ClassifierBenchmark
+from instcls_tf.benchmark.sizes import ClassifierBenchmark, misfit
 from instcls_tf.checks import require_value
 from instcls_tf.files import refuse_unwritable
 from instcls_tf.report.answer import Answer, Picture
-from instcls_tf.report.scaling import draw_scaling
+from instcls_tf.report.scaling import draw_scaling, measured_of
 
 _SECONDS = 1800  # of one N
 
@@ -30,9 +30,9 @@ def measure_scaling(numbers: list[int], num_workers: int, settings: ClassifierBe
       output: PNG file of the picture, or None.
 
     Returns:
-      `points`: for each N the figures of `measure_classifier`; `seconds_per_million_classes`: the slope of a line
-      through the origin; `largest_deviation_from_line` of a point, as a fraction of it; `largest_deviation_from_plan`
-      of the memory, as a fraction of the plan.
+      `points`: for each N the figures of `measure_classifier`, None where it does not fit; of those that do,
+      `seconds_per_million_classes`: the slope of a line through the origin; `largest_deviation_from_line` of a point,
+      as a fraction of it; `largest_deviation_from_plan` of the memory, as a fraction of the plan.
 
     Raises:
       UserError: a size cannot be measured.
@@ -44,19 +44,26 @@ def measure_scaling(numbers: list[int], num_workers: int, settings: ClassifierBe
     if output:
         refuse_unwritable(output)
     points = [_measure(dataclasses.replace(settings, num_instances=n), num_workers) for n in sorted(numbers)]
-    instances, seconds = (np.array([point[key] for point in points]) for key in ("num_instances", "seconds_per_step"))
-    slope = float(np.sum(seconds) / np.sum(instances))
     result = {
         "workers": num_workers,
         "batch_rows": settings.batch_rows,
         "embedding_size": settings.embedding_size,
         "points": points,
-        "seconds_per_million_classes": slope * 1e6,
-        "largest_deviation_from_line": float(np.max(np.abs(seconds / (slope * instances) - 1))),
-        "largest_deviation_from_plan": max(abs(p["peak_bytes"] / p["planned_bytes"] - 1) for p in points),
+        **_summary(measured_of(points)),
     }
     picture = Picture(output, lambda path: draw_scaling(path, result)) if output else None
     return Answer(result, format_table(result), picture=picture)
+
+
+def _summary(points: list[dict]) -> dict[str, float | None]:
+    names = ("seconds_per_million_classes", "largest_deviation_from_line", "largest_deviation_from_plan")
+    if not points:
+        return dict.fromkeys(names)
+    instances, seconds = (np.array([point[key] for point in points]) for key in ("num_instances", "seconds_per_step"))
+    slope = float(np.sum(seconds) / np.sum(instances))
+    of_line = float(np.max(np.abs(seconds / (slope * instances) - 1)))
+    of_plan = max(abs(point["peak_bytes"] / point["planned_bytes"] - 1) for point in points)
+    return dict(zip(names, (slope * 1e6, of_line, of_plan)))
 
 
 def format_table(result: dict) -> str:
@@ -66,8 +73,11 @@ def format_table(result: dict) -> str:
         "|---|---|---|---|---|",
     ]
     for point in result["points"]:
-        n, seconds = point["num_instances"], point["seconds_per_step"]
-        measured, planned = (point[key] / 1e6 for key in ("peak_bytes", "planned_bytes"))
+        n, seconds, planned = point["num_instances"], point["seconds_per_step"], point["planned_bytes"] / 1e6
+        if seconds is None:
+            lines.append(f"| {n:,} | {misfit(point['needed_bytes'], point['free_bytes'])} | | | {planned:,.0f} |")
+            continue
+        measured = point["peak_bytes"] / 1e6
         lines.append(f"| {n:,} | {seconds:.3f} | {seconds / n * 1e6:.2f} | {measured:,.0f} | {planned:,.0f} |")
     return "\n".join(lines)
 
@@ -83,7 +93,9 @@ def _measure(settings: ClassifierBenchmark, num_workers: int) -> dict:
         said = (finished.stdout + finished.stderr)[-2000:]
         raise RuntimeError(f"N = {settings.num_instances} could not be measured: {said}")
     point = json.loads(answers[0])
-    print(f"N = {point['num_instances']}: {point['seconds_per_step']:.3f} s per step", file=sys.stderr)
+    seconds = point["seconds_per_step"]
+    told = misfit(point["needed_bytes"], point["free_bytes"]) if seconds is None else f"{seconds:.3f} s per step"
+    print(f"N = {point['num_instances']}: {told}", file=sys.stderr)
     return point
 
 

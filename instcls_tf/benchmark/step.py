@@ -32,6 +32,7 @@ from typing import Callable
 import numpy as np
 import tensorflow as tf
 
+from instcls_tf.benchmark import fitting
 from instcls_tf.benchmark.timing import seconds_of
 from instcls_tf.classifier import softmax
 from instcls_tf.classifier.labels import ListsOfRows
@@ -40,9 +41,11 @@ from instcls_tf.config import PretrainConfig
 from instcls_tf.data import augment, pipeline
 from instcls_tf.data.order import Shares
 from instcls_tf.data.source import Source
-from instcls_tf.distributed import collectives, workers
+from instcls_tf.distributed import collectives, cores, workers
 from instcls_tf.encoder import bn_groups, networks
 from instcls_tf.optimizer import WarmupCosine
+from instcls_tf.plan import classifier_bytes
+from instcls_tf.plan.planner import CPU, make_plan
 from instcls_tf.pretraining.activations import groups_of
 from instcls_tf.pretraining.state import Run, make_run
 from instcls_tf.pretraining.train_step import make_train_step
@@ -53,7 +56,7 @@ _LEARNING_RATE = 1e-4
 
 def measure_step(
     config: PretrainConfig, num_instances: int, repeats: int, source: Source | None = None
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Measures one step of a recipe; all workers together.
 
     Args:
@@ -63,9 +66,15 @@ def measure_step(
       source: N images; None for random pixels.
 
     Returns:
-      The figures of this module's docstring, `images_per_second`, and the sizes that they belong to.
+      The figures of this module's docstring, `images_per_second`, and the sizes that they belong to. The classifier
+      alone is a second one beside the run's: where that does not fit into the free memory, its figure and the sum of
+      the parts are None.
+
+    Raises:
+      UserError: not even the run fits.
     """
     workers.start(config.seed)
+    fitting.refuse("step", planned_bytes(config, num_instances))
     run = _make_run(config, num_instances)
     if run.hard_negatives:  # an exact search says nothing about the step, and takes long for many classes
         lists = run.hard_negatives.lists
@@ -81,6 +90,7 @@ def measure_step(
         "data_wait_seconds": wait,
         **_alone(config, run, batch, repeats),
     }
+    in_all = None if None in parts.values() else sum(filter(None, parts.values()))
     overlap = {
         name: seconds_of(functools.partial(_finished, step, batch), repeats)
         for name, step in (("one_by_one_seconds", one_by_one), ("together_seconds", together))
@@ -93,16 +103,22 @@ def measure_step(
         "images_per_second": min(config.batch_size, num_instances) / whole,
         "seconds_per_step": whole,
         **parts,
-        "parts_seconds": sum(parts.values()),
-        "parts_to_step": sum(parts.values()) / whole,
+        "parts_seconds": in_all,
+        "parts_to_step": None if in_all is None else in_all / whole,
         **overlap,
         "overlap_seconds_saved": overlap["together_seconds"] - overlap["one_by_one_seconds"],
     }
 
 
-def measure_parts(config: PretrainConfig, num_instances: int, repeats: int) -> dict[str, float]:
+def measure_parts(config: PretrainConfig, num_instances: int, repeats: int) -> dict[str, float | None]:
     """Encoder, classifier and messages of a step, each alone, on random pixels; all workers, after `workers.start`."""
     return _alone(config, _make_run(config, num_instances), synthetic_batch(config, num_instances), repeats)
+
+
+def planned_bytes(config: PretrainConfig, num_instances: int) -> int:
+    """What the planner says of a step of the fullest worker."""
+    threads = cores.threads_of_worker(collectives.local_size())
+    return sum(make_plan(config, num_instances, collectives.size(), device=CPU, threads=threads).memory.values())
 
 
 def _make_run(config: PretrainConfig, num_instances: int) -> Run:
@@ -113,7 +129,9 @@ def _make_run(config: PretrainConfig, num_instances: int) -> Run:
     return run
 
 
-def _alone(config: PretrainConfig, run: Run, batch: tuple[tf.Tensor, tf.Tensor], repeats: int) -> dict[str, float]:
+def _alone(
+    config: PretrainConfig, run: Run, batch: tuple[tf.Tensor, tf.Tensor], repeats: int
+) -> dict[str, float | None]:
     assert run.classifier is not None
     return {
         "encoder_seconds": _encoder_alone(config, run, batch[0], repeats),
@@ -193,9 +211,15 @@ def _encoder_alone(config: PretrainConfig, run: Run, views: tf.Tensor, repeats: 
     return _seconds_alone(lambda: encode(images, gradient).numpy(), repeats)
 
 
-def _classifier_alone(config: PretrainConfig, num_local: int, instance_ids: tf.Tensor, repeats: int) -> float:
+def _classifier_alone(config: PretrainConfig, num_local: int, instance_ids: tf.Tensor, repeats: int) -> float | None:
     workers = collectives.size()
     num_rows = _rows_of_all(config, instance_ids)
+    dtypes = {"weights_dtype": config.class_weights_dtype, "momentum_dtype": config.class_momentum_dtype}
+    planned = classifier_bytes.peak_bytes(
+        num_local, 1, num_rows, config.embedding_size, config.hard_negatives if config.smoothing else 0, **dtypes
+    )
+    if not fitting.look(planned).holds:
+        return None
     with collectives.alone():
         layer = ShardedClassifier(
             num_local,

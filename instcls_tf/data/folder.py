@@ -10,12 +10,13 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from instcls_tf.data import manifest
+from instcls_tf.data.cache_file import CacheFile
 from instcls_tf.data.decoding import DEFAULT_READING, BadImages, Reading, decode_file
 from instcls_tf.data.image_suffixes import FIRST_SUFFIXES, IMAGE_SUFFIXES
 from instcls_tf.data.listing import Listing, is_in_a_listed_folder, list_images
 from instcls_tf.data.manifest import Changes, ImagePaths
-from instcls_tf.data.source import digest_of_content, digest_of_ids, file_identity
-from instcls_tf.errors import NoSplitError, UserError, some_of
+from instcls_tf.data.source import Images, digest_of_content, digest_of_ids, file_identity
+from instcls_tf.errors import NoSplitError, UserError, shown, some_of
 
 PREFIX = "folder:"
 _FIRST_SUFFIXES = tuple(os.fsencode(suffix) for suffix in FIRST_SUFFIXES)
@@ -27,7 +28,8 @@ class FolderSource:
 
     An id is the place of a relative path in byte order, or the one that a manifest has for it. `labels` is int32 `[N]`,
     -1 if unknown; `irregular` lists the ids of what has an image's name but is no file (a broken link, a pipe).
-    `reading` says how files become pixels, `notes` are lines for the user about what is not in it.
+    `reading` says how files become pixels, `notes` are lines for the user about what is not in it. `kept` holds
+    images that need not be decoded.
     """
 
     name: str
@@ -39,6 +41,7 @@ class FolderSource:
     changes: Changes = dataclasses.field(default_factory=Changes)
     reading: Reading = DEFAULT_READING
     notes: tuple[str, ...] = ()
+    kept: CacheFile | None = None
     bad: BadImages = dataclasses.field(default_factory=BadImages)
     random_access: ClassVar[Literal[True]] = True
 
@@ -77,6 +80,13 @@ class FolderSource:
         prefix = b"" if place == os.curdir else os.fsencode(os.path.join(place, ""))
         return any(path.startswith(prefix) for path in self.paths.iter_bytes())
 
+    def spread(self, most: int) -> FolderSource:
+        """At most so many of the images, spread evenly over them, with ids from 0."""
+        places = np.unique(np.linspace(0, self.num_instances - 1, min(most, self.num_instances)).astype(np.int64))
+        paths = ImagePaths(self.paths.block, self.paths.begins[places], self.paths.lengths[places])
+        irregular = np.flatnonzero(np.isin(places, self.irregular))
+        return dataclasses.replace(self, paths=paths, labels=self.labels[places], irregular=irregular, kept=None)
+
     def manifest_path(self, workdir: str) -> str:
         """Where a run in `workdir` keeps the ids of the files."""
         return os.path.join(workdir, manifest.MANIFEST_NAME)
@@ -96,7 +106,7 @@ class FolderSource:
             readable = tf.reduce_all(irregular != instance_id)
             return decode_file(tf.where(readable, path, ""), path, self.bad, self.reading)
 
-        return load
+        return load if self.kept is None else self.kept.loader(load)
 
     def write_manifest(self, workdir: str) -> tuple[str, ...]:
         """Writes or extends the manifest in a run's folder.
@@ -164,6 +174,24 @@ def open_folder(
     if folders and split != "train" and os.path.isdir(os.path.join(top, "train")):
         folders, ranks = _as_in_train(dataset, top, folders, ranks)
     return FolderSource(dataset, folders, root, paths, ranks, irregular, changes, reading, notes)
+
+
+def of_files(source: Images, cache: str) -> FolderSource:
+    """The images, if `--cache` can keep them.
+
+    Args:
+      source: the images.
+      cache: where they are to be kept.
+
+    Raises:
+      UserError: they are not the files of a folder.
+    """
+    if isinstance(source, FolderSource):
+        return source
+    raise UserError(
+        f"--cache={shown(cache)}: keeps images of a folder, wanted --dataset=folder:PATH, or no cache with"
+        f" --dataset={source.name}"
+    )
 
 
 def refuse_picture_among_images(dataset: str, picture: str, output: str) -> None:

@@ -1,4 +1,4 @@
-"""Centred squares, and resizing to squares: sharp and without aliasing at every scale, as Pillow's bilinear filter."""
+"""Centred squares, and resizing, to squares or to less: sharp and without aliasing, as Pillow's bilinear filter."""
 
 from __future__ import annotations
 
@@ -33,13 +33,19 @@ def resize_to_square(images: tf.Tensor, size: int) -> tf.Tensor:
     return tf.ensure_shape(resized, [None, size, size, 3])
 
 
-def _resize_rows(images: tf.Tensor, size: int) -> tf.Tensor:
+def shrink(image: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+    """An image, uint8 `[H, W, 3]`, with fewer rows and columns, int32 scalars: uint8 `[height, width, 3]`."""
+    resized = _resize_rows(_resize_rows(image[None], height), width)[0]
+    return tf.cast(tf.round(resized), tf.uint8)
+
+
+def _resize_rows(images: tf.Tensor, size: int | tf.Tensor) -> tf.Tensor:
     """`[M, H, W, 3]` to the transposed `[M, W, S, 3]`."""
     count, height, width, _ = tf.unstack(tf.shape(images))
     resized = tf.raw_ops.ScaleAndTranslate(
         images=tf.reshape(images, [count, height, 1, width * 3]),
-        size=[size, 1],
-        scale=tf.stack([size / tf.cast(height, tf.float32), 1.0]),
+        size=tf.stack([size, 1]),
+        scale=tf.stack([tf.cast(size, tf.float32) / tf.cast(height, tf.float32), 1.0]),
         translation=[0.0, 0.0],
         kernel_type="triangle",
         antialias=True,

@@ -21,13 +21,28 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import tensorflow as tf
 
 from instcls_tf.distributed import partition
 from instcls_tf.distributed.launcher import launched_rank_and_size
 
+
+class Others(Protocol):
+    """What arrives from other workers where there are none; see `as_worker`."""
+
+    def gathered(self, own: tf.Tensor, name: str) -> tf.Tensor:
+        """What `all_gather` returns."""
+
+    def summed(self, own: tf.Tensor, name: str) -> tf.Tensor:
+        """What `sum_over_workers` returns."""
+
+    def largest(self, own: tf.Tensor, name: str) -> tf.Tensor:
+        """What `max_over_workers` returns."""
+
+
+_others: Others | None = None
 _size = 1
 _rank = 0
 _local_rank = 0
@@ -98,7 +113,10 @@ def all_gather(tensor: tf.Tensor, name: str) -> tf.Tensor:
     """Concatenates the workers' tensors along axis 0 in the order of ranks; their first dimensions may differ."""
     if _size == 1:
         return tensor
-    return _horovod().allgather(_not_constant(tensor, name), name=name, ignore_name_scope=True)
+    tensor = _not_constant(tensor, name)
+    if _others is not None:
+        return _others.gathered(tensor, name)
+    return _horovod().allgather(tensor, name=name, ignore_name_scope=True)
 
 
 def all_gather_ids(ids: tf.Tensor, name: str) -> tuple[tf.Tensor, tf.Tensor]:
@@ -119,7 +137,11 @@ def all_gather_ids(ids: tf.Tensor, name: str) -> tuple[tf.Tensor, tf.Tensor]:
 
 def sum_over_workers(tensor: tf.Tensor, name: str) -> tf.Tensor:
     """The element-wise sum of the workers' tensors, on every worker."""
-    return tensor if _size == 1 else _allreduce(tensor, _horovod().Sum, name)
+    if _size == 1:
+        return tensor
+    if _others is not None:
+        return _others.summed(_not_constant(tensor, name), name)
+    return _allreduce(tensor, _horovod().Sum, name)
 
 
 def sum_one_by_one(tensors: list[tf.Tensor], name: str) -> list[tf.Tensor]:
@@ -138,7 +160,11 @@ def sum_together(tensors: list[tf.Tensor], name: str) -> list[tf.Tensor]:
 
 def max_over_workers(tensor: tf.Tensor, name: str) -> tf.Tensor:
     """The element-wise maximum of the workers' tensors, on every worker."""
-    return tensor if _size == 1 else _allreduce(tensor, _horovod().Max, name)
+    if _size == 1:
+        return tensor
+    if _others is not None:
+        return _others.largest(_not_constant(tensor, name), name)
+    return _allreduce(tensor, _horovod().Max, name)
 
 
 def _allreduce(tensor: tf.Tensor, op: Any, name: str) -> tf.Tensor:
@@ -175,6 +201,27 @@ def alone() -> Iterator[None]:
         yield
     finally:
         _size, _rank = before
+
+
+@contextlib.contextmanager
+def as_worker(rank: int, size: int, others: Others) -> Iterator[None]:
+    """What is made and traced inside takes this process for one of several workers, and sends nothing.
+
+    To measure or to try the work of one worker of many by itself. Gathers, sums and maxima are told by `others`;
+    nothing else of this module may be called inside.
+
+    Args:
+      rank: the worker's place.
+      size: T.
+      others: what the others would send.
+    """
+    global _size, _rank, _others
+    before = _size, _rank, _others
+    _size, _rank, _others = size, rank, others
+    try:
+        yield
+    finally:
+        _size, _rank, _others = before
 
 
 def broadcast_variables(variables: list[tf.Variable]) -> None:

@@ -11,6 +11,7 @@ from instcls_tf.doctor import judgement, machine
 from instcls_tf.doctor.finding import LEVELS, PROBLEM, Finding
 from instcls_tf.errors import UserError
 from instcls_tf.plan.planner import make_plan
+from instcls_tf.plan.step_model import share_of
 from instcls_tf.report.answer import Answer
 
 
@@ -75,15 +76,15 @@ def _of_all_workers(asked: Asked) -> list[Finding]:
     if asked.workdir:
         findings.append(judgement.of_workdir(asked.workdir, measure.workdir(asked.workdir)))
     needed = None
-    if asked.step:
+    fit = measure.fit_of(asked.config, asked.num_instances) if asked.step else None
+    if fit is not None and not fit.holds:
+        findings.append(judgement.of_misfit(str(fit), {"needed_bytes": fit.needed_bytes, "free_bytes": fit.free_bytes}))
+    elif fit is not None:
         measured = measure.step_of(asked.config, asked.num_instances)
-        wire = make_plan(asked.config, asked.num_instances, collectives.size()).wire_step
-        findings.append(judgement.of_step(measured, sum(wire.values())))
-        needed = (
-            asked.config.batch_size
-            / collectives.size()
-            / (measured["encoder_seconds"] + measured["classifier_seconds"])
-        )
+        sizes = (asked.config, asked.num_instances, collectives.size())
+        wire = sum(make_plan(*sizes).wire_step.values())
+        findings.append(judgement.of_step(measured, wire, share_of(*sizes)))
+        needed = asked.config.batch_size / collectives.size() / judgement.work_of(measured)
     if asked.source is not None:
         findings.append(judgement.of_decoding(measure.decoding(asked.source), needed))
     return findings

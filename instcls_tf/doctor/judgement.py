@@ -164,18 +164,29 @@ def of_collectives(measured: dict[str, float]) -> Finding:
     )  # fmt: skip
 
 
-def of_step(measured: dict[str, float], wire_bytes: int) -> Finding:
+def of_misfit(says: str, figures: dict[str, Any]) -> Finding:
+    """A step of these flags that does not fit into the memory of a worker."""
+    todo = "more workers on other machines, or fewer classes: python -m scripts.plan says what fits"
+    return Finding("step", PROBLEM, says, todo, figures)
+
+
+def work_of(measured: dict[str, float | None]) -> float:
+    """Seconds of a worker's encoder and classifier, of what was measured of them."""
+    return sum(measured[part] or 0.0 for part in ("encoder_seconds", "classifier_seconds"))
+
+
+def of_step(measured: dict[str, float | None], wire_bytes: int, share: dict[str, int]) -> Finding:
     """From the parts of a step of these flags.
 
     Args:
-      measured: seconds of the parts.
+      measured: seconds of the parts; None of a classifier that does not fit beside the run's.
       wire_bytes: that a worker sends in a step.
+      share: what a worker computes in that time, for rates.
     """
-    work = measured["encoder_seconds"] + measured["classifier_seconds"]
-    messages = measured["communication_seconds"]
+    work, messages = work_of(measured), measured["communication_seconds"] or 0.0
     told = f"{work:.3f} s of work, {messages:.3f} s of messages ({wire_bytes / _MEGABYTE:.2f} MB from each worker)"
     return judge(
-        "step", told, {**measured, "wire_bytes": wire_bytes},
+        "step", told, {**measured, "wire_bytes": wire_bytes, **share},
         (messages > _LARGEST_SHARE * work, WARNING, f"{told}: the network is what a step waits for",
          "a faster network (of several, OMPI_MCA_btl_tcp_if_include and NCCL_SOCKET_IFNAME name one), a larger"
          " --batch_size, or fewer hosts"),

@@ -9,8 +9,9 @@ from typing import Any, Callable
 
 import tensorflow as tf
 
+from instcls_tf.benchmark import fitting
 from instcls_tf.benchmark.input import decoding_rate
-from instcls_tf.benchmark.step import measure_parts
+from instcls_tf.benchmark.step import measure_parts, planned_bytes
 from instcls_tf.benchmark.timing import seconds_of
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.source import Source
@@ -74,8 +75,13 @@ def _gather_of(size: int) -> Callable[[], object]:
     return lambda: gather().numpy()
 
 
-def step_of(config: PretrainConfig, num_instances: int) -> dict[str, float]:
-    """Encoder, classifier and messages of a step of these flags, each alone, in seconds."""
+def fit_of(config: PretrainConfig, num_instances: int) -> fitting.Fit:
+    """Whether a step of these flags fits into the memory that is free."""
+    return fitting.look(planned_bytes(config, num_instances))
+
+
+def step_of(config: PretrainConfig, num_instances: int) -> dict[str, float | None]:
+    """Encoder, classifier and messages of a step of these flags, each alone, in seconds; None for what does not fit."""
     return measure_parts(config, num_instances, repeats=3)
 
 

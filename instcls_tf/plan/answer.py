@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.folder import refuse_picture_among_images
+from instcls_tf.data.source import Source
 from instcls_tf.distributed import cores
 from instcls_tf.files import refuse_unwritable
-from instcls_tf.plan import planner
+from instcls_tf.plan import measured, planner
 from instcls_tf.report.answer import GIGABYTE, Answer, Picture
 from instcls_tf.report.memory_curves import Curve, draw_memory
 
@@ -14,9 +15,16 @@ SHARDED, DATA_PARALLEL = "this design", "plain data parallelism"
 
 
 def plan_run(
-    config: PretrainConfig, num_instances: int, num_workers: int, memory_limit: float, device: str, output: str | None
+    config: PretrainConfig,
+    num_instances: int,
+    num_workers: int,
+    memory_limit: float,
+    device: str,
+    output: str | None,
+    source: Source | None = None,
+    measure_seconds: float = 0.0,
 ) -> Answer:
-    """Plans a run and looks for the largest one that fits.
+    """Plans a run, looks for the largest one that fits, and times some steps if there are images.
 
     Args:
       config: the recipe.
@@ -25,11 +33,13 @@ def plan_run(
       memory_limit: of a worker, in GB.
       device: `cpu` or `gpu`; a CPU worker has as many threads as this machine has cores.
       output: PNG file of the picture, or None.
+      source: images with which steps are timed on this machine; None for none.
+      measure_seconds: how long.
 
     Returns:
       The plan, as a readable text as well, and the picture, which is still to be drawn. All sizes are bytes of one
       worker: `memory`, `data_parallel_memory` and the peaks of what it holds, `wire_*` of what it sends per step, per
-      epoch and for the prior; `ratio` is that of the two largest N.
+      epoch and for the prior; `ratio` is that of the two largest N. `measured` has seconds, see `plan.measured.Hours`.
 
     Raises:
       UserError: a value is out of range, or the picture cannot be written or would be one of the dataset's.
@@ -59,7 +69,12 @@ def plan_run(
         "ratio": largest[SHARDED] / largest[DATA_PARALLEL] if largest[DATA_PARALLEL] else None,
     }
     picture = Picture(output, lambda path: draw_memory(path, curves, [limit], title)) if output else None
-    return Answer(answer, _text(plan, answer, memory_limit), picture=picture)
+    text = _text(plan, answer, memory_limit)
+    if source is not None:
+        found = measured.measure_hours(config, num_instances, source, measure_seconds)
+        answer["measured"] = measured.result_of(found)
+        text += f"\n\n{measured.text_of(found, measure_seconds)}"
+    return Answer(answer, text, picture=picture)
 
 
 def _text(plan: planner.Plan, answer: dict, memory_limit: float) -> str:

@@ -25,6 +25,9 @@ _BATCH_ARRAYS = 8
 _LABEL_BYTES, _OWN_LABEL_BYTES = 16, 48
 # Of a block of Gaussian class weights: the draw, scaled, the local part, and the one before.
 _GAUSSIAN_COPIES = 4
+# While hard negatives are searched: similarities and ids of the new lists, [n, K]; two blocks of candidates, [c, D],
+# the next one on its way; two arrays of a tile of similarities.
+_SEARCH_LISTS, _SEARCH_BLOCKS, _SEARCH_TILES = 2, 2, 2
 # TensorFlow's allocator hands memory out of large regions, never merges them and never gives them back: 4 % on top of
 # large arrays (measured).
 _ALLOCATOR_SHARE = 0.04
@@ -113,6 +116,20 @@ def peak_bytes(
     return sum(parts.values()) + max(stepping, drawing)
 
 
+def search_bytes(num_instances: int, num_workers: int, embedding_size: int, hard_negatives: int) -> int:
+    """What the search for hard negatives takes besides the state, which includes the lists in use.
+
+    Args:
+      num_instances: N.
+      num_workers: T.
+      embedding_size: D.
+      hard_negatives: K.
+    """
+    lists = math.ceil(num_instances / num_workers) * hard_negatives * _FLOAT
+    block = min(tiles.SEARCH_SIZES.candidates, num_instances) * embedding_size * _FLOAT
+    return _SEARCH_LISTS * lists + _SEARCH_BLOCKS * block + _SEARCH_TILES * tiles.SEARCH_SIZES.tile_elements * _FLOAT
+
+
 def data_parallel_bytes(num_instances: int, num_workers: int, batch_rows: int, embedding_size: int) -> dict[str, int]:
     """The classifier of one worker under plain data parallelism; arguments as in `classifier_bytes`."""
     state = num_instances * embedding_size * _FLOAT
@@ -126,3 +143,12 @@ def data_parallel_bytes(num_instances: int, num_workers: int, batch_rows: int, e
         "logits of the local rows": logits,
         "allocator": round(_ALLOCATOR_SHARE * (2 * state + gradient + logits)),
     }
+
+
+def bare_products_bytes(num_instances: int, num_workers: int, batch_rows: int, embedding_size: int) -> int:
+    """The three matrix products of a worker's classes alone, with all logits; arguments as in `classifier_bytes`."""
+    begin, end = partition.bounds(num_instances, num_workers, 0)
+    logits = batch_rows * (end - begin) * _FLOAT
+    # Class weights and their gradient; embeddings and theirs.
+    factors = 2 * (end - begin + batch_rows) * embedding_size * _FLOAT
+    return logits + factors + round(_ALLOCATOR_SHARE * (logits + factors))

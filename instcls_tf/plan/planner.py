@@ -12,23 +12,29 @@ import math
 from typing import Callable, NamedTuple
 
 from instcls_tf.checks import require_value
-from instcls_tf.classifier.tiles import FLOAT_BYTES, SEARCH_SIZES
+from instcls_tf.classifier.tiles import FLOAT_BYTES
 from instcls_tf.config import FLOAT32, NEVER, RANDOM, RAW_RUNNING_BN, PretrainConfig
 from instcls_tf.encoder.sizes import sizes_of
 from instcls_tf.errors import UserError
-from instcls_tf.plan.classifier_bytes import CPU, GPU, batch_bytes, classifier_bytes, data_parallel_bytes
+from instcls_tf.plan.classifier_bytes import (
+    CPU,
+    GPU,
+    batch_bytes,
+    classifier_bytes,
+    data_parallel_bytes,
+    search_bytes,
+)
 
 DEVICES = (CPU, GPU)
+
+# Of the messages of a step, those that are gathered; the others are summed.
+GATHERED = ("embeddings", "instance ids", "hard negatives of the batch", "batch contrast")
 
 _ACTIVATIONS = "activations"
 # Of [b, B] numbers, similarities and what becomes of them, that stand side by side.
 _CONTRAST_MATRICES = 8
 _FLOAT = _INT = FLOAT_BYTES
 _MAX_INSTANCES = 2**31 - 1  # Ids are int32.
-
-# While hard negatives are searched: similarities and ids of the new lists, [n, K]; two blocks of candidates, [c, D],
-# the next one on its way; two arrays of a tile of similarities.
-_SEARCH_LISTS, _SEARCH_BLOCKS, _SEARCH_TILES = 2, 2, 2
 
 
 class Plan(NamedTuple):
@@ -61,7 +67,9 @@ def make_plan(
     sharded = {**_classifier_memory(config, num_instances, num_workers, device, threads), **common}
     plain = {**_data_parallel_memory(config, num_instances, num_workers), **common}
     activations = common[_ACTIVATIONS] + common["views of a step"]
-    search = _search_bytes(config, num_instances, num_workers)
+    search = 0
+    if config.smoothing:
+        search = search_bytes(num_instances, num_workers, config.embedding_size, config.hard_negatives)
     without = activations + sharded["gathered batch"]
     peak = sum(sharded.values()) + max(0, search - without)
     steps = math.ceil(num_instances / config.batch_size)
@@ -126,8 +134,7 @@ def _data_parallel_memory(config: PretrainConfig, num_instances: int, num_worker
 
 def _encoder_memory(config: PretrainConfig, num_workers: int) -> dict[str, int]:
     sizes = sizes_of(config)
-    groups = math.ceil(math.ceil(config.batch_size / config.micro_batch) / num_workers)
-    instances = min(config.batch_size, groups * config.micro_batch)
+    groups, instances = groups_of_worker(config, num_workers), instances_of_worker(config, num_workers)
     # With --recompute=auto all of them are kept where they fit, and one group's where they do not.
     kept = instances if config.recompute == NEVER else min(config.batch_size, config.micro_batch)
     mixed = config.precision != FLOAT32
@@ -142,13 +149,14 @@ def _encoder_memory(config: PretrainConfig, num_workers: int) -> dict[str, int]:
     }
 
 
-def _search_bytes(config: PretrainConfig, num_instances: int, num_workers: int) -> int:
-    """What the search for hard negatives takes besides the state, which includes the lists in use."""
-    if not config.smoothing:
-        return 0
-    lists = math.ceil(num_instances / num_workers) * config.hard_negatives * _INT
-    block = min(SEARCH_SIZES.candidates, num_instances) * config.embedding_size * _FLOAT
-    return _SEARCH_LISTS * lists + _SEARCH_BLOCKS * block + _SEARCH_TILES * SEARCH_SIZES.tile_elements * _FLOAT
+def groups_of_worker(config: PretrainConfig, num_workers: int) -> int:
+    """BN groups of a batch on the fullest worker."""
+    return math.ceil(math.ceil(config.batch_size / config.micro_batch) / num_workers)
+
+
+def instances_of_worker(config: PretrainConfig, num_workers: int) -> int:
+    """Instances of a batch on the fullest worker."""
+    return min(config.batch_size, groups_of_worker(config, num_workers) * config.micro_batch)
 
 
 def gather_bytes(total: int, num_workers: int) -> int:

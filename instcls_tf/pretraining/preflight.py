@@ -7,6 +7,7 @@ from typing import Any
 
 from instcls_tf import flagfiles
 from instcls_tf.config import MIXED_FLOAT16, PretrainConfig
+from instcls_tf.data.folder import of_files
 from instcls_tf.data.source import Source
 from instcls_tf.data.sources import open_training_source
 from instcls_tf.distributed.launcher import launched_rank_and_size
@@ -54,6 +55,8 @@ def open_training_data(config: PretrainConfig, source: Source | None = None) -> 
     if source.name != config.dataset:
         raise UserError(f"--dataset={config.dataset}: must be that of the images, which are those of {source.name}")
     config.validate_with_data(source.num_instances, num_workers)
+    if config.cache:
+        of_files(source, config.cache)
     if config.init and not (resuming and has_checkpoints(config.workdir)):
         kind_of(config.init)
     if config.window(source.num_instances) is not None and not source.random_access:

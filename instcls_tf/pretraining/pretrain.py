@@ -11,7 +11,7 @@ from instcls_tf import stamps
 from instcls_tf.classifier.kernels import passes
 from instcls_tf.classifier.prior import initialize_classifier, initialize_new_classes
 from instcls_tf.config import FLOAT32, PretrainConfig
-from instcls_tf.data import augment, contents, pipeline
+from instcls_tf.data import augment, cache, contents, pipeline
 from instcls_tf.data.bad_files import BadFiles
 from instcls_tf.data.kernels import views
 from instcls_tf.data.source import Source, notes_of
@@ -74,6 +74,9 @@ def _pretrain(
     config: PretrainConfig, source: Source, progress: Progress, opened: opening.Opened, started: float
 ) -> dict[str, float]:
     is_chief = collectives.rank() == 0
+
+    # ---- Images that are decoded once
+    source = cache.with_cache(config, source) if config.cache else source
 
     # ---- Model, new or from the newest checkpoint
     stamps.stamp("making the network")

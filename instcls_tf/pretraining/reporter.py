@@ -16,6 +16,7 @@ from instcls_tf.config import INSTANCE, MIXED_FLOAT16
 from instcls_tf.distributed import collectives
 from instcls_tf.evaluation.online_gauge import OnlineGauge
 from instcls_tf.evaluation.online_knn import OnlineKnn
+from instcls_tf.pretraining.forecast import Forecast
 from instcls_tf.pretraining.steps import Steps
 from instcls_tf.progress import Progress
 from instcls_tf.run.expected_loss import expected_losses, unexpected
@@ -68,6 +69,7 @@ class EpochReporter:
         before = self._log.seconds if self._log else 0.0
         self._clock = RunClock(time.monotonic() if started is None else started, before)
         self.refresh_progress = Progress(visible=is_chief, within=True)
+        self._forecast = Forecast(steps, progress.say)
         self.metrics: dict[str, float] = {}
 
     def refreshed(self, step: int, refresh: Refresh) -> None:
@@ -76,6 +78,7 @@ class EpochReporter:
         In mid-epoch, where a run was continued, it is left out: the rest of an epoch would give a wrong share of time.
         """
         self.refresh_progress.close()
+        self._forecast.searched(refresh.seconds)
         self._refresh = refresh if self._steps.begins_epoch(step) else None
         self._epoch_started = time.monotonic() - refresh.seconds
 
@@ -138,7 +141,8 @@ class EpochReporter:
             self._progress.say(warning)
 
     def show(self, step: int) -> None:
-        """Tells people how far the run is, with the figures of the last line."""
+        """Tells people how far the run is, with the figures of the last line, and once when it will be done."""
+        self._forecast.stepped(step)
         if self.metrics:
             epoch = f"epoch {self._steps.epoch(step) + 1}/{self._steps.config.all_epochs}"
             self._progress("pretraining", step + 1, self._steps.end, f"{epoch}, {_describe(self.metrics)}")

@@ -4,7 +4,7 @@ What a command does has one home: a function of the room that the work belongs t
 gives back its result, as an `Answer` where there is a text or a picture as well:
 
   pretrain                                  pretraining.pretrain
-  plan                                      plan.answer
+  plan                                      plan.answer, plan.scaling
   knn_eval, linear_eval, finetune, extract  evaluation.commands
   report                                    evaluation.against_start
   detect                                    detection.finetune

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 from instcls_tf import files, flagfiles
@@ -110,7 +111,7 @@ def run_id(workdir: str) -> str:
 def recipe_of(config: PretrainConfig) -> dict[str, str]:
     """The flags that make a run what it is, by name."""
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    values["dataset"] = same_dataset(config.dataset)
+    values.update(dataset=same_dataset(config.dataset), cache=_same_cache(config.cache))
     return {name: str(value) for name, value in values.items() if name not in NOT_RECIPE}
 
 
@@ -120,6 +121,15 @@ def same_dataset(dataset: str) -> str:
     if kind not in ("folder", "records") or not colon or not path:
         return dataset
     return f"{kind}:{os.path.normpath(os.path.expanduser(path))}"
+
+
+def _same_cache(cache: str | None) -> str:
+    """A `--cache` such that all places are one: they give the same views, and those without a cache differ a little."""
+    return "somewhere" if cache else "none"
+
+
+# Settings with several values that mean the same run.
+_SAME: dict[str, Callable[[Any], Any]] = {"dataset": same_dataset, "cache": _same_cache}
 
 
 def load_run(workdir: str) -> PretrainConfig:
@@ -206,7 +216,8 @@ def refuse_other_recipe(config: PretrainConfig) -> bool:
     free = NOT_RECIPE if _LATER in values else (*NOT_RECIPE, _LATER)
     for field in dataclasses.fields(config):
         before, now = getattr(theirs, field.name), getattr(config, field.name)
-        same = same_dataset(before) == same_dataset(now) if field.name == "dataset" else before == now
+        same_of = _SAME.get(field.name, lambda value: value)
+        same = same_of(before) == same_of(now)
         if field.name not in free and not same:
             if not has_checkpoints(config.workdir):
                 _refuse_unwritable(config.workdir)

@@ -82,10 +82,16 @@ def test_records_views_and_speed_from_the_command_line(tmp_path):
     peer = tmp_path / "data_util.py"
     peer.write_text(PEER)
     command = ["benchmark", "input", dataset, "--image_size=20", "--seconds=0.5"]
-    finished = run_script(*command, f"--simclr={peer}")
+    finished = run_script(*command, "--cache=ram", f"--simclr={peer}")
     assert finished.status == 0, finished.output
     result = json.loads(finished.stdout.splitlines()[-1])
-    for name in ("images_per_second", "images_per_cpu_second", "decode_images_per_cpu_second", "ratio_to_decode"):
+    for name in (
+        "images_per_second",
+        "images_per_cpu_second",
+        "decode_images_per_cpu_second",
+        "ratio_to_decode",
+        "cpu_ratio_of_cache",
+    ):
         assert result[name] > 0
     ratio = result["images_per_cpu_second"] / result["simclr_images_per_cpu_second"]
     assert result["cpu_ratio_to_simclr"] == pytest.approx(ratio)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import ROOT, TIMEOUT
+from tests.commands import ROOT, TIMEOUT, run_script
+from tests.end_to_end.runs import flags_of, write_images
 
 IMAGENET = ("--flagfile=flags/presets/imagenet.flags", "--num_instances=1281167", "--workers=64")
 
@@ -65,6 +66,28 @@ def test_picture(plan, tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("cache", ["", "ram"])
+def test_hours_measured_on_the_images(tmp_path, cache):
+    write_images(tmp_path / "photos", [f"{index}.jpg" for index in range(12)])
+    changes = {"augmentation": "simclr", "batch_size": 8, "micro_batch": 4, "width_multiplier": 0.5, "image_size": 24}
+    flags = flags_of(tmp_path / "run", **changes, dataset=f"folder:{tmp_path / 'photos'}", cache=cache, epochs=50)
+    finished = run_script("plan", *flags, "--measure_seconds=0.5", "--device=cpu")
+    assert finished.status == 0, finished.output
+    *text, last = finished.stdout.splitlines()
+    answer = json.loads(last)
+    assert answer["num_instances"] == 12
+    own, narrower, smaller = answer["measured"]
+    assert [own["change"], narrower["change"], smaller["change"]] == ["", "--width_multiplier=0.25", "--image_size=16"]
+    for hours in answer["measured"]:
+        assert hours["training_seconds"] == pytest.approx(50 * 12 / hours["images_per_second"])
+        assert hours["prior_seconds"] > 0 and hours["search_seconds"] > 0
+        assert (hours["cache_seconds"] > 0) == bool(cache)
+        parts = ("cache_seconds", "prior_seconds", "training_seconds", "search_seconds")
+        assert hours["seconds"] == pytest.approx(sum(hours[part] for part in parts))
+    assert any(line.startswith("  these flags") for line in text)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -73,6 +96,7 @@ def test_picture(plan, tmp_path):
         (("--num_instances=many",), "--num_instances=many: must be a whole number"),
         (("--num_instances=1000", "--prior_every=10"), "--prior_every=10: must be 0, what this lever takes is not"),
         (("--num_instances=1000", "--contrast_epochs=1"), "--contrast_epochs=1: must be 0, what this lever takes"),
+        (("--measure_seconds=-1",), "--measure_seconds=-1.0: must be 0 or more"),
         (("--num_instances=1000", "--stem=big"), "--stem=big: must be one of imagenet, small"),
         (("--num_instances=1000", "--output=/proc/plan.png"), "--output=/proc/plan.png: cannot write this file"),
     ],
@@ -82,3 +106,38 @@ def test_mistakes(plan, arguments, sentence):
     assert finished.returncode == 2
     assert finished.stderr.startswith(f"error: {sentence}")
     assert len(finished.stderr.splitlines()) == 1 and not finished.stdout
+
+
+def test_scaling(plan):
+    given = ("--images_per_second=66", "--gigaflops=12000", "--latency_seconds=1e-4", "--bandwidth=3")
+    finished = plan("--flagfile=flags/presets/imagenet.flags", "--scaling", *given)
+    assert finished.returncode == 0, finished.stderr
+    *text, last = finished.stdout.splitlines()
+    points = json.loads(last)["points"]
+    assert len(points) == 27 and [point["workers"] for point in points[:9]] == [2**power for power in range(9)]
+    assert [line.split(maxsplit=1)[0] for line in text if "N = " in line] == ["N"] * 3
+    # More classes make the classifier the largest term; more workers of as many rows never make a step longer here.
+    assert points[0]["largest_term"] == "encoder" and points[-1]["largest_term"] == "classifier"
+    assert all(0 < point["efficiency"] <= 1 for point in points)
+
+
+def test_the_object_alone(plan):
+    finished = plan(*IMAGENET, "--json")
+    assert len(finished.stdout.splitlines()) == 1 and json.loads(finished.stdout)["fits"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "--images_per_second is missing: give it, or --doctor=FILE, which has measured it"),
+        (("--scaling_workers=1,x",), "--scaling_workers=1,x: must be whole numbers"),
+        (
+            ("--images_per_second=1", "--gigaflops=1", "--scaling_workers=0"),
+            "--scaling_workers=0: must be numbers",
+        ),
+        (("--doctor=no/such.json",), "--doctor=no/such.json: cannot be read (No such file or directory), wanted what"),
+    ],
+)
+def test_mistakes_of_scaling(plan, arguments, sentence):
+    finished = plan("--scaling", *arguments)
+    assert finished.returncode == 2 and finished.stderr.startswith(f"error: {sentence}")

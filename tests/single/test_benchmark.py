@@ -1,15 +1,19 @@
 """The benchmarks of classifier and step: sensible figures at small sizes, and mistakes in one sentence."""
 
 import json
+import math
 import re
 
 import pytest
+import tensorflow as tf
 
 from instcls_tf.benchmark import timing
+from instcls_tf.benchmark.other_workers import OtherWorkers
 from instcls_tf.benchmark.sizes import ClassifierBenchmark
 from instcls_tf.benchmark.timing import seconds_of
 from instcls_tf.config import PretrainConfig
 from instcls_tf.errors import UserError
+from instcls_tf.plan import classifier_bytes
 from tests.commands import run_script
 
 SIZES = ["--num_instances=3001", "--embedding_size=16", "--hard_negatives=7", "--repeats=2"]
@@ -116,6 +120,12 @@ def test_hard_negatives_agree_with_faiss():
         ({"batch_rows": 2}, "--batch_rows=2: must be at least the 3 workers"),
         ({"smoothing": 1.0}, "--smoothing=1.0: must be 0 or more and below 1"),
         ({"num_instances": 100}, "--hard_negatives=100: must be at least 1 and below --num_instances=100"),
+        ({"num_instances": 2}, "--num_instances=2: must be at least the 3 workers"),
+        ({"as_worker_of": 4}, "--as_worker_of=4: must be 0 under a launcher of 3 workers: one stands for all"),
+        (
+            {"as_worker_of": 1},
+            "--as_worker_of=1: must be at least 2 workers, or 0 for those that are there",
+        ),
     ],
 )
 def test_sizes_that_cannot_be_measured(changes, sentence):
@@ -175,3 +185,36 @@ def test_step_with_wrong_sizes():
     assert finished.status == 2 and finished.stderr.startswith("error: --batch_contrast=1.0: must be 0, NT-Xent")
     finished = run_script("benchmark", "step", *STEP, "--repeats=0")
     assert (finished.status, finished.stderr) == (2, "error: --repeats=0: must be at least 1\n")
+
+
+def test_one_worker_s_share_of_a_classifier():
+    finished = run_script("benchmark", "classifier", *SIZES, "--as_worker_of=4", "--batch_rows=34")
+    assert finished.status == 0, finished.output
+    *table, last = finished.stdout.splitlines()
+    result = json.loads(last)
+    assert (result["workers"], result["as_worker_of"], result["local_instances"]) == (1, 4, 751)
+    assert result["collectives_included"] is False and "without collectives" in table[0]
+    assert result["state_bytes"] == 2 * 4 * 751 * 16
+    assert result["planned_bytes"] == classifier_bytes.peak_bytes(3001, 4, 34, 16, 7, threads=result["threads"])
+    for name in ("bare_matmul_seconds", "seconds_per_step", "plain_seconds_per_step"):
+        assert result[name] > 0, name
+
+
+def test_what_other_workers_send_completes_the_batch():
+    settings = ClassifierBenchmark(3001, 34, 16, hard_negatives=7, as_worker_of=4)
+    others = OtherWorkers(settings)
+    assert others.gathered(tf.zeros([9, 16]), "layer_embeddings").shape == [34, 16]
+    ids, ranks = tf.unstack(others.gathered(tf.zeros([9, 2], tf.int32), "layer_ids"), axis=1)
+    assert ids.shape == [34] and set(ranks[9:].numpy()) == {1, 2, 3} and max(ids) < 3001
+    assert others.gathered(tf.zeros([9, 7], tf.int32), "lists_of_rows").shape == [34, 7]
+    # Of random directions: the 2,250 classes of the others, each with exp(1 / (2 D tau^2)).
+    sums = others.summed(tf.ones([3, 34]), "layer_sums")
+    assert sums[:, 5].numpy() == pytest.approx([1 + 2250 * math.exp(1 / (2 * 16 * 0.15**2)), 2, 1])
+    assert others.summed(tf.ones([34, 16]), "layer_embedding_gradient").numpy().max() == 1
+
+
+@pytest.mark.parametrize(("given", "rows"), [([], 8192), (["--batch_rows=64"], 64)])
+def test_rows_of_a_share_are_the_paper_s_unless_given(given, rows):
+    finished = run_script("benchmark", "classifier", "--as_worker_of=2", "--num_instances=2147483647", *given)
+    result = json.loads(finished.stdout.splitlines()[-1])
+    assert result["batch_rows"] == rows and result["seconds_per_step"] is None, "a terabyte fits nowhere"

@@ -105,7 +105,7 @@ def test_what_was_measured():
     pairs = [
         (judgement.of_clocks, (0.01,), (2.0,), WARNING),
         (judgement.of_collectives, (network,), ({**network, "latency_seconds": 0.1},), WARNING),
-        (judgement.of_step, (step, 1000), ({**step, "communication_seconds": 0.4}, 1000), WARNING),
+        (judgement.of_step, (step, 1000, {}), ({**step, "communication_seconds": 0.4}, 1000, {}), WARNING),
         (judgement.of_workdir, ("r", folder), ("r", {**folder, "write_bytes_per_second": 1e6}), WARNING),
         (judgement.of_workdir, ("r", folder), ("r", {**folder, "free_bytes": 10**6}), WARNING),
         (judgement.of_workdir, ("r", folder), ("r", {"problem": "worker 1 does not see it"}), PROBLEM),

@@ -196,11 +196,13 @@ def test_home_is_expanded_in_every_path(monkeypatch):
         "train_features",
         "test_features",
         "init",
+        "cache",
         "picture",
         "simclr",
         "environments",
         "folder",
         "index",
+        "doctor",
     }
 
 

@@ -1,0 +1,136 @@
+"""How fast a recipe trains on this machine: a few real steps, timed, without a run."""
+
+from __future__ import annotations
+
+import time
+from typing import Callable, NamedTuple
+
+import tensorflow as tf
+
+from instcls_tf.config import CACHE_IN_MEMORY, FLOAT32, PretrainConfig
+from instcls_tf.data import augment, pipeline
+from instcls_tf.data.cache import with_cache
+from instcls_tf.data.folder import of_files
+from instcls_tf.data.source import Source
+from instcls_tf.distributed import workers
+from instcls_tf.encoder.sizes import sizes_of
+from instcls_tf.optimizer import WarmupCosine
+from instcls_tf.pretraining.activations import groups_of
+from instcls_tf.pretraining.advice import measured_rate
+from instcls_tf.pretraining.state import make_run
+from instcls_tf.pretraining.train_step import make_train_step
+
+# So small that the weights of all timed steps stay sound.
+_LEARNING_RATE = 1e-4
+# The first step traces and compiles, and during it batches are made ahead.
+_UNTIMED, _LEAST = 2, 2
+# Of the time for the passes over the images before training, where there are any.
+_SHARE_OF_PASSES = 0.2
+# So many steps should fit into the time, at the share of a bare matrix product's speed that networks come to.
+_STEPS, _EFFICIENCY = 8, 0.3
+_TRAINING_PASSES = 3  # forward, and a backward pass of twice its products
+_ENDLESS = 10_000  # epochs
+_SAMPLE = 128  # images for a cache
+
+
+class Pace(NamedTuple):
+    """Images per second: of training, views included, and of a pass over the images before it."""
+
+    training: float
+    passes: float
+
+
+def measure_pace(config: PretrainConfig, num_instances: int, source: Source, seconds: float) -> Pace:
+    """Times training steps of a recipe in this process alone.
+
+    Steps are whole ones where several of them fit into the time, else of as few BN groups as that takes.
+
+    Args:
+      config: the recipe, of the instance classification.
+      num_instances: N.
+      source: images, at most N.
+      seconds: how long steps are timed, after the first ones; longer if two steps take longer.
+    """
+    workers.start(config.seed)
+    run = make_run(config, num_instances, WarmupCosine(_LEARNING_RATE, 0, 1_000_000))
+    if run.classifier is not None:
+        run.classifier.initialize_gaussian()
+    if run.hard_negatives is not None:  # which they are says nothing about the time of a step
+        lists = run.hard_negatives.lists
+        lists.assign(tf.random.uniform(lists.shape, 0, num_instances, tf.int32))
+    instances = min(_instances_of_a_step(config, seconds), source.num_instances)
+    views_spec = tf.TensorSpec([None, config.views, config.image_size, config.image_size, 3], tf.uint8)
+    train_step = make_train_step(
+        run.network, run.method, run.optimizer, views_spec, config.micro_batch, groups_of(config)
+    )
+    infer = tf.function(lambda images: run.encoder(images, training=False), autograph=False)
+    batches = iter(_training_batches(config, source, instances))
+    passes = iter(_inference_batches(config, source, instances))
+
+    def train() -> int:
+        views, ids = next(batches)
+        train_step(views, ids, _LEARNING_RATE).output.loss.numpy()
+        return int(tf.reduce_sum(tf.cast(ids >= 0, tf.int32)))
+
+    def look() -> int:
+        images = next(passes)
+        infer(images).numpy()
+        return int(images.shape[0])
+
+    return Pace(
+        _images_per_second(train, (1.0 - _SHARE_OF_PASSES) * seconds),
+        _images_per_second(look, _SHARE_OF_PASSES * seconds),
+    )
+
+
+def with_sample_cached(config: PretrainConfig, source: Source) -> tuple[Source, float]:
+    """For a recipe with a cache: some of its images with one in memory, and how long each took to come there."""
+    started = time.perf_counter()
+    sample = of_files(source, str(config.cache)).spread(_SAMPLE)
+    kept = with_cache(config.replace(cache=CACHE_IN_MEMORY), sample, visible=False)
+    return kept, (time.perf_counter() - started) / kept.num_instances
+
+
+def search_seconds(config: PretrainConfig, num_instances: int) -> float:
+    """Of one search for hard negatives, by the speed of a bare matrix product here: at best."""
+    products = float(num_instances) ** 2 * config.embedding_size
+    return products / measured_rate(config.replace(precision=FLOAT32), 1)
+
+
+def _instances_of_a_step(config: PretrainConfig, seconds: float) -> int:
+    products = float(sizes_of(config).products) * _TRAINING_PASSES * config.views * config.micro_batch
+    groups = int(seconds / _STEPS * _EFFICIENCY * measured_rate(config, 1) / products)
+    return min(max(1, groups) * config.micro_batch, config.batch_size)
+
+
+def _training_batches(config: PretrainConfig, source: Source, instances: int) -> tf.data.Dataset:
+    return pipeline.training_batches(
+        source,
+        views=augment.views_of(config),
+        batch_size=instances,
+        micro_batch=config.micro_batch,
+        num_views=config.views,
+        seed=config.seed,
+        last_step=_ENDLESS * pipeline.steps_per_epoch(source.num_instances, instances),
+    )
+
+
+def _inference_batches(config: PretrainConfig, source: Source, instances: int) -> tf.data.Dataset:
+    batches = pipeline.inference_batches(
+        source,
+        image_size=config.image_size,
+        batch_size=instances,
+        micro_batch=config.micro_batch,
+        shuffle_seed=config.seed,
+    )
+    return batches.map(lambda images, ids, labels: images).repeat()
+
+
+def _images_per_second(step: Callable[[], int], seconds: float) -> float:
+    for _ in range(_UNTIMED):
+        step()
+    images = steps = 0
+    started = time.perf_counter()
+    while steps < _LEAST or time.perf_counter() - started < seconds:
+        images, steps = images + step(), steps + 1
+    return images / (time.perf_counter() - started)

@@ -103,8 +103,9 @@ DESCRIPTIONS = {
     "precision": "Number type of the encoder's computation; for the classifier see --class_*_dtype. `auto` is"
     " mixed_bfloat16 where the GPU or the processor computes in it (AVX512_BF16, AMX), float32 elsewhere; run.flags"
     " says which, and a run keeps it.",
-    "class_weights_dtype": "How class weights are kept. bfloat16 takes half the memory and is rounded stochastically.",
-    "class_momentum_dtype": "How the momentum of class weights is kept.",
+    "class_weights_dtype": "How class weights are kept. bfloat16 takes half the memory of float32; int8, with a scale"
+    " for each class, about a quarter. Both are rounded stochastically.",
+    "class_momentum_dtype": "How the momentum of class weights is kept, likewise.",
     "class_products_dtype": "Number type of the factors in the classifier's matrix products; sums are kept in float32.",
     "seed": "Random seed of weights, order and views.",
     "log_every": "Steps between two lines of metrics.jsonl.",
@@ -131,9 +132,9 @@ CHOICES = {
     "classifier_init": recipe.CLASSIFIER_INITS,
     "precision": recipe.PRECISIONS,
     "recompute": recipe.RECOMPUTE,
-    "class_weights_dtype": recipe.CLASS_DTYPES,
-    "class_momentum_dtype": recipe.CLASS_DTYPES,
-    "class_products_dtype": recipe.CLASS_DTYPES,
+    "class_weights_dtype": recipe.STORAGE_DTYPES,
+    "class_momentum_dtype": recipe.STORAGE_DTYPES,
+    "class_products_dtype": recipe.PRODUCTS_DTYPES,
 }
 
 # --dataset may name a folder as well, but is part of the recipe and stays as it was given.

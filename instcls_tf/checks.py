@@ -41,6 +41,13 @@ def one_of(settings: object, name: str, choices: tuple[str, ...]) -> None:
     require(settings, name, getattr(settings, name) in choices, "one of " + ", ".join(choices))
 
 
+def writable_on_gpu(settings: object) -> None:
+    """Refuses what TensorFlow has no operations for on a GPU: to write rows of class weights or momentum in int8."""
+    for name in ("class_weights_dtype", "class_momentum_dtype"):
+        wanted = "float32 or bfloat16 on a GPU, where rows of int8 cannot be written"
+        require(settings, name, getattr(settings, name) != "int8", wanted)
+
+
 def is_finite(settings: object, name: str) -> bool:
     """Whether a setting is a number, neither infinite nor NaN."""
     return math.isfinite(getattr(settings, name))

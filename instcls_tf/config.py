@@ -35,10 +35,11 @@ RAW_RUNNING_BN, RAW_BATCH_BN, RAW_FIXED_BN, RANDOM = CLASSIFIER_INITS = (
     "random",
 )
 FLOAT32, MIXED_BFLOAT16, MIXED_FLOAT16, AUTO = PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16", "auto")
-BFLOAT16 = "bfloat16"
+BFLOAT16, INT8 = "bfloat16", "int8"
 ALWAYS, NEVER = "always", "never"
 RECOMPUTE = (AUTO, ALWAYS, NEVER)
-CLASS_DTYPES = (FLOAT32, BFLOAT16)
+PRODUCTS_DTYPES = (FLOAT32, BFLOAT16)
+STORAGE_DTYPES = (FLOAT32, BFLOAT16, INT8)
 CACHE_IN_MEMORY = "ram"
 
 LARGEST_MAX_PIXELS = 2**29 // 3  # Pillow opens nothing larger: half a GiB of RGB
@@ -181,8 +182,9 @@ class PretrainConfig:
         one_of(self, "classifier_init", CLASSIFIER_INITS)
         one_of(self, "precision", PRECISIONS)
         one_of(self, "recompute", RECOMPUTE)
-        for name in ("class_weights_dtype", "class_momentum_dtype", "class_products_dtype"):
-            one_of(self, name, CLASS_DTYPES)
+        for name in ("class_weights_dtype", "class_momentum_dtype"):
+            one_of(self, name, STORAGE_DTYPES)
+        one_of(self, "class_products_dtype", PRODUCTS_DTYPES)
         for name in ("image_size", "embedding_size", "batch_size", "views", "micro_batch", "epochs", "log_every"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
         above_zero(

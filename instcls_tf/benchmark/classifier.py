@@ -170,7 +170,7 @@ def _state_bytes(settings: ClassifierBenchmark) -> int:
     """Class weights and momentum of the fullest worker."""
     _, classes = partition.bounds(settings.num_instances, settings.workers_of(collectives.size()), 0)
     dtypes = (settings.class_weights_dtype, settings.class_momentum_dtype)
-    return sum(classes * settings.embedding_size * tf.as_dtype(dtype).size for dtype in dtypes)
+    return sum(classifier_bytes.table_bytes(classes, settings.embedding_size, dtype) for dtype in dtypes)
 
 
 def _make_layer(settings: ClassifierBenchmark) -> ShardedClassifier:

@@ -12,7 +12,7 @@ from typing import Any, Callable, NamedTuple
 
 from instcls_tf.benchmark.sizes import DATA_PARALLEL, DESIGNS, SHARDED
 from instcls_tf.checks import require_value
-from instcls_tf.config import CLASS_DTYPES
+from instcls_tf.config import STORAGE_DTYPES
 from instcls_tf.distributed import cores
 from instcls_tf.distributed.memory import free_bytes
 from instcls_tf.errors import UserError
@@ -167,7 +167,7 @@ def _check(limits: list[float], sizes: Sizes) -> None:
     is_shared_out = batch_rows >= num_workers and batch_rows % num_workers == 0
     require_value("batch_rows", batch_rows, is_shared_out, f"a multiple of the {num_workers} workers")
     for name, dtype in zip(("weights", "momentum"), dtypes):
-        require_value(f"class_{name}_dtype", dtype, dtype in CLASS_DTYPES, "one of " + ", ".join(CLASS_DTYPES))
+        require_value(f"class_{name}_dtype", dtype, dtype in STORAGE_DTYPES, "one of " + ", ".join(STORAGE_DTYPES))
 
 
 def _trial(design: str, num_instances: int, sizes: Sizes, limit: int) -> bool:

@@ -29,7 +29,16 @@ from instcls_tf.classifier.softmax import (
     embedding_gradient,
     loss_per_row,
 )
-from instcls_tf.config import CLASS_DTYPES, INSTANCE, SMOOTHING_LOSSES, TEMPERATURES, PretrainConfig
+from instcls_tf.classifier.table import Table
+from instcls_tf.config import (
+    INSTANCE,
+    INT8,
+    PRODUCTS_DTYPES,
+    SMOOTHING_LOSSES,
+    STORAGE_DTYPES,
+    TEMPERATURES,
+    PretrainConfig,
+)
 from instcls_tf.distributed import collectives
 
 
@@ -60,7 +69,8 @@ class ShardedClassifier(tf.keras.layers.Layer):
       learning_rate_factor: multiplies the learning rate of each call.
       sampled_classes: S of Table 3: each row's softmax runs over its own class and a uniform sample of S classes, the
         same for all rows of a step, instead of all N; 0 for all. Without smoothing only.
-      weights_dtype: how class weights are kept, `float32` or `bfloat16`; they are computed with in float32.
+      weights_dtype: how class weights are kept, `float32`, `bfloat16` or `int8`, which has a scale per class; they are
+        computed with in float32.
       momentum_dtype: the same for their momentum.
       products_dtype: of the factors of matrix products, `float32` or `bfloat16`.
       seed: of the Gaussian weights and of the class samples.
@@ -94,27 +104,43 @@ class ShardedClassifier(tf.keras.layers.Layer):
             raise ValueError(f"sampled_classes={sampled_classes}: must be 0 to the {num_instances} classes")
         if sampled_classes and smoothing:
             raise ValueError(f"sampled_classes={sampled_classes}: works with smoothing=0 only, not {smoothing}")
-        dtypes = {"weights_dtype": weights_dtype, "momentum_dtype": momentum_dtype, "products_dtype": products_dtype}
-        for argument, dtype in dtypes.items():
-            if dtype not in CLASS_DTYPES:
-                raise ValueError(f"{argument}={dtype!r}: must be one of {CLASS_DTYPES}")
+        for argument, dtype, wanted in (
+            ("weights_dtype", weights_dtype, STORAGE_DTYPES),
+            ("momentum_dtype", momentum_dtype, STORAGE_DTYPES),
+            ("products_dtype", products_dtype, PRODUCTS_DTYPES),
+        ):
+            if dtype not in wanted:
+                raise ValueError(f"{argument}={dtype!r}: must be one of {wanted}")
         self.num_instances, self.embedding_size = num_instances, embedding_size
         self.temperature, self.smoothing, self.smoothing_loss = temperature, smoothing, smoothing_loss
         self.momentum_factor, self.weight_decay = momentum, weight_decay
         self.learning_rate_factor = learning_rate_factor
         self.sampled_classes, self.seed = sampled_classes, seed
         self.begin, self.end = collectives.own_bounds(num_instances)
-        shape = (self.end - self.begin, embedding_size)
-        # Not trainable in Keras' sense: no optimiser outside may move them a second time.
-        kept = {"shape": shape, "initializer": "zeros", "trainable": False, "experimental_autocast": False}
-        self.local_weights = self.add_weight(name="rows", dtype=weights_dtype, **kept)
-        self.local_momentum = self.add_weight(name="momentum", dtype=momentum_dtype, **kept)
-        self._classes = LocalClasses(self.local_weights, self.local_momentum, self.begin)
+        tables = self._add_table("rows", weights_dtype), self._add_table("momentum", momentum_dtype)
+        self.classes = LocalClasses(*tables, self.begin)
         self._softmax = Softmax(temperature, smoothing_loss, tf.as_dtype(products_dtype))
-        self._passes = make_passes(self._classes, self._softmax)
+        self._passes = make_passes(self.classes, self._softmax)
         if sampled_classes:
-            self._passes = SampledPasses(self._passes, self._classes, self._softmax)
+            self._passes = SampledPasses(self._passes, self.classes, self._softmax)
         self.built = True
+
+    def _add_table(self, name: str, dtype: str) -> Table:
+        # Not trainable in Keras' sense: no optimiser outside may move them a second time.
+        kept = {"initializer": "zeros", "trainable": False, "experimental_autocast": False}
+        values = self.add_weight(name=name, shape=(self.num_local, self.embedding_size), dtype=dtype, **kept)
+        scales = self.add_weight(name=f"{name}_scales", shape=(self.num_local,), **kept) if dtype == INT8 else None
+        return Table(values, scales)
+
+    @property
+    def local_weights(self) -> tf.Variable:
+        """The class weights `[n, D]` as they are kept; `read` has them in float32."""
+        return self.classes.weights.values
+
+    @property
+    def local_momentum(self) -> tf.Variable:
+        """Their momentum, likewise."""
+        return self.classes.momentum.values
 
     @property
     def num_local(self) -> int:
@@ -134,14 +160,14 @@ class ShardedClassifier(tf.keras.layers.Layer):
 
     def read(self, local: tf.Tensor) -> tf.Tensor:
         """The weights `[m, D]` float32 of some local classes `[m]`, counted from `begin`."""
-        return self._classes.read(local)
+        return self.classes.read(local)
 
     def write(self, local: tf.Tensor, weights: tf.Tensor) -> None:
         """Replaces the weights of some local classes `[m]`, counted from `begin`, by `[m, D]` float32.
 
         They begin without momentum.
         """
-        self._classes.write(local, weights)
+        self.classes.write(local, weights)
 
     def call(
         self,

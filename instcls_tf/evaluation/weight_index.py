@@ -17,6 +17,7 @@ from instcls_tf.data.source import Source, notes_of
 from instcls_tf.data.sources import open_training_source
 from instcls_tf.distributed import collectives, workers
 from instcls_tf.errors import UserError
+from instcls_tf.methods.class_tables import read_rows
 from instcls_tf.methods.instance import CLASS_WEIGHTS_KEY as KEY
 from instcls_tf.progress import OnProgress, no_progress
 from instcls_tf.run import checkpoint
@@ -93,11 +94,7 @@ def num_classes(prefix: str) -> int:
 
 def read_weights(prefix: str, begin: int, end: int) -> tf.Tensor:
     """The class weights `begin` to `end` of a checkpoint, `[end - begin, D]` float32; nothing else is read."""
-    reader = tf.train.load_checkpoint(prefix)
-    shape, dtype = reader.get_variable_to_shape_map()[KEY], reader.get_variable_to_dtype_map()[KEY]
-    spec = f"{shape[0]} {shape[1]} {begin},{end - begin}:-"
-    (weights,) = tf.raw_ops.RestoreV2(prefix=prefix, tensor_names=[KEY], shape_and_slices=[spec], dtypes=[dtype])
-    return tf.cast(weights, tf.float32)
+    return read_rows(prefix, KEY, begin, end)
 
 
 def nearest_others(prefix: str, progress: OnProgress = no_progress) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ from instcls_tf.data import pipeline
 from instcls_tf.data.labelled import take
 from instcls_tf.data.source import Source
 from instcls_tf.errors import UserError
+from instcls_tf.methods.class_tables import read_rows
 from instcls_tf.methods.instance import CLASS_WEIGHTS_KEY, HARD_NEGATIVES_KEY
 from instcls_tf.progress import OnProgress
 from instcls_tf.run import checkpoint
@@ -57,7 +58,9 @@ def class_weights(prefix: str, shown: Shown) -> np.ndarray:
     total = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()[CLASS_WEIGHTS_KEY][0]
     if total != shown.source.num_instances:
         raise UserError(f"{prefix}: was made for {total} instances, the dataset has {shown.source.num_instances} now")
-    return np.concatenate([*_rows_of(prefix, CLASS_WEIGHTS_KEY, shown.ids)]).astype(np.float32)
+    blocks = range(0, total, _BLOCK_ROWS)
+    rows = ((begin, read_rows(prefix, CLASS_WEIGHTS_KEY, begin, min(begin + _BLOCK_ROWS, total))) for begin in blocks)
+    return np.concatenate([_wanted(block, begin, shown.ids) for begin, block in rows])
 
 
 def hard_negatives(prefix: str, shown: Shown, most: int) -> np.ndarray | None:
@@ -70,19 +73,22 @@ def hard_negatives(prefix: str, shown: Shown, most: int) -> np.ndarray | None:
         return None
     place = np.full([shown.source.num_instances], -1, np.int32)
     place[shown.ids] = np.arange(len(shown.ids), dtype=np.int32)
-    return np.concatenate([place[rows[:, :most]] for rows in _rows_of(prefix, HARD_NEGATIVES_KEY, shown.ids)])
+    return np.concatenate([place[rows[:, :most]] for rows in _lists_of(prefix, shown.ids)])
 
 
-def _rows_of(prefix: str, key: str, ids: np.ndarray) -> Iterator[np.ndarray]:
-    """Some rows of a tensor of a checkpoint, block by block; `ids` ascend."""
+def _lists_of(prefix: str, ids: np.ndarray) -> Iterator[np.ndarray]:
+    """Some lists of a checkpoint, block by block; `ids` ascend."""
     reader = tf.train.load_checkpoint(prefix)
-    shape, dtype = reader.get_variable_to_shape_map()[key], reader.get_variable_to_dtype_map()[key]
-    for begin in range(0, shape[0], _BLOCK_ROWS):
-        end = min(begin + _BLOCK_ROWS, shape[0])
-        spec = f"{shape[0]} {shape[1]} {begin},{end - begin}:-"
-        (rows,) = tf.raw_ops.RestoreV2(prefix=prefix, tensor_names=[key], shape_and_slices=[spec], dtypes=[dtype])
-        wanted = ids[(ids >= begin) & (ids < end)] - begin
-        yield tf.gather(tf.cast(rows, tf.float32) if dtype.is_floating else rows, wanted).numpy()
+    total, k = reader.get_variable_to_shape_map()[HARD_NEGATIVES_KEY]
+    for begin in range(0, total, _BLOCK_ROWS):
+        spec = f"{total} {k} {begin},{min(_BLOCK_ROWS, total - begin)}:-"
+        about = {"tensor_names": [HARD_NEGATIVES_KEY], "shape_and_slices": [spec], "dtypes": [tf.int32]}
+        yield _wanted(tf.raw_ops.RestoreV2(prefix=prefix, **about)[0], begin, ids)
+
+
+def _wanted(block: tf.Tensor, begin: int, ids: np.ndarray) -> np.ndarray:
+    """Of a block of rows from `begin` on those of `ids`."""
+    return tf.gather(block, ids[(ids >= begin) & (ids < begin + len(block))] - begin).numpy()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from instcls_tf.classifier.hard_negatives import HardNegatives
 from instcls_tf.classifier.output import LossOutput, Move, moved
 from instcls_tf.classifier.sharded_classifier import ShardedClassifier
 from instcls_tf.config import PretrainConfig
+from instcls_tf.methods.class_tables import scales_key
 from instcls_tf.methods.method import Learn, Output, StepBatch, learn_from_all_views
 from instcls_tf.methods.nt_xent import nt_xent
 from instcls_tf.run.expected_loss import expected_losses
@@ -74,10 +75,13 @@ class InstanceClassification:
 
     def sliced(self) -> dict[str, Slices]:
         """Class weights and momentum. Lists matter in mid-epoch only, and are kept by the run."""
-        begin, total = self.classifier.begin, self.classifier.num_instances
+        classes, total = self.classifier.classes, self.classifier.num_instances
+        tables = {CLASS_WEIGHTS_KEY: classes.weights, CLASS_MOMENTUM_KEY: classes.momentum}
         return {
-            CLASS_WEIGHTS_KEY: Slices(self.classifier.local_weights, begin, total),
-            CLASS_MOMENTUM_KEY: Slices(self.classifier.local_momentum, begin, total),
+            name: Slices(variable, classes.first, total)
+            for key, table in tables.items()
+            for name, variable in ((key, table.values), (scales_key(key), table.scales))
+            if variable is not None
         }
 
     def train(self, batch: StepBatch, learn: Learn) -> Output:

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from instcls_tf.classifier import tiles
-from instcls_tf.config import BFLOAT16, FLOAT32, PretrainConfig
+from instcls_tf.config import BFLOAT16, FLOAT32, INT8, PretrainConfig
 from instcls_tf.distributed import partition
 
 CPU, GPU = "cpu", "gpu"
@@ -31,7 +31,13 @@ _SEARCH_LISTS, _SEARCH_BLOCKS, _SEARCH_TILES = 2, 2, 2
 # TensorFlow's allocator hands memory out of large regions, never merges them and never gives them back: 4 % on top of
 # large arrays (measured).
 _ALLOCATOR_SHARE = 0.04
-_BYTES = {FLOAT32: _FLOAT, BFLOAT16: 2}
+_BYTES = {FLOAT32: _FLOAT, BFLOAT16: 2, INT8: 1}
+_SCALE_BYTES = {FLOAT32: 0, BFLOAT16: 0, INT8: _FLOAT}  # of a class
+
+
+def table_bytes(num_classes: int, embedding_size: int, dtype: str) -> int:
+    """Of the weights of so many classes, or of their momentum, kept in a dtype."""
+    return num_classes * (embedding_size * _BYTES[dtype] + _SCALE_BYTES[dtype])
 
 
 def classifier_bytes(
@@ -58,7 +64,7 @@ def classifier_bytes(
       momentum_dtype: how their momentum is kept.
     """
     begin, end = partition.bounds(num_instances, num_workers, 0)
-    weights, momentum = ((end - begin) * embedding_size * _BYTES[dtype] for dtype in (weights_dtype, momentum_dtype))
+    weights, momentum = (table_bytes(end - begin, embedding_size, dtype) for dtype in (weights_dtype, momentum_dtype))
     if device == GPU:
         tile = min(end - begin, tiles.portable_tile_classes(batch_rows, embedding_size, tiles.GPU_TILE_BYTES))
         streaming = tile * (_TILE_LOGITS * batch_rows + _TILE_CLASS_ARRAYS * embedding_size) * _FLOAT

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import Callable, NamedTuple
 
-from instcls_tf.checks import require_value
+from instcls_tf.checks import require_value, writable_on_gpu
 from instcls_tf.classifier.tiles import FLOAT_BYTES
 from instcls_tf.config import FLOAT32, NEVER, RANDOM, RAW_RUNNING_BN, PretrainConfig
 from instcls_tf.encoder.sizes import sizes_of
@@ -62,7 +62,12 @@ def make_plan(
       num_workers: T.
       device: `cpu` or `gpu`.
       threads: of a worker (CPUs only).
+
+    Raises:
+      UserError: the device cannot do it.
     """
+    if device == GPU:
+        writable_on_gpu(config)
     common = _encoder_memory(config, num_workers)
     sharded = {**_classifier_memory(config, num_instances, num_workers, device, threads), **common}
     plain = {**_data_parallel_memory(config, num_instances, num_workers), **common}

@@ -17,12 +17,14 @@ import tensorflow as tf
 
 from instcls_tf import stamps
 from instcls_tf.classifier.sharded_classifier import ShardedClassifier
+from instcls_tf.classifier.table import Table
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data import contents
 from instcls_tf.data.source import Source
 from instcls_tf.data.sources import open_training_source
 from instcls_tf.distributed import collectives, workers
 from instcls_tf.errors import UserError
+from instcls_tf.methods.class_tables import read_rows
 from instcls_tf.methods.instance import CLASS_MOMENTUM_KEY, CLASS_WEIGHTS_KEY
 from instcls_tf.pretraining import agreement
 from instcls_tf.pretraining.state import Run
@@ -160,29 +162,21 @@ def _read(run: Run, classifier: ShardedClassifier, growth: Growth) -> None:
     with checkpoint.damage_is_a_user_error(growth.prefix):
         run.replicated().read(growth.prefix).assert_consumed()
         run.optimizer.iterations.assign(0)
-        _read_known(growth, CLASS_WEIGHTS_KEY, classifier.local_weights, classifier.begin)
-        _read_known(growth, CLASS_MOMENTUM_KEY, classifier.local_momentum, classifier.begin)
+        _read_known(growth, CLASS_WEIGHTS_KEY, classifier.classes.weights, classifier)
+        _read_known(growth, CLASS_MOMENTUM_KEY, classifier.classes.momentum, classifier)
     refuse_not_finite(run.replicated(), run.sliced(with_lists=False), growth.prefix)
 
 
-def _read_known(growth: Growth, key: str, variable: tf.Variable, begin: int) -> None:
+def _read_known(growth: Growth, key: str, table: Table, classifier: ShardedClassifier) -> None:
     """Reads the rows of this worker's known images, some of the earlier run's rows at a time."""
-    total, size = _shape_of(growth.prefix, key)
-    dtype = tf.train.load_checkpoint(growth.prefix).get_variable_to_dtype_map()[key]
-    before = growth.known[begin : begin + variable.shape[0]]
+    total, _ = _shape_of(growth.prefix, key)
+    before = growth.known[classifier.begin : classifier.end]
     mine = np.flatnonzero(before >= 0)
     mine = mine[np.argsort(before[mine])]
     for first in range(0, total, CHUNK_ROWS):
         stamps.go_on()
-        count = min(CHUNK_ROWS, total - first)
-        rows = mine[np.searchsorted(before[mine], first) : np.searchsorted(before[mine], first + count)]
-        if not len(rows):
-            continue
-        (values,) = tf.raw_ops.RestoreV2(
-            prefix=growth.prefix,
-            tensor_names=[key],
-            shape_and_slices=[f"{total} {size} {first},{count}:-"],
-            dtypes=[dtype],
-        )
-        kept = tf.cast(tf.gather(values, before[rows] - first), variable.dtype)
-        variable.scatter_update(tf.IndexedSlices(kept, tf.constant(rows)))
+        last = min(first + CHUNK_ROWS, total)
+        rows = mine[np.searchsorted(before[mine], first) : np.searchsorted(before[mine], last)]
+        if len(rows):
+            values = read_rows(growth.prefix, key, first, last)
+            table.write(tf.constant(rows, tf.int32), tf.gather(values, before[rows] - first))

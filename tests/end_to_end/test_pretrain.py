@@ -218,6 +218,12 @@ RECIPES = {
         "stem": "imagenet",
     },
     "raw_batch_bn": {"classifier_init": "raw_batch_bn"},
+    "int8": {
+        "classifier_init": "raw_fixed_bn",
+        "class_weights_dtype": "int8",
+        "class_momentum_dtype": "int8",
+        "class_products_dtype": "bfloat16",
+    },
 }
 
 
@@ -232,10 +238,11 @@ def test_recipe(tmp_path, name):
     assert instcls_tf.load_encoder(str(tmp_path)).trainable_variables[0].dtype == tf.float32
 
 
-def test_a_classifier_in_bfloat16_goes_on(tmp_path):
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_a_classifier_that_is_rounded_goes_on(tmp_path, dtype):
     """Class weights, momentum and products: interrupted and continued it is the whole run, to the last bit stored."""
-    half = dict.fromkeys(("class_weights_dtype", "class_momentum_dtype", "class_products_dtype"), "bfloat16")
-    quick = {"batch_size": 64, "classifier_init": "random", "smoothing": 0.0, **half}
+    kept = {"class_weights_dtype": dtype, "class_momentum_dtype": dtype, "class_products_dtype": "bfloat16"}
+    quick = {"batch_size": 64, "classifier_init": "random", "smoothing": 0.0, **kept}
     stored = []
     for stops in ((4,), (2, 4)):
         workdir = tmp_path / str(len(stops))
@@ -243,9 +250,10 @@ def test_a_classifier_in_bfloat16_goes_on(tmp_path):
         for max_steps in stops:
             assert instcls_tf.pretrain(config.replace(max_steps=max_steps))["step"] == max_steps
         reader = tf.train.load_checkpoint(str(workdir / "checkpoints"))
-        stored.append([reader.get_tensor(f"classifier/{name}") for name in ("rows", "momentum")])
+        names = ("rows", "momentum", "rows_scales", "momentum_scales")[: 4 if dtype == "int8" else 2]
+        stored.append([reader.get_tensor(f"classifier/{name}") for name in names])
+    assert {part.dtype.name for part in stored[0][:2]} == {dtype}
     for whole, continued in zip(*stored):
-        assert whole.dtype == continued.dtype == tf.bfloat16.as_numpy_dtype
         difference = whole.astype(np.float32) - continued.astype(np.float32)
         assert np.mean(difference != 0) < 1e-3  # threads of the encoder add up in any order
         assert np.abs(whole.astype(np.float32)).max() > 0

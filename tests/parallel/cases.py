@@ -25,6 +25,8 @@ class Case(NamedTuple):
     tile_classes: int = 8  # so that tiles and shards do not end together
     lists_row_by_row: bool = False  # hard negatives are given as [b, K] instead of the lists of all classes
     compiled: bool = True  # by the compiled kernels, else by TensorFlow's own operations
+    weights_dtype: str = "float32"
+    momentum_dtype: str = "float32"
 
 
 CASES = {
@@ -45,6 +47,12 @@ CASES = {
     "sampled": Case(smoothing=0.0, sampled_classes=60),
     "sampled_few": Case(smoothing=0.0, sampled_classes=7),  # fewer than own classes; some workers stream none
     "sampled_one": Case(smoothing=0.0, sampled_classes=1, smoothing_loss="cross_entropy"),
+}
+# Of rows that are rounded in each step: compared step by step, each from what the one before has stored.
+ROUNDED_CASES = {
+    "int8": Case(weights_dtype="int8", momentum_dtype="int8"),
+    "portable_int8": Case(weights_dtype="int8", momentum_dtype="int8", compiled=False),
+    "int8_weights": Case(smoothing=0.0, weights_dtype="int8", momentum_dtype="bfloat16"),
 }
 
 

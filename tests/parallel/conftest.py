@@ -16,7 +16,7 @@ def job(made_once) -> Callable[[int], Path]:
 
     def folder_of(num_workers: int) -> Path:
         # Others continue from what two workers have saved.
-        saved = [] if num_workers == 2 else [str(folder_of(2) / "save")]
+        saved = [] if num_workers == 2 else [str(folder_of(2))]
 
         def make(folder: Path) -> Path:
             launch(num_workers, "all", folder, *saved)

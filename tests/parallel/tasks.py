@@ -38,7 +38,7 @@ SEARCH = SearchSizes(cases.CANDIDATES, cases.CANDIDATES * 5)
 
 def classifier(folder: Path) -> None:
     """Trains every case's class weights and writes loss, gradients, weights, lists and samples."""
-    for name, case in cases.CASES.items():
+    for name, case in (cases.CASES | cases.ROUNDED_CASES).items():
         results = _train_classifier(case, name)
         if collectives.rank() == 0:
             np.savez(folder / f"{name}.npz", **results)
@@ -77,9 +77,11 @@ def _train_classifier(case: cases.Case, name: str) -> dict[str, np.ndarray]:
         results[f"loss_{number}"] = output.loss.numpy()
         results[f"top1_{number}"] = output.instance_top1.numpy()
         results[f"gradient_{number}"] = gradient.numpy()
-        if number in (0, cases.STEPS - 1):
-            results[f"weights_{number}"] = gather(layer.local_weights)
-            results[f"momentum_{number}"] = gather(layer.local_momentum)
+        if number in (0, cases.STEPS - 1) or name in cases.ROUNDED_CASES:
+            for part, table in (("weights", layer.classes.weights), ("momentum", layer.classes.momentum)):
+                results[f"{part}_{number}"] = gather(table.read(tf.range(layer.num_local)))
+                if table.scales is not None:
+                    results[f"{part}_scales_{number}"] = gather(table.scales)
     return results
 
 
@@ -92,6 +94,8 @@ def make_classifier(case: cases.Case, name: str) -> ShardedClassifier:
         smoothing=case.smoothing,
         smoothing_loss=case.smoothing_loss,
         sampled_classes=case.sampled_classes,
+        weights_dtype=case.weights_dtype,
+        momentum_dtype=case.momentum_dtype,
         make_passes=functools.partial(make, tile_classes=case.tile_classes),
         name=name,
     )
@@ -256,6 +260,37 @@ def restore(folder: Path, saved: Path) -> None:
         np.savez(folder / "restored.npz", rows=rows, momentum=momentum, lists=lists, kernel=kernel, **after)
 
 
+def save_int8(folder: Path) -> None:
+    """Saves a classifier of int8 that has made some steps."""
+    parts.CHUNK_ROWS = 20
+    layer = _classifier_of_int8()
+    _few_steps(layer, 0)
+    checkpoint.save(str(folder), 3, tf.train.Checkpoint(), InstanceClassification(layer).sliced())
+
+
+def restore_int8(folder: Path, saved: Path) -> None:
+    """Restores what `save_int8` has saved, and goes on."""
+    layer = _classifier_of_int8()
+    sliced = InstanceClassification(layer).sliced()
+    checkpoint.restore(checkpoint.latest(str(saved)), tf.train.Checkpoint(), sliced)
+    results = {name.replace("/", "_"): gather(part.variable) for name, part in sliced.items()}
+    _few_steps(layer, 3)
+    results["after"] = gather(layer.read(tf.range(layer.num_local)))
+    results["scales_after"] = gather(layer.classes.weights.scales)
+    if collectives.rank() == 0:
+        np.savez(folder / "restored.npz", **results)
+
+
+def _classifier_of_int8() -> ShardedClassifier:
+    return make_classifier(cases.ROUNDED_CASES["int8"]._replace(smoothing=0.0), "saved_int8")
+
+
+def _few_steps(layer: ShardedClassifier, first: int) -> None:
+    for number in range(first, first + 3):
+        embeddings, ids = (tf.constant(part[slice(*collectives.own_bounds(len(part)))]) for part in cases.batch(number))
+        layer(embeddings, ids, learning_rate=cases.LEARNING_RATE, step=number)
+
+
 def _numbered_state():
     parts.CHUNK_ROWS = 20
     layer = make_classifier(cases.CASES["marginal"], "saved")
@@ -278,11 +313,12 @@ def run_all(folder: Path, saved: Path | None) -> None:
 
     Args:
       folder: of this job.
-      saved: what `save` of another job has written.
+      saved: the folder of another job, for what its `save` and `save_int8` have written.
     """
-    tasks = {"classifier": classifier, "train_step": train_step, "prior": prior, "save": save}
+    tasks = {"classifier": classifier, "train_step": train_step, "prior": prior, "save": save, "save_int8": save_int8}
     if saved:
-        tasks["restore"] = functools.partial(restore, saved=saved)
+        tasks["restore"] = functools.partial(restore, saved=saved / "save")
+        tasks["restore_int8"] = functools.partial(restore_int8, saved=saved / "save_int8")
     if collectives.size() == 2:
         tasks["overlap"] = overlap
     if collectives.size() <= 2:

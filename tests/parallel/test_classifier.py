@@ -18,7 +18,7 @@ COLD_TOLERANCE = 2e-4
 @pytest.fixture(scope="module", params=[1, 2, 3], ids=lambda num_workers: f"T{num_workers}")
 def results(request, job):
     folder = job(request.param) / "classifier"
-    return {name: dict(np.load(folder / f"{name}.npz")) for name in cases.CASES}
+    return {name: dict(np.load(folder / f"{name}.npz")) for name in cases.CASES | cases.ROUNDED_CASES}
 
 
 @pytest.mark.parametrize("name", cases.CASES)
@@ -51,6 +51,52 @@ def test_equals_dense_reference(results, name):
         if f"weights_{step}" in actual:
             assert relative_error(actual[f"weights_{step}"], dense.weights) < tolerance
             assert relative_error(actual[f"momentum_{step}"], dense.buffer) < tolerance
+
+
+@pytest.mark.parametrize("name", cases.ROUNDED_CASES)
+def test_rounded_rows_follow_the_dense_reference(results, name):
+    """Each step from what is stored: exact but for the rounding, which is below one number to the next and unbiased."""
+    case, actual = cases.ROUNDED_CASES[name], results[name]
+    dense = reference.DenseClassifier(
+        quantised(cases.weights()), temperature=0.15, smoothing=case.smoothing, smoothing_loss="marginal"
+    )
+    wrong = {"weights": [], "momentum": []}
+    for step in range(cases.STEPS):
+        if case.smoothing and step % cases.LISTS_EVERY == 0:
+            lists = reference.hard_negatives(dense.weights, cases.NUM_HARD_NEGATIVES)
+            np.testing.assert_array_equal(actual[f"lists_{step}"], lists)
+        embeddings, ids = cases.batch(step)
+        loss, gradient, _ = dense.step(embeddings, ids, lists[ids] if case.smoothing else None, cases.LEARNING_RATE)
+        np.testing.assert_allclose(actual[f"loss_{step}"], loss, rtol=TOLERANCE)
+        assert relative_error(actual[f"gradient_{step}"], gradient) < TOLERANCE
+        for part, exact in (("weights", dense.weights), ("momentum", dense.buffer)):
+            if f"{part}_scales_{step}" in actual:
+                scales = actual[f"{part}_scales_{step}"][:, np.newaxis]
+                wrong[part].append((actual[f"{part}_{step}"] - exact) / scales)
+            else:
+                np.testing.assert_allclose(actual[f"{part}_{step}"], exact, rtol=2.0**-7, atol=1e-6)
+        dense.weights, dense.buffer = (actual[f"{part}_{step}"].astype(np.float64) for part in wrong)
+    for errors in filter(len, map(np.array, wrong.values())):
+        assert 0.9 < np.abs(errors).max() < 1 + 1e-3
+        assert np.abs(errors.mean()) < 4 * errors.std() / np.sqrt(errors.size)
+
+
+def quantised(rows: np.ndarray) -> np.ndarray:
+    """Rows at the nearest whole multiples of the smallest power of two by which they fit into int8."""
+    scales = 2.0 ** np.ceil(np.log2(np.abs(rows).max(axis=1, keepdims=True) / 127.0))
+    return np.round(rows / scales) * scales
+
+
+@pytest.mark.parametrize("name", cases.ROUNDED_CASES)
+def test_rows_are_rounded_alike_on_any_number_of_workers(results, job, name):
+    """By the same random bits: a number differs by one at most, where sums over the workers differ, and rarely."""
+    alone = dict(np.load(job(1) / "classifier" / f"{name}.npz"))
+    last = cases.STEPS - 1
+    np.testing.assert_allclose(results[name][f"loss_{last}"], alone[f"loss_{last}"], rtol=1e-3)
+    actual, expected = (run[f"weights_{last}"] for run in (results[name], alone))
+    scales = alone[f"weights_scales_{last}"][:, np.newaxis]
+    assert np.mean(actual != expected) < 0.02
+    assert np.abs((actual - expected) / scales).max() < 3
 
 
 def test_some_instances_are_recognised_and_some_are_not(results):

@@ -54,7 +54,7 @@ def test_table():
         (([1.0], 0, 64, 16), "--workers=0: must be at least 1"),
         (([1.0], 2, 64, 0), "--embedding_size=0: must be at least 1"),
         (([1.0], 2, 65, 16), "--batch_rows=65: must be a multiple of the 2 workers"),
-        (([1.0], 2, 64, 16, "float16"), "--class_weights_dtype=float16: must be one of float32, bfloat16"),
+        (([1.0], 2, 64, 16, "float16"), "--class_weights_dtype=float16: must be one of float32, bfloat16, int8"),
     ],
 )
 def test_mistakes(arguments, sentence):
@@ -70,7 +70,7 @@ def test_limits_on_the_command_line():
     assert finished.stderr == "error: --memory_limit=0.5,much: must be a number of GB, or several\n"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_a_trial_takes_the_planned_memory(dtype):
     """Within 10 %: class weights, momentum and workspace of one worker against the peak of a process."""
     sizes = (400_000, 1024, 128)

@@ -15,6 +15,7 @@ from instcls_tf.classifier.local_classes import LocalClasses
 from instcls_tf.classifier.portable_passes import PortablePasses
 from instcls_tf.classifier.sharded_classifier import ShardedClassifier, fastest_passes
 from instcls_tf.classifier.softmax import Softmax
+from instcls_tf.classifier.table import Table
 from instcls_tf.config import SMOOTHING_LOSSES
 from instcls_tf.distributed import collectives
 from tests import reference
@@ -24,14 +25,23 @@ NUM_INSTANCES, SIZE, NUM_HARD_NEGATIVES = 53, 8, 5
 RATE = 0.3
 
 
+# What the reference calls its arrays.
+DENSE_NAMES = {"weights": "weights", "momentum": "buffer"}
+
+
 @pytest.fixture(params=[CompiledPasses, PortablePasses])
-def make_classifier(request):
-    """Makes classifiers that step by the compiled kernels, and by TensorFlow's own operations, with several tiles."""
-    several_tiles = functools.partial(request.param, tile_classes=20)
+def make_passes(request):
+    """The compiled kernels, and TensorFlow's own operations, with several tiles."""
+    return functools.partial(request.param, tile_classes=20)
+
+
+@pytest.fixture
+def make_classifier(make_passes):
+    """Makes classifiers that step by either."""
 
     def make(**changes) -> ShardedClassifier:
         # The kernels have no shift for small temperatures.
-        cold = {} if changes.get("temperature", 1) < 0.025 else {"make_passes": several_tiles}
+        cold = {} if changes.get("temperature", 1) < 0.025 else {"make_passes": make_passes}
         layer = ShardedClassifier(NUM_INSTANCES, SIZE, **cold, **changes)
         layer.write(tf.range(NUM_INSTANCES), tf.constant(weights()))
         return layer
@@ -205,10 +215,11 @@ def test_nothing_in_it_is_trainable_by_others(make_classifier):
     assert [v.shape.as_list() for v in layer.non_trainable_variables] == [[NUM_INSTANCES, SIZE]] * 2
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 @pytest.mark.parametrize("part", ["weights", "momentum"])
-def test_bfloat16_storage(make_classifier, part):
-    """Half the bytes, and a step that differs from float32's by the rounding of what is stored."""
-    layer, dense = make_classifier(**{f"{part}_dtype": "bfloat16"}), make_dense()
+def test_storage(make_classifier, part, dtype):
+    """A step that differs from float32's by the rounding of what is stored: less than one number to the next."""
+    layer, dense = make_classifier(**{f"{part}_dtype": dtype}), make_dense()
     if part == "weights":  # the comparison starts from what is stored
         dense.weights = layer.read(tf.range(NUM_INSTANCES)).numpy().astype(np.float64)
     before = dense.weights.copy()
@@ -216,21 +227,23 @@ def test_bfloat16_storage(make_classifier, part):
     output = layer(tf.constant(embeddings), tf.constant(ids), ListsOfRows(hard_negatives), learning_rate=RATE)
     loss, *_ = dense.step(embeddings, ids, hard_negatives, RATE)
     assert relative_error(output.loss, loss) < 1e-5
-    stored = {"weights": layer.local_weights, "momentum": layer.local_momentum}
-    for name, variable in stored.items():
-        assert variable.dtype == (tf.bfloat16 if name == part else tf.float32)
-    rows = layer.read(tf.range(NUM_INSTANCES)).numpy()
-    resolution = 2.0**-7 * np.abs(dense.weights) if part == "weights" else 0.0
-    np.testing.assert_array_less(np.abs(rows - dense.weights), resolution + 1e-6)
-    momentum = tf.cast(layer.local_momentum, tf.float32).numpy()
-    resolution = 2.0**-7 * np.abs(dense.buffer) if part == "momentum" else 0.0
-    np.testing.assert_array_less(np.abs(momentum - dense.buffer), resolution + 1e-5)
-    assert relative_error(rows, before) > 1e-3
+    stored = {"weights": layer.classes.weights, "momentum": layer.classes.momentum}
+    for name, table in stored.items():
+        assert table.values.dtype == (dtype if name == part else tf.float32)
+        rows, expected = table.read(tf.range(NUM_INSTANCES)).numpy(), getattr(dense, DENSE_NAMES[name])
+        resolution = 0.0 if name != part else 2.0**-7 * np.abs(expected)
+        if table.scales is not None:
+            resolution = table.scales.numpy()[:, np.newaxis]
+        assert np.all(np.abs(rows - expected) < resolution + 1e-5)
+    assert relative_error(layer.read(tf.range(NUM_INSTANCES)), before) > 1e-3
 
 
-def test_bfloat16_weights_keep_small_steps():
-    """Steps of a hundredth of what bfloat16 resolves add up, as no rounding to the nearest lets them."""
-    layer = ShardedClassifier(64, 128, smoothing=0.0, momentum=0.0, weight_decay=0.1, weights_dtype="bfloat16")
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_weights_keep_small_steps(make_passes, dtype):
+    """Steps of a hundredth of what can be stored, and less, add up, as no rounding to the nearest lets them."""
+    layer = ShardedClassifier(
+        64, 128, smoothing=0.0, momentum=0.0, weight_decay=0.1, weights_dtype=dtype, make_passes=make_passes
+    )
     layer.write(tf.range(64), tf.ones([64, 128]))
     embeddings = tf.zeros([0, 128])  # without a batch only the decay moves the rows
     for step in range(50):
@@ -254,8 +267,10 @@ def test_bfloat16_products(make_classifier):
 
 
 def test_dtypes_must_be_known():
-    with pytest.raises(ValueError, match=r"weights_dtype='float16': must be one of \('float32', 'bfloat16'\)"):
+    with pytest.raises(ValueError, match=r"weights_dtype='float16': must be one of \('float32', 'bfloat16', 'int8'\)"):
         ShardedClassifier(5, 2, weights_dtype="float16")
+    with pytest.raises(ValueError, match=r"products_dtype='int8': must be one of \('float32', 'bfloat16'\)"):
+        ShardedClassifier(5, 2, products_dtype="int8")
 
 
 def test_smoothing_needs_hard_negatives(make_classifier):
@@ -339,17 +354,23 @@ def test_a_sample_of_all_is_no_sample(make_classifier):
         np.testing.assert_allclose(sampled, whole, rtol=1e-6)
 
 
-def test_sampled_classes_in_bfloat16(make_classifier):
-    """Own classes outside of the sample are stored as those in it are."""
-    both = dict.fromkeys(("weights_dtype", "momentum_dtype", "products_dtype"), "bfloat16")
-    layer, dense = make_classifier(smoothing=0.0, sampled_classes=4, **both), make_dense(smoothing=0.0)
-    dense.weights = layer.read(tf.range(NUM_INSTANCES)).numpy().astype(np.float64)
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_sampled_classes_are_stored_alike(make_classifier, dtype):
+    """Own classes outside of the sample are stored as those in it are; the others stay as they are, to the last bit."""
+    kept = {"weights_dtype": dtype, "momentum_dtype": dtype, "products_dtype": "bfloat16"}
+    layer, dense = make_classifier(smoothing=0.0, sampled_classes=4, **kept), make_dense(smoothing=0.0)
+    before = layer.read(tf.range(NUM_INSTANCES)).numpy()
+    dense.weights = before.astype(np.float64)
     embeddings, ids, _ = batch()
     output = layer(tf.constant(embeddings), tf.constant(ids), learning_rate=RATE)
-    loss, *_ = dense.sampled_step(embeddings, ids, sample_classes(NUM_INSTANCES, 4, 0, 0).numpy(), RATE)
+    sample = sample_classes(NUM_INSTANCES, 4, 0, 0).numpy()
+    loss, *_ = dense.sampled_step(embeddings, ids, sample, RATE)
+    rows = layer.read(tf.range(NUM_INSTANCES)).numpy()
     assert relative_error(output.loss, loss) < 1e-2
-    assert relative_error(layer.read(tf.range(NUM_INSTANCES)), dense.weights) < 1e-2
-    assert relative_error(tf.cast(layer.local_momentum, tf.float32), dense.buffer) < 2e-2
+    assert relative_error(rows, dense.weights) < 1e-2
+    assert relative_error(layer.classes.momentum.read(tf.range(NUM_INSTANCES)), dense.buffer) < 2e-2
+    others = np.setdiff1d(np.arange(NUM_INSTANCES), np.union1d(ids, sample))
+    np.testing.assert_array_equal(rows[others], before[others])
 
 
 @pytest.mark.parametrize("size", [-1, 54])
@@ -364,7 +385,8 @@ def test_no_sample_with_smoothing():
 
 
 def test_the_kernels_are_chosen_where_they_can_do_it():
-    classes = LocalClasses(tf.Variable(tf.zeros([5, 2])), tf.Variable(tf.zeros([5, 2])), 0)
+    weights, momentum = (Table(tf.Variable(tf.zeros([5, 2]))) for _ in range(2))
+    classes = LocalClasses(weights, momentum, 0)
     assert isinstance(fastest_passes(classes, Softmax(0.025, "marginal")), CompiledPasses)
     assert isinstance(fastest_passes(classes, Softmax(0.02, "marginal")), PortablePasses)
 

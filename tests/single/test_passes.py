@@ -17,6 +17,8 @@ from instcls_tf.classifier.local_classes import LocalClasses, Sgd
 from instcls_tf.classifier.portable_passes import PortablePasses
 from instcls_tf.classifier.sharded_classifier import ShardedClassifier
 from instcls_tf.classifier.softmax import Batch, Softmax, Totals
+from instcls_tf.classifier.stochastic_rounding import Draw
+from instcls_tf.classifier.table import Table
 from instcls_tf.compiler import Library
 from instcls_tf.config import SMOOTHING_LOSSES
 from tests import reference
@@ -47,7 +49,8 @@ def make(num_instances: int, size: int, **changes) -> tuple[ShardedClassifier, n
 
 def classes_of(weights, momentum=None) -> LocalClasses:
     weights = tf.Variable(weights, dtype=tf.float32)
-    return LocalClasses(weights, tf.Variable(tf.zeros_like(weights)) if momentum is None else momentum, 0)
+    momentum = tf.Variable(tf.zeros_like(weights)) if momentum is None else momentum
+    return LocalClasses(Table(weights), Table(momentum), 0)
 
 
 def step_of(learning_rate=0.0, momentum_factor=0.0, seed=0) -> Sgd:
@@ -111,7 +114,7 @@ def test_bfloat16_products_are_sums_in_float32(compiled, sizes):
     labels /= labels.sum(axis=1, keepdims=True)
     expected = round_to_bfloat16(x / (0.15 * rows) / sums.exp_sum[:, tf.newaxis])
     gradient = round_to_bfloat16(np.exp(logits)).T.astype(np.float64) @ expected - labels.T @ (x / (0.15 * rows))
-    assert relative_error(local.momentum, reference.through_norm(gradient, weights)) < 2e-4
+    assert relative_error(local.momentum.values, reference.through_norm(gradient, weights)) < 2e-4
 
 
 def test_exponentials_are_exact_to_float32(compiled):
@@ -143,11 +146,12 @@ def test_partial_sums_are_those_of_the_portable_passes(compiled):
             np.testing.assert_allclose(getattr(sums, name), values, rtol=2e-5, atol=2e-4, err_msg=name)
 
 
-def test_storage_rounds_as_the_portable_passes_do(compiled):
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_storage_rounds_as_the_portable_passes_do(compiled, dtype):
     """The same random bits: what is stored differs by one place at most, where float32 sums differ, and rarely."""
     stored = []
     for make_passes in (compiled, PortablePasses):
-        both = dict.fromkeys(("weights_dtype", "momentum_dtype"), "bfloat16")
+        both = dict.fromkeys(("weights_dtype", "momentum_dtype"), dtype)
         layer, weights = make(97, 40, **both, seed=7, make_passes=make_passes)
         embeddings, ids, others = batch(weights, 20, 3)
         for step in range(3):
@@ -158,21 +162,26 @@ def test_storage_rounds_as_the_portable_passes_do(compiled):
                 learning_rate=RATE,
                 step=step,
             )
-        stored.append([tf.cast(part, tf.float32).numpy() for part in (layer.local_weights, layer.local_momentum)])
-    for values, portable in zip(*stored):
-        assert np.mean(values != portable) < 0.01
-        np.testing.assert_allclose(values, portable, rtol=2.0**-6, atol=1e-6)
+        stored.append((layer.classes.weights, layer.classes.momentum))
+    for table, portable in zip(*stored):
+        values, expected = (kept.read(tf.range(97)).numpy() for kept in (table, portable))
+        assert np.mean(values != expected) < 0.01
+        place = 2.0**-6 * np.abs(expected)
+        if dtype == "int8":
+            assert np.mean(table.scales != portable.scales) < 0.05
+            place = np.maximum(table.scales, portable.scales)[:, np.newaxis]
+        assert np.all(np.abs(values - expected) < 1.001 * place + 1e-6)
 
 
 def test_what_was_read_before_stays(compiled):
     """The kernels write in place, but never into a tensor that somebody still holds."""
     local = classes_of(tf.ones([4, 8]))
-    before = local.weights.read_value(), local.momentum.read_value()
+    before = local.weights.values.read_value(), local.momentum.values.read_value()
     x = tf.math.l2_normalize(tf.random.stateless_normal([3, 8], [1, 2]), axis=1)
     batch = Batch(x, select_targets(tf.constant([[0], [1], [2]]), tf.ones([3, 1])))
     totals = Totals(tf.fill([3], 4.0), tf.fill([3], 1.0))
     compiled(local, Softmax(0.15, "marginal")).backward(batch, totals, step_of(0.1, 0.9))
-    assert np.abs(local.weights.numpy() - 1).max() > 1e-3 and np.abs(local.momentum.numpy()).max() > 1e-2
+    assert np.abs(local.weights.values.numpy() - 1).max() > 1e-3 and np.abs(local.momentum.values.numpy()).max() > 1e-2
     np.testing.assert_array_equal(before[0], np.ones([4, 8]))
     np.testing.assert_array_equal(before[1], np.zeros([4, 8]))
 
@@ -201,7 +210,7 @@ def test_weights_without_a_direction_as_in_the_portable_passes(compiled, smoothi
         both = make_passes(local, Softmax(0.15, smoothing_loss))
         sums = both.forward(batch)
         both.backward(batch, Totals(sums.exp_sum, sums.target_sum), step_of(0.1))
-        results.append([*sums, local.weights, local.momentum])
+        results.append([*sums, local.weights.values, local.momentum.values])
     assert results[0][2].numpy()[0] == 0  # own_logit
     for values, expected in zip(*results):
         assert np.isfinite(values).all()
@@ -217,7 +226,8 @@ def test_weights_without_a_direction_as_in_the_portable_passes(compiled, smoothi
         ({"streamed": tf.constant([0, 2, 2])}, "streamed classes that are moved must ascend"),
         ({"streamed": tf.zeros([4, 0], tf.int32)}, "streamed classes must be a vector"),
         ({"momentum": tf.Variable(tf.zeros([5, 3]))}, "must have one shape"),
-        ({"momentum": tf.Variable(tf.zeros([5, 2], tf.float64))}, "must be float32 or bfloat16"),
+        ({"momentum": tf.Variable(tf.zeros([5, 2], tf.float64))}, "must be float32, bfloat16 or int8"),
+        ({"momentum": tf.Variable(tf.zeros([5, 2], tf.int8))}, "must have one scale each, in float32"),
         ({"momentum": None}, "must be two variables"),
         ({"weights": tf.Variable(tf.zeros([5, 0])), "momentum": tf.Variable(tf.zeros([5, 0]))}, "at least one column"),
     ],
@@ -226,8 +236,9 @@ def test_what_makes_no_sense_is_refused(changes, words):
     weights = tf.Variable(tf.ones([5, 2]))
     settings = {"weights": weights, "momentum": tf.Variable(tf.zeros([5, 2])), "streamed": None, "temperature": 0.15}
     settings.update({"learning_rate": 0.1, "seed": 0, **changes})
-    local = LocalClasses(settings["weights"], weights if settings["momentum"] is None else settings["momentum"], 0)
-    x, targets = tf.ones([1, local.weights.shape[1]]), select_targets(tf.constant([[0]]), tf.ones([1, 1]))
+    momentum = weights if settings["momentum"] is None else settings["momentum"]
+    local = LocalClasses(Table(settings["weights"]), Table(momentum), 0)
+    x, targets = tf.ones([1, local.embedding_size]), select_targets(tf.constant([[0]]), tf.ones([1, 1]))
     both = CompiledPasses(local, Softmax(settings["temperature"], "marginal"))
     with pytest.raises(tf.errors.InvalidArgumentError, match=words):
         both.backward(
@@ -236,6 +247,15 @@ def test_what_makes_no_sense_is_refused(changes, words):
             step_of(settings["learning_rate"], 0.9, settings["seed"]),
         )
     np.testing.assert_array_equal(weights, np.ones([5, 2]))
+
+
+@pytest.mark.parametrize("scales", [tf.zeros([4]), tf.zeros([5], tf.bfloat16)], ids=["too_few", "bfloat16"])
+def test_scales_that_do_not_fit_are_refused(compiled, scales):
+    numbers = tf.Variable(tf.ones([5, 2], tf.int8))
+    local = LocalClasses(Table(numbers, tf.Variable(scales)), Table(tf.Variable(tf.zeros([5, 2]))), 0)
+    batch = Batch(tf.ones([1, 2]), select_targets(tf.constant([[0]]), tf.ones([1, 1])))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="must have one scale each, in float32"):
+        compiled(local, Softmax(0.15, "marginal")).forward(batch)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +279,6 @@ def test_what_lies_outside_is_refused(compiled, row, column, streamed, words):
 
 
 def test_random_bits_are_spread_evenly():
-    variable = tf.Variable(tf.zeros([1, 1], tf.bfloat16))
     value = 1.0 + 2.0**-7 * 0.3  # three tenths of the way to the next number
     ids = tf.range(4000)
     for seed, part in (
@@ -267,14 +286,13 @@ def test_random_bits_are_spread_evenly():
         (0, stochastic_rounding.MOMENTUM),
         (1, stochastic_rounding.WEIGHTS),
     ):
-        rounded = stochastic_rounding.round_for(variable, tf.fill([4000, 25], value), ids, tf.constant(seed), part)
+        rounded = stochastic_rounding.to_bfloat16(tf.fill([4000, 25], value), Draw(ids, tf.constant(seed), part))
         up = tf.cast(rounded > 1, tf.float32).numpy()
         assert set(np.unique(tf.cast(rounded, tf.float32))) == {1.0, 1.0 + 2.0**-7}
         assert up.mean() == pytest.approx(0.3, abs=0.006)  # four standard deviations of 100,000 draws
         assert np.abs(up.mean(axis=0) - 0.3).max() < 0.04 and np.abs(up.mean(axis=1) - 0.3).max() < 0.5
     first, second = (
-        stochastic_rounding.round_for(variable, tf.fill([4000, 25], value), ids, tf.constant(seed), 0)
-        for seed in (5, 6)
+        stochastic_rounding.to_bfloat16(tf.fill([4000, 25], value), Draw(ids, tf.constant(seed), 0)) for seed in (5, 6)
     )
     assert np.mean(tf.cast(first == second, tf.float32)) == pytest.approx(0.58, abs=0.01)  # 0.3² + 0.7²
 

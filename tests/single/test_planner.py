@@ -66,6 +66,23 @@ def test_bfloat16_halves_what_is_kept(plan):
         assert [memory[name] for name in names] == [16 if dtype in kept else 32 for dtype in DTYPE_FLAGS]
 
 
+def test_int8_takes_a_byte_and_a_scale():
+    both = dict.fromkeys(DTYPE_FLAGS, "int8")
+    memory = planner.make_plan(TINY.replace(**both), 10, 3, device="cpu").memory
+    assert memory["class weights"] == memory["momentum of class weights"] == 4 * (2 * 1 + 4)
+    kept = {"weights_dtype": "int8", "momentum_dtype": "int8"}
+    state = 2 * 10 * (2 + 4)
+    tile, batch = 10 * (2 * 32 + 64) * 4 + 2 * 64 * 32 * 4, 8 * 8 * 2 * 4 + 8 * 16 + 8 * 48
+    assert classifier_bytes.peak_bytes(10, 1, 8, 2, 0, **kept) == state + 5 + tile + batch
+
+
+@pytest.mark.parametrize("name", DTYPE_FLAGS)
+def test_int8_is_of_cpus(name):
+    sentence = f"^--{name}=int8: must be float32 or bfloat16 on a GPU, where rows of int8 cannot be written$"
+    with pytest.raises(UserError, match=sentence):
+        planner.make_plan(TINY.replace(**{name: "int8"}), 10, 3, device="gpu")
+
+
 def test_memory_of_the_encoder(plan):
     memory = plan.memory
     assert memory["encoder weights"] == 4 * (SIZES.parameters + SIZES.statistics)

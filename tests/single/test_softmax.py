@@ -14,6 +14,7 @@ from instcls_tf.classifier.labels import label_distribution, select_targets
 from instcls_tf.classifier.local_classes import LocalClasses, Sgd
 from instcls_tf.classifier.portable_passes import PortablePasses
 from instcls_tf.classifier.softmax import Batch, Softmax, Totals
+from instcls_tf.classifier.table import Table
 from instcls_tf.config import SMOOTHING_LOSSES
 from instcls_tf.distributed import partition
 from tests import reference
@@ -55,7 +56,7 @@ class Result(NamedTuple):
 
 
 def classes_of(weights: np.ndarray, first: int = 0) -> LocalClasses:
-    return LocalClasses(tf.Variable(weights), tf.Variable(tf.zeros_like(weights)), first)
+    return LocalClasses(Table(tf.Variable(weights)), Table(tf.Variable(tf.zeros_like(weights))), first)
 
 
 def stream(shards: int, tile: int, smoothing_loss: str, smoothing: float, temperature: float) -> Result:
@@ -86,7 +87,7 @@ def stream(shards: int, tile: int, smoothing_loss: str, smoothing: float, temper
     return Result(
         tf.reduce_mean(softmax.loss_per_row(totals, shift, smoothing_loss)).numpy(),
         tf.add_n([softmax.embedding_gradient(part, totals, which) for part in sums]).numpy(),
-        np.concatenate([local.momentum.numpy() for local, *_ in workers]),
+        np.concatenate([local.momentum.values.numpy() for local, *_ in workers]),
         exp_sum.numpy(),
         own_logit.numpy(),
         np.max([part.max_negative for part in sums], axis=0),
@@ -240,4 +241,4 @@ def test_a_weight_without_a_direction_has_cosine_0(smoothing_loss):
     assert sums.own_logit.numpy() == [0]
     passes.backward(batch, Totals(sums.exp_sum, sums.target_sum), GRADIENT_ALONE)
     gradient = (1 / sums.exp_sum.numpy() - 1) * embeddings()[0] / 0.15 / 1e-6
-    np.testing.assert_allclose(local.momentum[1], gradient, rtol=1e-4)
+    np.testing.assert_allclose(local.momentum.values[1], gradient, rtol=1e-4)

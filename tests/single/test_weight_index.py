@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from instcls_tf.classifier.table import Table
 from instcls_tf.config import PretrainConfig
 from instcls_tf.errors import UserError
 from instcls_tf.evaluation import weight_index
@@ -43,6 +44,17 @@ def test_weights_kept_in_bfloat16(tmp_path, weights):
     read = read_weights(prefix, 3, 11)
     assert read.dtype == tf.float32
     np.testing.assert_array_equal(read, tf.cast(halved[3:11], tf.float32))
+
+
+def test_weights_kept_in_int8(tmp_path, weights):
+    table = Table(tf.Variable(tf.zeros(weights.shape, tf.int8)), tf.Variable(tf.zeros([NUM_CLASSES])))
+    table.write(tf.range(NUM_CLASSES), tf.constant(weights))
+    parts = {"classifier/rows": Slices(table.values, 0, NUM_CLASSES)}
+    parts["classifier/rows_scales"] = Slices(table.scales, 0, NUM_CLASSES)
+    prefix = checkpoint.save(str(tmp_path), 1, tf.train.Checkpoint(), parts)
+    read = read_weights(prefix, 3, 11)
+    np.testing.assert_array_equal(read, table.read(tf.range(3, 11)))
+    np.testing.assert_allclose(read, weights[3:11], atol=2.0**-6)
 
 
 @pytest.mark.parametrize("block", [1, 4, 22, 23, 100])

@@ -53,7 +53,7 @@ class CompiledPasses:
             "cross_entropy": softmax.smoothing_loss == CROSS_ENTROPY,
             "products_dtype": softmax.products_dtype,
             "smallest_norm": SMALLEST_NORM,
-            "tile_classes": tile_classes or tiles.kernel_tile_classes(classes.weights.shape[1]),
+            "tile_classes": tile_classes or tiles.kernel_tile_classes(classes.embedding_size),
             "kernels": kernels,
         }
 
@@ -69,7 +69,8 @@ class CompiledPasses:
         """Streams the classes again and moves them (steps 6 and 8)."""
         _operations().InstclsBackwardPass(
             **self._inputs(batch),
-            momentum=self._classes.momentum.handle,
+            momentum=self._classes.momentum.values.handle,
+            momentum_scales=_handles(self._classes.momentum.scales),
             exp_sum=totals.exp_sum,
             target_sum=totals.target_sum,
             learning_rate=sgd.learning_rate,
@@ -82,7 +83,8 @@ class CompiledPasses:
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         return {
-            "weights": self._classes.weights.handle,
+            "weights": self._classes.weights.values.handle,
+            "weight_scales": _handles(self._classes.weights.scales),
             "streamed": tf.constant(0) if batch.streamed is None else batch.streamed,  # a scalar stands for all
             "embeddings": batch.embeddings,
             "target_row": batch.targets.row,
@@ -90,3 +92,7 @@ class CompiledPasses:
             "target_label": batch.targets.label,
             "target_is_own": batch.targets.is_own,
         }
+
+
+def _handles(variable: tf.Variable | None) -> list[tf.Tensor]:
+    return [] if variable is None else [variable.handle]

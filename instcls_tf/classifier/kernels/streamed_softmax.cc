@@ -247,6 +247,11 @@ inline uint32_t random_bits(uint32_t x) {
   return x;
 }
 
+// Of rows of int8, as in int8_rows.py: a row's largest number is at most kMost, and at least kLeast unless it stands
+// still; kRoundUp carries into the exponent what is above kMost / 64, whose exponent kMostExponent is.
+constexpr float kLeast = 48, kMost = 127;
+constexpr uint32_t kInfinity = 0x7f800000U, kRoundUp = 0x1ffffU, kMostExponent = 6, kSmallestExponent = 127 - 100;
+
 inline int64_t local_class(const Pass& pass, int64_t column) {
   return pass.streamed == nullptr ? column : pass.streamed[column];
 }
@@ -256,11 +261,46 @@ void read_class(const Table& table, const Pass& pass, int64_t index, float* to) 
   const int64_t size = pass.size;
   if (table.storage == Storage::kFloat32) {
     std::memcpy(to, static_cast<const float*>(table.data) + index * size, size * sizeof(float));
-  } else {
+  } else if (table.storage == Storage::kBFloat16) {
     const uint16_t* from = static_cast<const uint16_t*>(table.data) + index * size;
     for (int64_t d = 0; d < size; ++d) to[d] = from_bfloat16(from[d]);
+  } else {
+    const int8_t* from = static_cast<const int8_t*>(table.data) + index * size;
+    const float scale = table.scales[index];
+    for (int64_t d = 0; d < size; ++d) to[d] = scale * static_cast<float>(from[d]);
   }
   std::fill(to + size, to + pass.padded_size, 0.0f);
+}
+
+// The scale of a row of int8 that had the scale `before`, as `next_scales` of int8_rows.py has it.
+float next_scale(const float* values, int64_t size, float before) {
+  uint32_t bits = 0;  // of the largest absolute value; NaN is above all
+  for (int64_t d = 0; d < size; ++d) {
+    uint32_t own;
+    std::memcpy(&own, values + d, sizeof(own));
+    bits = std::max(bits, own & 0x7fffffffU);
+  }
+  float largest, smallest;
+  std::memcpy(&largest, &bits, sizeof(largest));
+  if (bits >= kInfinity || (before > 0 && kLeast * before <= largest && largest <= kMost * before))
+    return bits >= kInfinity ? largest : before;
+  bits = std::max((bits + kRoundUp) >> 23, kSmallestExponent + kMostExponent) - kMostExponent;
+  bits <<= 23;
+  std::memcpy(&smallest, &bits, sizeof(smallest));
+  return smallest;
+}
+
+// `random(d)` are the bits of column d.
+template <typename Random>
+void write_int8(const float* from, int64_t size, float scale, Random random, int8_t* to) {
+  const float inverse = 1.0f / scale;
+  for (int64_t d = 0; d < size; ++d) {
+    const float value = from[d] * inverse;  // exact: the scale is a power of two
+    int32_t below = static_cast<int32_t>(value);
+    below -= static_cast<float>(below) > value;
+    const float uniform = static_cast<float>(static_cast<int32_t>(random(d) >> 8)) * 0x1p-24f;
+    to[d] = static_cast<int8_t>(below + (uniform < value - static_cast<float>(below)));
+  }
 }
 
 // `part` keeps the random bits of class weights and momentum apart.
@@ -271,11 +311,20 @@ void write_class(const Table& table, const Pass& pass, const Update& update, int
     std::memcpy(static_cast<float*>(table.data) + index * size, from, size * sizeof(float));
     return;
   }
-  uint16_t* to = static_cast<uint16_t*>(table.data) + index * size;
   const uint32_t first = static_cast<uint32_t>((update.first_class + index) * size);
   const uint32_t key = random_bits(2 * update.seed + part);
-  for (int64_t d = 0; d < size; ++d)
-    to[d] = to_bfloat16(from[d], random_bits((first + static_cast<uint32_t>(d)) ^ key) & 0xffffU);
+  const auto random = [=](int64_t d) { return random_bits((first + static_cast<uint32_t>(d)) ^ key); };
+  if (table.storage == Storage::kBFloat16) {
+    uint16_t* to = static_cast<uint16_t*>(table.data) + index * size;
+    for (int64_t d = 0; d < size; ++d) to[d] = to_bfloat16(from[d], random(d) & 0xffffU);
+  } else {
+    int8_t* to = static_cast<int8_t*>(table.data) + index * size;
+    const float scale = table.scales[index] = next_scale(from, size, table.scales[index]);
+    if (std::isfinite(scale))
+      write_int8(from, size, scale, random, to);
+    else
+      std::fill(to, to + size, int8_t{1});  // what is read is not finite either
+  }
 }
 
 // w^ of the tile's classes, [count, padded_size], and 1 / |w|.

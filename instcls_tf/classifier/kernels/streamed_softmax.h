@@ -12,12 +12,13 @@ namespace instcls {
 constexpr int kPanel = 64;      // rows of the batch that meet a tile of classes at once
 constexpr int kAlignment = 64;  // bytes, of every array below that is padded
 
-enum class Storage { kFloat32, kBFloat16 };  // of a table, and of the factors of products
+enum class Storage { kFloat32, kBFloat16, kInt8 };  // of a table; of the factors of products the first two
 
 // A [num_local, D] array of class weights or momentum.
 struct Table {
   void* data;
   Storage storage;
+  float* scales;  // [num_local] of kInt8, whose numbers they multiply; null otherwise
 };
 
 // The labels y_ij > 0 on streamed classes, sorted by class.
@@ -63,7 +64,7 @@ struct Update {
   float target_scale;       // 1 / (tau B)
   float learning_rate, momentum_factor, weight_decay;
   int64_t first_class;  // the id of local class 0
-  uint32_t seed;        // of the rounding to bfloat16
+  uint32_t seed;        // of the stochastic rounding
 };
 
 // The passes over streamed classes begin .. end-1, compiled for one family of processors.

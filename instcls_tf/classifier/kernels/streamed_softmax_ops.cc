@@ -62,14 +62,54 @@ Status find_kernels(OpKernelConstruction* context, const Kernels** kernels) {
   return InvalidArgument("this processor cannot run the kernels ", name);
 }
 
-Status as_table(Var* variable, Table* table) {
-  Tensor* tensor = variable->tensor();
-  if (tensor->dtype() != tensorflow::DT_FLOAT && tensor->dtype() != tensorflow::DT_BFLOAT16)
-    return InvalidArgument("class weights must be float32 or bfloat16");
-  table->data = tensor->data();
-  table->storage = tensor->dtype() == tensorflow::DT_FLOAT ? Storage::kFloat32 : Storage::kBFloat16;
-  return tensorflow::OkStatus();
+Status storage_of(const Tensor& tensor, Storage* storage) {
+  switch (tensor.dtype()) {
+    case tensorflow::DT_FLOAT:
+      *storage = Storage::kFloat32;
+      return tensorflow::OkStatus();
+    case tensorflow::DT_BFLOAT16:
+      *storage = Storage::kBFloat16;
+      return tensorflow::OkStatus();
+    case tensorflow::DT_INT8:
+      *storage = Storage::kInt8;
+      return tensorflow::OkStatus();
+    default:
+      return InvalidArgument("class weights must be float32, bfloat16 or int8");
+  }
 }
+
+// The variables of a table: its numbers, and the scales of its rows where it has any.
+struct Stored {
+  Status find(OpKernelContext* context, int values_input, const char* scales_name) {
+    TF_RETURN_IF_ERROR(
+        tensorflow::LookupResource(context, tensorflow::HandleFromInput(context, values_input), &values));
+    int start, stop;
+    TF_RETURN_IF_ERROR(context->op_kernel().InputRange(scales_name, &start, &stop));
+    if (start == stop) return tensorflow::OkStatus();
+    return tensorflow::LookupResource(context, tensorflow::HandleFromInput(context, start), &scales);
+  }
+
+  Status as_table(Table* table) const {
+    const Tensor& tensor = *values->tensor();
+    TF_RETURN_IF_ERROR(storage_of(tensor, &table->storage));
+    table->data = tensor.data();
+    table->scales = nullptr;
+    if (table->storage != Storage::kInt8) return tensorflow::OkStatus();
+    if (scales == nullptr || scales->tensor()->dtype() != tensorflow::DT_FLOAT || tensor.dims() != 2 ||
+        scales->tensor()->NumElements() != tensor.dim_size(0))
+      return InvalidArgument("rows of int8 must have one scale each, in float32");
+    table->scales = static_cast<float*>(scales->tensor()->data());
+    return tensorflow::OkStatus();
+  }
+
+  // Nothing where there are no scales.
+  template <typename Lock>
+  std::unique_ptr<Lock> lock_scales() const {
+    return scales == nullptr ? nullptr : std::make_unique<Lock>(*scales->mu());
+  }
+
+  tensorflow::core::RefCountPtr<Var> values, scales;
+};
 
 // Makes sure that writing to the variable changes no tensor that was read from it before.
 Status own_alone(OpKernelContext* context, Var* variable) {
@@ -113,10 +153,11 @@ struct Settings {
 // A worker's inputs, the same for both passes, padded and transposed for the kernels.
 class Batch {
  public:
-  Status read(OpKernelContext* context, const Settings& settings, Var* weights) {
-    TF_RETURN_IF_ERROR(as_table(weights, &pass.weights));
+  Status read(OpKernelContext* context, const Settings& settings, const Stored& weights) {
+    const Tensor& stored = *weights.values->tensor();
+    TF_RETURN_IF_ERROR(weights.as_table(&pass.weights));
     const Tensor &streamed = context->input(1), &embeddings = context->input(2), &row = context->input(3);
-    const TensorShape& table = weights->tensor()->shape();
+    const TensorShape& table = stored.shape();
     if (table.dims() != 2 || embeddings.dims() != 2 || embeddings.dim_size(1) != table.dim_size(1))
       return InvalidArgument("class weights ", table.DebugString(), " and embeddings ",
                              embeddings.shape().DebugString(), " must be [n, D] and [B, D]");
@@ -222,11 +263,12 @@ class Forward : public OpKernel {
   }
 
   void Compute(OpKernelContext* context) override {
-    tensorflow::core::RefCountPtr<Var> weights;
-    OP_REQUIRES_OK(context, tensorflow::LookupResource(context, tensorflow::HandleFromInput(context, 0), &weights));
-    tensorflow::tf_shared_lock lock(*weights->mu());
+    Stored weights;
+    OP_REQUIRES_OK(context, weights.find(context, 0, "weight_scales"));
+    tensorflow::tf_shared_lock lock(*weights.values->mu());
+    const auto lock_scales = weights.lock_scales<tensorflow::tf_shared_lock>();
     Batch batch;
-    OP_REQUIRES_OK(context, batch.read(context, settings_, weights.get()));
+    OP_REQUIRES_OK(context, batch.read(context, settings_, weights));
     const int64_t num_chunks = chunks(context, batch.num_streamed);
     const int64_t padded_rows = batch.padded_rows(), padded_size = batch.pass.padded_size;
     std::vector<std::vector<double>> exp_sums(num_chunks, std::vector<double>(padded_rows, 0.0));
@@ -290,10 +332,12 @@ class Backward : public OpKernel {
   }
 
   void Compute(OpKernelContext* context) override {
-    tensorflow::core::RefCountPtr<Var> weights, momentum;
-    OP_REQUIRES_OK(context, tensorflow::LookupResource(context, tensorflow::HandleFromInput(context, 0), &weights));
-    OP_REQUIRES_OK(context, tensorflow::LookupResource(context, tensorflow::HandleFromInput(context, 7), &momentum));
-    OP_REQUIRES(context, weights.get() != momentum.get(),
+    Stored weights, momentum;
+    OP_REQUIRES_OK(context, weights.find(context, 0, "weight_scales"));
+    OP_REQUIRES_OK(context, momentum.find(context, 7, "momentum_scales"));
+    OP_REQUIRES(context,
+                weights.values.get() != momentum.values.get() &&
+                    (weights.scales == nullptr || weights.scales.get() != momentum.scales.get()),
                 InvalidArgument("class weights and momentum must be two variables"));
     OP_REQUIRES(context, context->input(10).NumElements() == 1 && context->input(11).NumElements() == 1,
                 InvalidArgument("learning rate and seed must be scalars"));
@@ -302,19 +346,21 @@ class Backward : public OpKernel {
     for (int64_t j = 1; j < streamed.NumElements(); ++j)
       OP_REQUIRES(context, streamed.flat<int32_t>()(j - 1) < streamed.flat<int32_t>()(j),
                   InvalidArgument("streamed classes that are moved must ascend"));
-    tensorflow::mutex_lock lock_weights(*weights->mu());
-    tensorflow::mutex_lock lock_momentum(*momentum->mu());
-    OP_REQUIRES_OK(context, own_alone(context, weights.get()));
-    OP_REQUIRES_OK(context, own_alone(context, momentum.get()));
-    OP_REQUIRES(context, weights->tensor()->shape() == momentum->tensor()->shape(),
+    tensorflow::mutex_lock lock_weights(*weights.values->mu());
+    tensorflow::mutex_lock lock_momentum(*momentum.values->mu());
+    const auto lock_weight_scales = weights.lock_scales<tensorflow::mutex_lock>();
+    const auto lock_momentum_scales = momentum.lock_scales<tensorflow::mutex_lock>();
+    for (Var* variable : {weights.values.get(), weights.scales.get(), momentum.values.get(), momentum.scales.get()})
+      if (variable != nullptr) OP_REQUIRES_OK(context, own_alone(context, variable));
+    OP_REQUIRES(context, weights.values->tensor()->shape() == momentum.values->tensor()->shape(),
                 InvalidArgument("class weights and momentum must have one shape"));
     Batch batch;
-    OP_REQUIRES_OK(context, batch.read(context, settings_, weights.get()));
+    OP_REQUIRES_OK(context, batch.read(context, settings_, weights));
     const Tensor &exp_sum = context->input(8), &target_sum = context->input(9);
     OP_REQUIRES(context, exp_sum.NumElements() == batch.batch_rows && target_sum.NumElements() == batch.batch_rows,
                 InvalidArgument("the sums must have one element per row of the batch"));
     Update update;
-    OP_REQUIRES_OK(context, as_table(momentum.get(), &update.momentum));
+    OP_REQUIRES_OK(context, momentum.as_table(&update.momentum));
     update.embeddings = context->input(2).flat<float>().data();
     update.target_sum = target_sum.flat<float>().data();
     update.target_scale = 1.0f / (settings_.temperature * static_cast<float>(batch.batch_rows));
@@ -358,6 +404,7 @@ class UsableKernels : public OpKernel {
 REGISTER_OP("InstclsUsableKernels").Output("names: string").SetShapeFn(tensorflow::shape_inference::UnknownShape);
 REGISTER_KERNEL_BUILDER(Name("InstclsUsableKernels").Device(tensorflow::DEVICE_CPU), UsableKernels);
 
+// The scales come last, none or one vector, so that other inputs keep their places.
 #define INSTCLS_STREAM                                      \
   Input("weights: resource")                                \
       .Input("streamed: int32")                             \
@@ -374,7 +421,9 @@ REGISTER_KERNEL_BUILDER(Name("InstclsUsableKernels").Device(tensorflow::DEVICE_C
       .Attr("kernels: string = ''") /* of which processors; the fastest that run here if empty */
 
 REGISTER_OP("InstclsForwardPass")
-    .INSTCLS_STREAM.Output("exp_sum: float")
+    .INSTCLS_STREAM.Input("weight_scales: num_weight_scales * resource")
+    .Attr("num_weight_scales: int >= 0")
+    .Output("exp_sum: float")
     .Output("target_sum: float")
     .Output("own_logit: float")
     .Output("max_negative: float")
@@ -396,6 +445,10 @@ REGISTER_OP("InstclsBackwardPass")
     .Input("target_sum: float")
     .Input("learning_rate: float")
     .Input("seed: int32")
+    .Input("weight_scales: num_weight_scales * resource")
+    .Input("momentum_scales: num_momentum_scales * resource")
+    .Attr("num_weight_scales: int >= 0")
+    .Attr("num_momentum_scales: int >= 0")
     .Attr("momentum_factor: float")
     .Attr("weight_decay: float")
     .Attr("first_class: int")

@@ -37,7 +37,9 @@ Each loads on first use, so that a command can check its flags before TensorFlow
 from __future__ import annotations
 
 import importlib
+import os
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +56,13 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test compares it with
     from instcls_tf.search.index import Index
 
     __version__: str
+
+if sys.version_info >= (3, 12):
+    # Newer TensorFlows have Keras 3; the project is written for Keras 2, which tf_keras is there. TensorFlow looks for
+    # this when it is imported, and when `tf.keras` is first used.
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+    if "tensorflow" in sys.modules:
+        sys.modules.setdefault("tensorflow.keras", importlib.import_module("tf_keras.api._v2.keras"))
 
 _HOMES = {
     "Index": "search.index",

@@ -2,9 +2,10 @@
 # Makes .venv at the root of the repository with everything the project needs, and proves that two workers can talk.
 #
 #   ./scripts/setup.sh                              takes minutes the first time, under a second afterwards
-#   PYTHON=/path/to/python3.10 ./scripts/setup.sh   with an interpreter of your choice, CPython 3.9 to 3.11
+#   PYTHON=/path/to/python3.10 ./scripts/setup.sh   with an interpreter of your choice, CPython 3.9 to 3.12
 #   HOROVOD_GPU_OPERATIONS=NCCL ./scripts/setup.sh  with NCCL, where CUDA and NCCL are installed
 #
+# CPython 3.12 gets TensorFlow 2.18 with tf_keras, and a Horovod that scripts/patches makes fit; others TensorFlow 2.15.
 # Root is never required: MPI and cmake come as wheels. It is used, when there, to install a missing compiler with apt.
 set -euo pipefail
 
@@ -12,7 +13,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 venv=$root/.venv
 log=$venv/setup.log
-apt_packages="build-essential python3-dev python3-venv"
+apt_packages="build-essential patch python3-dev python3-venv"
 
 unset PYTHONHOME PYTHONPATH # either would let foreign packages into the environment
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_USER=0 DEBIAN_FRONTEND=noninteractive TF_CPP_MIN_LOG_LEVEL=3
@@ -40,7 +41,11 @@ step() { # step TITLE COMMAND...: the same, for what set-up cannot do without
 
 usable() { # Starting it is the test: pyenv's shims are on PATH even for versions that are not selected.
   "$1" -c 'import ensurepip, sys, venv
-sys.exit(sys.implementation.name != "cpython" or not (3, 9) <= sys.version_info[:2] <= (3, 11))' >/dev/null 2>&1
+sys.exit(sys.implementation.name != "cpython" or not (3, 9) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1
+}
+
+is_newer() { # CPython 3.12, and so TensorFlow 2.18
+  "$python" -c 'import sys; sys.exit(sys.version_info[:2] < (3, 12))'
 }
 
 has_headers() {
@@ -49,9 +54,9 @@ sys.exit(not os.path.isfile(os.path.join(sysconfig.get_path("include"), "Python.
 }
 
 find_python() { # sets $python; one with headers goes before one without
-  local candidates=(python3.11 python3.10 python3.9 python3 ~/.pyenv/versions/3.{11,10,9}.*/bin/python)
+  local candidates=(python3.{11,10,9,12} python3 ~/.pyenv/versions/3.{11,10,9,12}.*/bin/python)
   if [[ -n ${PYTHON:-} ]]; then
-    usable "$PYTHON" || fail "PYTHON=$PYTHON is not a working CPython 3.9 to 3.11 with the modules venv and ensurepip."
+    usable "$PYTHON" || fail "PYTHON=$PYTHON is not a working CPython 3.9 to 3.12 with the modules venv and ensurepip."
     candidates=("$PYTHON")
   fi
   python=
@@ -66,10 +71,11 @@ find_python() { # sets $python; one with headers goes before one without
 }
 
 missing() { # what the build still lacks, in words
-  [[ -n $python ]] || echo "CPython 3.9 to 3.11"
+  [[ -n $python ]] || echo "CPython 3.9 to 3.12"
   [[ -z $python ]] || has_headers "$python" || echo "the headers of $python"
   command -v g++ >/dev/null || echo "g++"
   command -v make >/dev/null || echo "make"
+  [[ -z $python ]] || ! is_newer || command -v patch >/dev/null || echo "patch"
 }
 
 install_missing() {
@@ -78,8 +84,8 @@ install_missing() {
   lacking=$(missing | paste -sd, | sed 's/,/, /g')
   [[ -n $lacking ]] || return 0
   command -v apt-get >/dev/null || fail "missing: $lacking. Please install that, then run this script again."
-  if [[ -z $python ]] && apt-cache policy python3 | grep -qE 'Candidate: 3\.(1[2-9]|[2-9][0-9]|[0-8]\.)'; then
-    fail "the python3 of this system is not CPython 3.9 to 3.11: run 'pyenv install 3.11', then this script again."
+  if [[ -z $python ]] && apt-cache policy python3 | grep -qE 'Candidate: 3\.(1[3-9]|[2-9][0-9]|[0-8]\.)'; then
+    fail "the python3 of this system is not CPython 3.9 to 3.12: run 'pyenv install 3.11', then this script again."
   fi
   [[ $EUID == 0 ]] || fail "missing: $lacking. Run 'sudo apt-get install -y $apt_packages', then this script again."
   echo "Installing what is missing ($lacking) with apt-get"
@@ -94,7 +100,7 @@ install_missing() {
 stamp() { # what the environment was made from; its place counts because Horovod's library path is absolute
   "$1" -VV
   echo "$root ${HOROVOD_GPU_OPERATIONS:-}"
-  sha256sum pyproject.toml requirements.lock scripts/setup.sh
+  sha256sum pyproject.toml requirements.lock scripts/setup.sh scripts/patches/*
 }
 
 packages() { grep -E "$@" requirements.lock; }
@@ -114,8 +120,23 @@ configure_mpi() { # Where there is no ssh, mpirun would not even start workers o
 
 compile_horovod() { # Uncached: a wheel from pip's cache would carry the library path of the environment it was compiled in.
   export MAKEFLAGS=${MAKEFLAGS:--j$(nproc)} # Horovod would start 8 compilers of up to 1 GB each
+  local sources=(-r <(packages '^horovod=='))
+  if is_newer; then
+    patch_horovod || return
+    sources=("$venv/horovod")
+    export CXXFLAGS="${CXXFLAGS:-} -include cstdint" # which the headers of older g++ brought along, to Gloo's sources
+  fi
   HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 HOROVOD_WITH_MPI=1 HOROVOD_WITH_GLOO=1 \
-    pip install -q --no-cache-dir --no-build-isolation --no-deps -r <(packages '^horovod==')
+    pip install -q --no-cache-dir --no-build-isolation --no-deps "${sources[@]}" && rm -rf "$venv"/horovod*
+}
+
+patch_horovod() { # its sources with scripts/patches applied, in $venv/horovod
+  pip download -q --no-cache-dir --no-build-isolation --no-deps --no-binary horovod -d "$venv/horovod-archive" \
+    -r <(packages '^horovod==') && mkdir "$venv/horovod" &&
+    tar xzf "$venv"/horovod-archive/*.tar.gz -C "$venv/horovod" --strip-components=1 || return
+  for patch in "$root"/scripts/patches/*.patch; do
+    patch -s -p1 -d "$venv/horovod" <"$patch" || return
+  done
 }
 
 install_project() { # "compat" is a plain path, by which packages are found that did not exist yet
@@ -137,7 +158,12 @@ verify() {
     grep -qF "[X] $feature" <<<"$build" || { echo "Horovod was built without $feature" && return 1; }
   done
   horovodrun -np 2 python -c '
-import horovod.tensorflow as hvd, keras_cv, tensorflow as tf, tensorflow_addons, tensorflow_datasets
+import os, sys
+if sys.version_info >= (3, 12): # as instcls_tf does
+    os.environ["TF_USE_LEGACY_KERAS"] = "1"
+else:
+    import tensorflow_addons
+import horovod.tensorflow as hvd, keras_cv, tensorflow as tf, tensorflow_datasets
 hvd.init()
 total = float(hvd.allreduce(tf.constant(hvd.rank() + 1.0), op=hvd.Sum))
 assert (hvd.size(), total) == (2, 3.0), (hvd.size(), total)'

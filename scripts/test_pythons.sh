@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up and runs tests/single on each supported Python, each in a temporary clone of what is committed, and prints a table.
 #
-#   ./scripts/test_pythons.sh                                       CPython 3.9, 3.10 and 3.11, those that are found
+#   ./scripts/test_pythons.sh                                       CPython 3.9 to 3.12, those that are found
 #   PYTHONS="python3.9 /opt/py/bin/python3" ./scripts/test_pythons.sh   these
 #   ./scripts/test_pythons.sh -k softmax                            arguments go to pytest
 set -euo pipefail
@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 find_pythons() { # one a line: the first of each version that starts; pyenv's shims do not for versions not selected
   local version candidate
-  for version in 3.9 3.10 3.11; do
+  for version in 3.9 3.10 3.11 3.12; do
     for candidate in "python$version" ~/.pyenv/versions/"$version".*/bin/python; do
       if [[ $("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) == "$version" ]]; then
         command -v "$candidate"
@@ -39,7 +39,7 @@ if [[ -n ${PYTHONS:-} ]]; then
 else
   mapfile -t pythons < <(find_pythons)
 fi
-((${#pythons[@]})) || { echo "test_pythons.sh: no CPython 3.9 to 3.11 found; name some with PYTHONS=" >&2 && exit 1; }
+((${#pythons[@]})) || { echo "test_pythons.sh: no CPython 3.9 to 3.12 found; name some with PYTHONS=" >&2 && exit 1; }
 [[ -z $(git status --porcelain --untracked-files=no) ]] || echo "Note: only what is committed is tested." >&2
 
 folder=$(mktemp -d)

@@ -16,13 +16,12 @@ import warnings
 import tensorflow as tf
 
 from instcls_tf.config import PretrainConfig
+from instcls_tf.data import projective
 from instcls_tf.data.kernels import views
 
-# keras-cv announces its backend on standard output, tensorflow-addons its end of life as a warning.
-with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # on which it announces its backend
     warnings.simplefilter("ignore")
     import keras_cv
-    from tensorflow_addons.image import transform as projective_transform
 
 _LUMA = (0.299, 0.587, 0.114)
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
@@ -137,7 +136,7 @@ class RandomWarp(KeyedAugmentation):
         x, y = centre + right, centre + down
         zero = tf.zeros_like(angle)
         flat = tf.stack([a, b, centre - a * x - b * y, c, d, centre - c * x - d * y, zero, zero], axis=1)
-        return projective_transform(images, flat, interpolation="bilinear", fill_mode="constant", fill_value=0.0)
+        return projective.transform(images, flat)
 
 
 class RandomStroke(KeyedAugmentation):

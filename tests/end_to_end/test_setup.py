@@ -19,7 +19,7 @@ exec {python} -c "import runpy, sys
 sys.prefix = '{folder}'
 runpy.run_module(sys.argv[1], run_name='__main__')" "$@"
 """
-_STAMP = '.venv/bin/python -VV; echo "$PWD "; sha256sum pyproject.toml requirements.lock scripts/setup.sh'
+_STAMP = '.venv/bin/python -VV; echo "$PWD "; sha256sum pyproject.toml requirements.lock scripts/setup.sh scripts/patches/*'
 
 
 @pytest.fixture
@@ -29,6 +29,7 @@ def set_up(tmp_path) -> Path:
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "scripts").mkdir()
     (tmp_path / "scripts" / "setup.sh").write_text((ROOT / "scripts" / "setup.sh").read_text())
+    (tmp_path / "scripts" / "patches").symlink_to(ROOT / "scripts" / "patches")
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text(_PYTHON.format(python=sys.executable, folder=tmp_path / "kernels"))

@@ -19,7 +19,8 @@ exec {python} -c "import runpy, sys
 sys.prefix = '{folder}'
 runpy.run_module(sys.argv[1], run_name='__main__')" "$@"
 """
-_STAMP = '.venv/bin/python -VV; echo "$PWD "; sha256sum pyproject.toml requirements.lock scripts/setup.sh scripts/patches/*'
+_STAMP = """.venv/bin/python -VV; echo "$PWD "
+sha256sum pyproject.toml requirements.lock scripts/setup.sh scripts/patches/*"""
 
 
 @pytest.fixture

@@ -94,12 +94,15 @@ def _source() -> Source | None:
 
 
 def _scaling() -> Answer:
+    for name in ("num_instances", "workers", "measure_seconds"):
+        is_left_out = not FLAGS[name].present
+        require_value(name, FLAGS[name].value, is_left_out, "left out with --scaling, which has flags of its own")
     numbers, workers = (
         numbers_of(name, ",".join(FLAGS[name].value), int, "whole numbers")
         for name in ("scaling_instances", "scaling_workers")
     )
     given = rates.GivenRates(*(FLAGS[name].value for name in rates.GivenRates._fields))
-    found = rates.rates_of(given, FLAGS.doctor, max(workers))
+    found = rates.rates_of(given, FLAGS.doctor, max(workers), FLAGS.one_machine)
     setting = Setting(FLAGS.one_machine, FLAGS.overlap)
     asked = scaling.Asked(numbers, workers, found, setting, FLAGS.memory_limit, FLAGS.device)
     return scaling.plan_scaling(_config(1), asked, FLAGS.output)

@@ -120,14 +120,15 @@ configure_mpi() { # Where there is no ssh, mpirun would not even start workers o
 
 compile_horovod() { # Uncached: a wheel from pip's cache would carry the library path of the environment it was compiled in.
   export MAKEFLAGS=${MAKEFLAGS:--j$(nproc)} # Horovod would start 8 compilers of up to 1 GB each
-  local sources=(-r <(packages '^horovod=='))
+  local sources
+  sources=$(packages '^horovod==')
   if is_newer; then
     patch_horovod || return
-    sources=("$venv/horovod")
+    sources=$venv/horovod
     export CXXFLAGS="${CXXFLAGS:-} -include cstdint" # which the headers of older g++ brought along, to Gloo's sources
   fi
   HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 HOROVOD_WITH_MPI=1 HOROVOD_WITH_GLOO=1 \
-    pip install -q --no-cache-dir --no-build-isolation --no-deps "${sources[@]}" && rm -rf "$venv"/horovod*
+    pip install -q --no-cache-dir --no-build-isolation --no-deps "$sources" && rm -rf "$venv"/horovod*
 }
 
 patch_horovod() { # its sources with scripts/patches applied, in $venv/horovod

@@ -84,7 +84,8 @@ def _of_all_workers(asked: Asked) -> list[Finding]:
         sizes = (asked.config, asked.num_instances, collectives.size())
         wire = sum(make_plan(*sizes).wire_step.values())
         findings.append(judgement.of_step(measured, wire, share_of(*sizes)))
-        needed = asked.config.batch_size / collectives.size() / judgement.work_of(measured)
+        if measured["classifier_seconds"] is not None:
+            needed = asked.config.batch_size / collectives.size() / judgement.work_of(measured)
     if asked.source is not None:
         findings.append(judgement.of_decoding(measure.decoding(asked.source), needed))
     return findings

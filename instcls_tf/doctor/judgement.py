@@ -185,6 +185,9 @@ def of_step(measured: dict[str, float | None], wire_bytes: int, share: dict[str,
     """
     work, messages = work_of(measured), measured["communication_seconds"] or 0.0
     told = f"{work:.3f} s of work, {messages:.3f} s of messages ({wire_bytes / _MEGABYTE:.2f} MB from each worker)"
+    if measured["classifier_seconds"] is None:
+        told += "; the classifier alone does not fit beside the run's, and is not in it"
+        return judge("step", told, {**measured, "wire_bytes": wire_bytes, **share})
     return judge(
         "step", told, {**measured, "wire_bytes": wire_bytes, **share},
         (messages > _LARGEST_SHARE * work, WARNING, f"{told}: the network is what a step waits for",

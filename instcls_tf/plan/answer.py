@@ -47,6 +47,7 @@ def plan_run(
     if output:
         refuse_picture_among_images(config.dataset, output, output)
         refuse_unwritable(output)
+    planner.check_device(config, device)
     limit = round(memory_limit * GIGABYTE)
 
     def planned(n: int) -> planner.Plan:

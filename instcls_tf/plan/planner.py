@@ -62,12 +62,7 @@ def make_plan(
       num_workers: T.
       device: `cpu` or `gpu`.
       threads: of a worker (CPUs only).
-
-    Raises:
-      UserError: the device cannot do it.
     """
-    if device == GPU:
-        writable_on_gpu(config)
     common = _encoder_memory(config, num_workers)
     sharded = {**_classifier_memory(config, num_instances, num_workers, device, threads), **common}
     plain = {**_data_parallel_memory(config, num_instances, num_workers), **common}
@@ -207,6 +202,12 @@ def _wire_of_the_prior(config: PretrainConfig, num_instances: int, num_workers: 
 
 
 # ------------------------------------------------------------------------------------------------------ what is asked
+
+
+def check_device(config: PretrainConfig, device: str) -> None:
+    """Raises UserError if the device cannot do what the recipe asks for."""
+    if device == GPU:
+        writable_on_gpu(config)
 
 
 def check(num_instances: int | None, num_workers: int, memory_limit: float, device: str) -> None:

@@ -23,13 +23,14 @@ class GivenRates(NamedTuple):
     bandwidth: float | None = None  # GB/s
 
 
-def rates_of(given: GivenRates, doctor: str | None, most_workers: int) -> Rates:
+def rates_of(given: GivenRates, doctor: str | None, most_workers: int, one_machine: bool = False) -> Rates:
     """The rates, those that are given before those that the doctor has measured.
 
     Args:
       given: on the command line.
       doctor: a file with the doctor's answer on its last line, or None.
       most_workers: the largest T; a worker alone sends nothing.
+      one_machine: whether all workers share one, as those of the doctor have; rates of work are then the machine's.
 
     Raises:
       UserError: a rate is missing or out of range, or the file is not the doctor's.
@@ -39,7 +40,7 @@ def rates_of(given: GivenRates, doctor: str | None, most_workers: int) -> Rates:
             is_latency = name == "latency_seconds"
             fits = math.isfinite(value) and (value >= 0 if is_latency else value > 0)
             require_value(name, value, fits, "0 or more" if is_latency else "a number above 0")
-    found = read_doctor(doctor) if doctor else {}
+    found = read_doctor(doctor, one_machine) if doctor else {}
     bandwidth = None if given.bandwidth is None else given.bandwidth * 1e9
     operations = None if given.gigaflops is None else given.gigaflops * 1e9
     told = {
@@ -66,11 +67,12 @@ def _missing(doctor: str | None, flag: str) -> str:
     return f"--doctor={shown(doctor)} has not measured {what}"
 
 
-def read_doctor(path: str) -> dict[str, float]:
+def read_doctor(path: str, one_machine: bool = False) -> dict[str, float]:
     """The rates that an answer of the doctor tells.
 
     Args:
       path: its standard output, whose last line is the JSON object.
+      one_machine: whether rates of work are those of all its workers together.
 
     Raises:
       UserError: the file cannot be read, or is another one.
@@ -81,7 +83,9 @@ def read_doctor(path: str) -> dict[str, float]:
         answer = json.loads(last[last.index("{") : last.rindex("}") + 1])  # launchers mark lines
         figures = {finding["topic"]: finding["figures"] for finding in answer["findings"]}
         workers = answer["workers"]
-        return {**_of_step(figures.get("step", {})), **_of_network(figures.get("collectives"), workers)}
+        together = workers if one_machine else 1
+        of_step = {name: together * rate for name, rate in _of_step(figures.get("step", {})).items()}
+        return {**of_step, **_of_network(figures.get("collectives"), workers)}
     except OSError as error:
         raise UserError(f"--doctor={shown(path)}: cannot be read ({error.strerror}), {_WANTED}") from error
     except (ValueError, KeyError, IndexError, TypeError, ZeroDivisionError) as error:

@@ -51,10 +51,14 @@ def plan_scaling(config: PretrainConfig, asked: Asked, output: str | None) -> An
     if output:
         refuse_picture_among_images(config.dataset, output, output)
         refuse_unwritable(output)
+    planner.check_device(config, asked.device)
     for name, values in (("scaling_instances", asked.numbers), ("scaling_workers", asked.workers)):
         require_value(name, ",".join(map(str, values)), min(values) >= 1, "numbers of 1 or more")
+    most = max(asked.workers)
     for num_instances in asked.numbers:
-        planner.check(num_instances, max(asked.workers), asked.memory_limit, asked.device)
+        enough = f"at least the {most} workers of --scaling_workers"
+        require_value("scaling_instances", num_instances, num_instances >= most, enough)
+        planner.check(num_instances, most, asked.memory_limit, asked.device)
         config.validate_with_data(num_instances, max(asked.workers))
     points = [_point(config, n, workers, asked) for n in asked.numbers for workers in asked.workers]
     result: dict[str, Any] = {

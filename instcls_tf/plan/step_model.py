@@ -103,7 +103,7 @@ def step(config: PretrainConfig, num_instances: int, num_workers: int, rates: Ra
         gathered = plan.wire_epoch["hard negatives: class weights"] / rates.gather_bytes_per_second
         search = (products + gathered) / steps
     of_encoder = sum(messages[name] for name in _OF_THE_ENCODER)
-    encoder = planner.instances_of_worker(config, num_workers) / rates.images_per_second
+    encoder = min(planner.instances_of_worker(config, num_workers), num_instances) / rates.images_per_second
     terms = {
         ENCODER: encoder,
         CLASSIFIER: classifier_operations(config, num_instances, num_workers) / rates.products_per_second,
@@ -120,7 +120,7 @@ def plain_step(config: PretrainConfig, num_instances: int, num_workers: int, rat
     Without smoothing, and without what reading and writing all logits and class weights takes.
     """
     rates = _of_a_worker(rates, num_workers, setting)
-    instances = planner.instances_of_worker(config, num_workers)
+    instances = min(planner.instances_of_worker(config, num_workers), num_instances)
     operations = _OPERATIONS * instances * config.views * num_instances * config.embedding_size
     plan = planner.make_plan(config, num_instances, num_workers)
     messages = {name: _message(name, plan.wire_step[name], num_workers, rates) for name in _OF_THE_ENCODER}

@@ -1,9 +1,9 @@
 """A run on a set that has grown or shrunk: what it takes over from the run on the earlier state, `--extend_from`.
 
 Images are known by their bytes (`data.contents`), so that files may be moved and renamed. Known images keep their class
-weight and its momentum to the last bit, the encoder its weights, BN statistics and momentum. New images get the
-projection that this encoder has for them, as the contrastive prior gives those of a random network; those that are gone
-lose their class. Steps, learning rate and warm-up begin anew.
+weight and its momentum, to the last bit where these are kept in as many digits, and the encoder its weights, BN
+statistics and momentum. New images get the projection that this encoder has for them, as the contrastive prior gives
+those of a random network; those that are gone lose their class. Steps, learning rate and warm-up begin anew.
 """
 
 from __future__ import annotations

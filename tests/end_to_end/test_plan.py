@@ -131,6 +131,11 @@ def test_the_object_alone(plan):
     [
         ((), "--images_per_second is missing: give it, or --doctor=FILE, which has measured it"),
         (("--scaling_workers=1,x",), "--scaling_workers=1,x: must be whole numbers"),
+        (("--workers=8",), "--workers=8: must be left out with --scaling"),
+        (
+            ("--images_per_second=1", "--gigaflops=1", "--latency_seconds=1", "--bandwidth=1", "--scaling_instances=100"),
+            "--scaling_instances=100: must be at least the 256 workers of --scaling_workers",
+        ),
         (
             ("--images_per_second=1", "--gigaflops=1", "--scaling_workers=0"),
             "--scaling_workers=0: must be numbers",

@@ -80,7 +80,8 @@ def test_int8_takes_a_byte_and_a_scale():
 def test_int8_is_of_cpus(name):
     sentence = f"^--{name}=int8: must be float32 or bfloat16 on a GPU, where rows of int8 cannot be written$"
     with pytest.raises(UserError, match=sentence):
-        planner.make_plan(TINY.replace(**{name: "int8"}), 10, 3, device="gpu")
+        planner.check_device(TINY.replace(**{name: "int8"}), "gpu")
+    planner.check_device(TINY.replace(**{name: "int8"}), "cpu")
 
 
 def test_memory_of_the_encoder(plan):

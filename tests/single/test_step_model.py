@@ -145,6 +145,25 @@ def test_a_message_takes_as_long_as_the_doctor_s(tmp_path):
     assert planner.gather_bytes(2 * 10**8, 4) / found.gather_bytes_per_second == pytest.approx(1.0)
 
 
+def test_the_doctor_s_workers_share_one_machine(tmp_path):
+    """The model, at the doctor's own number of workers, gives back the work that it has measured."""
+    found = rates.rates_of(GivenRates(), doctor_file(tmp_path, local_images=2), 4, one_machine=True)
+    assert step_model.step(TINY, 100, 4, found, Setting(one_machine=True)).terms[ENCODER] == pytest.approx(0.5)
+
+
+def test_a_batch_has_no_more_than_all_images():
+    apart = [step_model.step(TINY, n, 1, RATES, APART).terms[ENCODER] for n in (4, 8, 100)]
+    assert 2 * apart[0] == pytest.approx(apart[1]) and apart[1] == pytest.approx(apart[2])
+
+
+def test_int8_is_modelled_on_cpus_only():
+    config = TINY.replace(class_weights_dtype="int8")
+    on = {device: scaling.Asked([100], [1], RATES, Setting(), 1.0, device) for device in ("cpu", "gpu")}
+    assert scaling.plan_scaling(config, on["cpu"], None).result["points"][0]["fits"]
+    with pytest.raises(UserError, match="^--class_weights_dtype=int8: must be float32 or bfloat16 on a GPU"):
+        scaling.plan_scaling(config, on["gpu"], None)
+
+
 @pytest.mark.parametrize(
     ("given", "topics", "figures", "sentence"),
     [

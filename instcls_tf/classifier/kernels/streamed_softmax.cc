@@ -237,7 +237,7 @@ inline uint16_t to_bfloat16(float value, uint32_t random) {
   return static_cast<uint16_t>((bits + random) >> 16);
 }
 
-// A hash of 32 bits, the same as `_random_bits` of stochastic_rounding.py: independent of threads, tiles and workers.
+// A hash of 32 bits, the same as `_hash` of stochastic_rounding.py: independent of threads, tiles and workers.
 inline uint32_t random_bits(uint32_t x) {
   x ^= x >> 16;
   x *= 0x7feb352dU;

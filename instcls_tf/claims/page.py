@@ -41,7 +41,7 @@ def render(ledger: Ledger, results: dict[str, dict[str, Any]]) -> str:
 
 
 def _summary(ledger: Ledger, results: dict[str, dict[str, Any]]) -> Iterator[str]:
-    seconds = sum(line["cpu_seconds"] for line in results.values())
+    seconds = sum(map(cpu_seconds_of, results.values()))
     yield f"{len(results)} runs, {seconds / 3600:.1f} hours of one core of training."
     yield ""
     yield "| claim | scale | epochs | ordering | difference in 20-NN | in linear accuracy | 20-NN says |"
@@ -64,6 +64,8 @@ def _difference(verdict: Verdict) -> str:
 def _paper(claim: Claim) -> Iterator[str]:
     lengths = sorted({epochs for arm in claim.arms.values() for epochs in arm.paper})
     yield f"The paper: {claim.protocol}."
+    if not lengths:
+        return
     yield ""
     yield "| | " + " | ".join(f"{epochs} epochs" for epochs in lengths) + " |"
     yield "|---" * (len(lengths) + 1) + "|"
@@ -95,6 +97,11 @@ def _section(claim: Claim, scale: Scale, results: dict[str, dict[str, Any]]) -> 
         yield f"![Differences of pairs at the scale {scale.name}]({figure_name(claim, scale)})"
 
 
+def cpu_seconds_of(line: dict[str, Any]) -> float:
+    """CPU time of a result, or of an attempt; of earlier versions' wall time, which on one core is no less."""
+    return line.get("cpu_seconds", line["seconds"])
+
+
 def figure_name(claim: Claim, scale: Scale) -> str:
     """The file of a claim's figure, beside the page."""
     return f"claims/{claim.id}_{scale.name}.png"
@@ -105,7 +112,7 @@ def _row(name: str, values: dict[str, dict[int, float]], lines: list[dict[str, A
     knn, linear = (_percent(estimates[metric]) for metric in METRICS)
     epochs, passes = lines[0]["epochs"], lines[0]["passes_per_image"]
     shown = lines[0]["instances"] * epochs
-    minutes = sum(line["cpu_seconds"] for line in lines) / len(lines) / 60
+    minutes = sum(map(cpu_seconds_of, lines)) / len(lines) / 60
     return f"| {name} | {epochs} | {shown:,} | {passes:.1f} | {minutes:.1f} | {len(lines)} | {knn} | {linear} |"
 
 

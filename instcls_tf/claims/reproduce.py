@@ -15,7 +15,7 @@ import numpy as np
 from instcls_tf import files
 from instcls_tf.claims.figure import draw_orderings, has_orderings
 from instcls_tf.claims.ledger import KNN, LINEAR, Claim, Ledger, Scale
-from instcls_tf.claims.page import figure_name, render
+from instcls_tf.claims.page import cpu_seconds_of, figure_name, render
 from instcls_tf.claims.runs import Run, hours_of, passes_per_image, runs_of
 from instcls_tf.claims.verdicts import verdicts_of
 from instcls_tf.config import PretrainConfig
@@ -126,7 +126,7 @@ def _missing(claims: list[Claim], scale: Scale, results: dict[str, dict[str, Any
 
 def _seconds_per_epoch(scale: Scale, results: dict[str, dict[str, Any]]) -> float | None:
     """The median over the runs that are made, of one core; None before the first."""
-    paces = [line["cpu_seconds"] / line["epochs"] for line in results.values() if line["scale"] == scale.name]
+    paces = [cpu_seconds_of(line) / line["epochs"] for line in results.values() if line["scale"] == scale.name]
     return float(np.median(paces)) if paces else None
 
 
@@ -173,7 +173,7 @@ def _cpu_seconds(folder: str) -> float:
     Unlike wall time, it is hardly longer beside other work.
     """
     attempts = read_json_lines(os.path.join(folder, ATTEMPTS_NAME))
-    return sum(line["cpu_seconds"] for line in attempts if line["command"].endswith("scripts.pretrain"))
+    return sum(cpu_seconds_of(line) for line in attempts if line["command"].endswith("scripts.pretrain"))
 
 
 def _json(path: str) -> dict[str, Any]:

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import PIL
 
+from instcls_tf import stamps
 from instcls_tf.config import CACHE_IN_MEMORY, SIMCLR_VIEWS, PretrainConfig
 from instcls_tf.data import cache_file, pillow_reading
 from instcls_tf.data.cache_file import CacheFile, Making
@@ -117,8 +119,9 @@ def _made_of(config: PretrainConfig, source: FolderSource) -> dict[str, str]:
 
     images = hashlib.sha256(source.ids_digest() + str(source.reading).encode())
     for name in source.paths:
+        stamps.go_on()
         images.update(file_identity(source.root, name))
-    code = hashlib.sha256(tf.__version__.encode())
+    code = hashlib.sha256(f"{tf.__version__} {PIL.__version__}".encode())
     for module in _CODE:
         code.update(Path(__file__).with_name(module).read_bytes())
     limits = limits_of(config)

@@ -8,6 +8,7 @@ not kept.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -18,11 +19,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from instcls_tf import files
+from instcls_tf import files, stamps
 from instcls_tf.checks import require_value
 from instcls_tf.errors import UserError, shown
 
 _MAGIC = b"instcls_tf cache of images\n"
+_AT_ONCE = 2**30  # bytes
 _PAGE = 4096
 _INDEX = np.dtype([("height", "<u4"), ("width", "<u4"), ("checksum", "<u4"), ("kept", "<u4")])
 _CHANNELS = 3
@@ -118,9 +120,10 @@ class Making:
             self._descriptor = os.memfd_create("instcls_tf cache")
             self.path = f"/proc/{os.getpid()}/fd/{self._descriptor}"
         else:
-            files.refuse_unwritable(path, "cache")
             # Not the name itself before all of it is there; and one for each machine, where they share the disk.
             self.path = f"{os.path.realpath(path)}.{os.uname().nodename}.new"
+            with _as_user_error(path):
+                os.makedirs(os.path.dirname(self.path), exist_ok=True)
             self._descriptor = _opened_alone(self.path, path)
         with _as_user_error(path):
             os.truncate(self._descriptor, _begin_of_pixels(count))
@@ -139,7 +142,9 @@ class Making:
             if self._final is None:
                 os.truncate(self._descriptor, num_bytes)
             else:  # a disk that is full only when a mapped page is written ends the process
-                os.posix_fallocate(self._descriptor, 0, num_bytes)
+                for begin in range(0, num_bytes, _AT_ONCE):  # some file systems write it all, which takes its time
+                    os.posix_fallocate(self._descriptor, begin, min(_AT_ONCE, num_bytes - begin))
+                    stamps.go_on()
 
     def finish(self, cache: CacheFile, made_of: dict[str, str]) -> None:
         """Gives the filled file its head and its name.
@@ -153,7 +158,7 @@ class Making:
         with _as_user_error(self._final):
             os.pwrite(self._descriptor, _MAGIC + json.dumps({**head, "made_of": made_of}).encode() + b"\n", 0)
             os.fsync(self._descriptor)
-            os.replace(self.path, os.path.realpath(self._final))
+            _name(self.path, os.path.realpath(self._final))
             files.flush_folder(os.path.dirname(self.path))
 
     def __enter__(self) -> Making:
@@ -162,7 +167,8 @@ class Making:
     def __exit__(self, *_: object) -> None:
         if self._final is not None:
             with contextlib.suppress(OSError):
-                os.remove(self.path)
+                if _is_at(self._descriptor, self.path):
+                    os.remove(self.path)
         os.close(self._descriptor)
 
 
@@ -210,21 +216,41 @@ def _begin_of_pixels(count: int) -> int:
     return _PAGE + -(-count * _INDEX.itemsize // _PAGE) * _PAGE
 
 
+def _name(path: str, final: str) -> None:
+    """Gives a whole file its name, unless another machine's, made of the same, has it already."""
+    try:
+        os.link(path, final)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        os.replace(path, final)
+
+
+def _is_at(descriptor: int, path: str) -> bool:
+    """Whether an open file still has that name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
 def _opened_alone(path: str, wanted: str) -> int:
     """An empty file that is this process's until it closes it."""
-    with _as_user_error(wanted):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    while True:
+        with _as_user_error(wanted):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:  # others: a file system without locks
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                os.close(descriptor)
+                raise UserError(
+                    f"--cache={shown(wanted)}: another run is making it: wait until it has, or name another file"
+                ) from None
+        if _is_at(descriptor, path):  # else its owner was done with it, and gave it its name, between the two calls
+            os.truncate(descriptor, 0)
+            return descriptor
         os.close(descriptor)
-        raise UserError(
-            f"--cache={shown(wanted)}: another run is making it: wait until it has, or name another file"
-        ) from None
-    except OSError:  # a file system without locks
-        pass
-    os.truncate(descriptor, 0)
-    return descriptor
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from instcls_tf.checks import BACKGROUNDS, background_colour
-from instcls_tf.config import PretrainConfig
+from instcls_tf.config import CACHE_IN_MEMORY, PretrainConfig
 from instcls_tf.encoder.networks import IMAGENET_MEAN, IMAGENET_STD
 from instcls_tf.export.preprocessing import central_square
 from instcls_tf.export.self_check import TOLERANCE, blocks, image_of
@@ -114,6 +114,9 @@ def subject_of_run(workdir: str) -> Subject:
     manifest = checkpoint_manifest.read(prefix)
     recipe = {name: value for name, value in recipe_of(config).items() if value != "None"}
     recipe["dataset"] = _without_folders(config.dataset)
+    recipe.pop("cache")
+    if config.cache:
+        recipe["cache"] = CACHE_IN_MEMORY  # wherever it was, the views are the same
     for name in {"init", "extend_from"} & recipe.keys():
         recipe[name] = os.path.basename(os.path.normpath(recipe[name]))
     origin = {

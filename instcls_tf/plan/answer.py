@@ -6,6 +6,8 @@ from instcls_tf.config import PretrainConfig
 from instcls_tf.data.folder import refuse_picture_among_images
 from instcls_tf.data.source import Source
 from instcls_tf.distributed import cores
+from instcls_tf.distributed.memory import free_bytes
+from instcls_tf.errors import UserError
 from instcls_tf.files import refuse_unwritable
 from instcls_tf.plan import measured, planner
 from instcls_tf.report.answer import GIGABYTE, Answer, Picture
@@ -72,10 +74,23 @@ def plan_run(
     picture = Picture(output, lambda path: draw_memory(path, curves, [limit], title)) if output else None
     text = _text(plan, answer, memory_limit)
     if source is not None:
+        _refuse_too_large_for_one(config, num_instances, measure_seconds)
         found = measured.measure_hours(config, num_instances, source, measure_seconds)
         answer["measured"] = measured.result_of(found)
         text += f"\n\n{measured.text_of(found, measure_seconds)}"
     return Answer(answer, text, picture=picture)
+
+
+def _refuse_too_large_for_one(config: PretrainConfig, num_instances: int, measure_seconds: float) -> None:
+    """Steps are timed in one process, which has all classes."""
+    threads = cores.threads_of_worker(1)
+    needed = planner.make_plan(config, num_instances, 1, device=planner.CPU, threads=threads).peak_bytes
+    free = free_bytes()
+    if free is not None and needed > free:
+        raise UserError(
+            f"--measure_seconds={measure_seconds:g}: times steps in one process, which would need"
+            f" {_gigabytes(needed)} GB of {_gigabytes(free)} GB free: leave it out, or give a smaller --num_instances"
+        )
 
 
 def _text(plan: planner.Plan, answer: dict, memory_limit: float) -> str:

@@ -23,13 +23,12 @@ class Forecast:
         self._steps, self._say = steps, say
         self._begun: tuple[int, float] | None = None  # not with the first step, which compiles
         self._is_done = False
-        self._search_seconds = 0.0
-        self._searches = 0  # since the steps are watched
+        self._search_seconds = self._searched = 0.0  # of one, and of all since the steps are watched
 
     def searched(self, seconds: float) -> None:
         """Takes how long a search for hard negatives took, as every epoch has one."""
         self._search_seconds = seconds
-        self._searches += self._begun is not None
+        self._searched += seconds if self._begun is not None else 0.0
 
     def stepped(self, step: int) -> None:
         """Takes note of a completed step, counted from 0."""
@@ -42,9 +41,8 @@ class Forecast:
         if step - first < _STEPS or now - since < _SECONDS:
             return
         self._is_done = True
-        per_step, left = (now - since) / (step - first), self._steps.end - step - 1
-        # Those of which the steps that were watched had none.
-        searches = 0 if self._searches else left // self._steps.per_epoch
+        per_step, left = (now - since - self._searched) / (step - first), self._steps.end - step - 1
+        searches = (self._steps.end - 1) // self._steps.per_epoch - step // self._steps.per_epoch
         seconds = per_step * left + self._search_seconds * searches
         if seconds >= _SHORTEST:
             end = time.strftime("%a %d %b %H:%M", time.localtime(time.time() + seconds))

@@ -10,7 +10,7 @@ import tensorflow as tf
 from instcls_tf.config import CACHE_IN_MEMORY, FLOAT32, PretrainConfig
 from instcls_tf.data import augment, pipeline
 from instcls_tf.data.cache import with_cache
-from instcls_tf.data.folder import of_files
+from instcls_tf.data.folder import FolderSource, of_files
 from instcls_tf.data.source import Source
 from instcls_tf.distributed import workers
 from instcls_tf.encoder.sizes import sizes_of
@@ -30,7 +30,7 @@ _SHARE_OF_PASSES = 0.2
 _STEPS, _EFFICIENCY = 8, 0.3
 _TRAINING_PASSES = 3  # forward, and a backward pass of twice its products
 _ENDLESS = 10_000  # epochs
-_SAMPLE = 128  # images for a cache
+_SAMPLE, _FEW = 128, 8  # images for a cache; the time of the few is that of what comes before any image
 
 
 class Pace(NamedTuple):
@@ -85,10 +85,19 @@ def measure_pace(config: PretrainConfig, num_instances: int, source: Source, sec
 
 def with_sample_cached(config: PretrainConfig, source: Source) -> tuple[Source, float]:
     """For a recipe with a cache: some of its images with one in memory, and how long each took to come there."""
-    started = time.perf_counter()
-    sample = of_files(source, str(config.cache)).spread(_SAMPLE)
-    kept = with_cache(config.replace(cache=CACHE_IN_MEMORY), sample, visible=False)
-    return kept, (time.perf_counter() - started) / kept.num_instances
+    workers.start(config.seed)  # before TensorFlow's first operation
+    config = config.replace(cache=CACHE_IN_MEMORY)
+
+    def filled(most: int) -> tuple[FolderSource, float]:
+        sample = of_files(source, CACHE_IN_MEMORY).spread(most)
+        started = time.perf_counter()
+        return with_cache(config, sample, visible=False), time.perf_counter() - started
+
+    filled(_FEW)
+    (few, of_few), (kept, of_all) = filled(_FEW), filled(_SAMPLE)
+    more = kept.num_instances - few.num_instances
+    # Of very few images, or very small ones, the difference says nothing: at most as long as all of it, then.
+    return kept, (of_all - of_few) / more if of_all > of_few and more else of_all / kept.num_instances
 
 
 def search_seconds(config: PretrainConfig, num_instances: int) -> float:

@@ -8,7 +8,7 @@ import re
 from typing import Any, Callable
 
 from instcls_tf.checks import path_for_tensorflow
-from instcls_tf.config import PretrainConfig
+from instcls_tf.config import CACHE_IN_MEMORY, PretrainConfig
 from instcls_tf.distributed import cores
 from instcls_tf.errors import UserError
 from instcls_tf.sweep.draws import ArmTable, flags_of_settings
@@ -89,6 +89,8 @@ def read_spec(path: str, config_of: ConfigOf) -> Spec:
         settings[name] = tuple(_setting(arms, name, base.items(), chosen, sizes, config_of) for chosen in flags)
     table.refuse_unknown()
     _refuse_unequal(table, settings, may_differ)
+    if any(setting.config.cache not in (None, "", CACHE_IN_MEMORY) for arm in settings.values() for setting in arm):
+        raise table.error("base", f"cache must be {CACHE_IN_MEMORY}, or left out: trials would make one file at a time")
     return Spec(path=path, arms=settings, **sizes)
 
 

@@ -133,7 +133,13 @@ def test_the_object_alone(plan):
         (("--scaling_workers=1,x",), "--scaling_workers=1,x: must be whole numbers"),
         (("--workers=8",), "--workers=8: must be left out with --scaling"),
         (
-            ("--images_per_second=1", "--gigaflops=1", "--latency_seconds=1", "--bandwidth=1", "--scaling_instances=100"),
+            (
+                "--images_per_second=1",
+                "--gigaflops=1",
+                "--latency_seconds=1",
+                "--bandwidth=1",
+                "--scaling_instances=100",
+            ),
             "--scaling_instances=100: must be at least the 256 workers of --scaling_workers",
         ),
         (

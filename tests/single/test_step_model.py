@@ -160,7 +160,7 @@ def test_int8_is_modelled_on_cpus_only():
     config = TINY.replace(class_weights_dtype="int8")
     on = {device: scaling.Asked([100], [1], RATES, Setting(), 1.0, device) for device in ("cpu", "gpu")}
     assert scaling.plan_scaling(config, on["cpu"], None).result["points"][0]["fits"]
-    with pytest.raises(UserError, match="^--class_weights_dtype=int8: must be float32 or bfloat16 on a GPU"):
+    with pytest.raises(UserError, match=r"^--class_weights_dtype=int8: must be float32 or bfloat16 on a GPU"):
         scaling.plan_scaling(config, on["gpu"], None)
 
 

@@ -99,7 +99,7 @@ def _section(claim: Claim, scale: Scale, results: dict[str, dict[str, Any]]) -> 
 
 def cpu_seconds_of(line: dict[str, Any]) -> float:
     """CPU time of a result, or of an attempt; of earlier versions' wall time, which on one core is no less."""
-    return line.get("cpu_seconds", line["seconds"])
+    return line["cpu_seconds"] if "cpu_seconds" in line else line["seconds"]
 
 
 def figure_name(claim: Claim, scale: Scale) -> str:

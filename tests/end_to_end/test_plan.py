@@ -66,6 +66,9 @@ def test_picture(plan, tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+RATES = ("images_per_second", "gigaflops", "latency_seconds", "bandwidth")
+
+
 @pytest.mark.parametrize("cache", ["", "ram"])
 def test_hours_measured_on_the_images(tmp_path, cache):
     write_images(tmp_path / "photos", [f"{index}.jpg" for index in range(12)])
@@ -133,13 +136,7 @@ def test_the_object_alone(plan):
         (("--scaling_workers=1,x",), "--scaling_workers=1,x: must be whole numbers"),
         (("--workers=8",), "--workers=8: must be left out with --scaling"),
         (
-            (
-                "--images_per_second=1",
-                "--gigaflops=1",
-                "--latency_seconds=1",
-                "--bandwidth=1",
-                "--scaling_instances=100",
-            ),
+            ("--scaling_instances=100", *(f"--{rate}=1" for rate in RATES)),
             "--scaling_instances=100: must be at least the 256 workers of --scaling_workers",
         ),
         (

@@ -213,7 +213,7 @@ def test_a_set_that_does_not_fit_is_refused_with_its_size(folder, tmp_path, monk
 
 
 def test_a_file_that_cannot_be_made(folder, tmp_path):
-    with pytest.raises(UserError, match=r"--cache=/proc/photos.cache: cannot write this file \("):
+    with pytest.raises(UserError, match=r"--cache=/proc/photos.cache: cannot be written \("):
         opened(folder, "/proc/photos.cache")
     with pytest.raises(UserError, match=r"cannot read this file \(Is a directory\)"):
         opened(folder, tmp_path)

@@ -143,7 +143,7 @@ TWO = "has 3 setting(s) and ours has 4: wanted as many for each arm, or unequal_
         ("smoothing = 0", "smoothing = 'x'", "arms.ours: --smoothing=x: must be a number"),
         ("smoothing = 0", "smoothing = 2", "arms.ours: --smoothing=2.0: must be 0 or more and below 1"),
         ("smoothing = 0", "smoothing = [0]", "arms.ours.smoothing: must be a word, a number, true or false"),
-        ("smoothing = 0", "cache = '/tmp/x'", "base: cache must be ram, or left out: trials would make one file at a time"),
+        ("smoothing = 0", "cache = '/tmp/x'", "base: cache must be ram, or left out: trials"),
         ("smoothing = 0", "seed = 0", "arms.ours.flags.seed: no flag of an arm or of base: give seeds"),
         ("smoothing = 0", "dataset = 'x'", "arms.ours.flags.dataset: no flag of an arm or of base: give it"),
         ("smoothing = 0", "temperature = 1", "arms.ours.grid.temperature: is among the fixed flags, too"),

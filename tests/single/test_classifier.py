@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from instcls_tf.classifier.hard_negatives import HardNegatives
 from instcls_tf.classifier.kernels.passes import CompiledPasses
-from instcls_tf.classifier.labels import ListsOfRows, sample_classes
+from instcls_tf.classifier.labels import ListsOfRows
 from instcls_tf.classifier.local_classes import LocalClasses
 from instcls_tf.classifier.portable_passes import PortablePasses
 from instcls_tf.classifier.sharded_classifier import ShardedClassifier, fastest_passes
@@ -18,18 +18,24 @@ from instcls_tf.classifier.softmax import Softmax
 from instcls_tf.classifier.table import Table
 from instcls_tf.config import SMOOTHING_LOSSES
 from instcls_tf.distributed import collectives
-from tests import reference
+from tests.classifiers import (
+    NUM_HARD_NEGATIVES,
+    NUM_INSTANCES,
+    PASSES,
+    RATE,
+    SIZE,
+    batch,
+    classifier,
+    make_dense,
+    weights,
+)
 from tests.reference import relative_error
-
-NUM_INSTANCES, SIZE, NUM_HARD_NEGATIVES = 53, 8, 5
-RATE = 0.3
-
 
 # What the reference calls its arrays.
 DENSE_NAMES = {"weights": "weights", "momentum": "buffer"}
 
 
-@pytest.fixture(params=[CompiledPasses, PortablePasses])
+@pytest.fixture(params=PASSES)
 def make_passes(request):
     """The compiled kernels, and TensorFlow's own operations, with several tiles."""
     return functools.partial(request.param, tile_classes=20)
@@ -38,35 +44,7 @@ def make_passes(request):
 @pytest.fixture
 def make_classifier(make_passes):
     """Makes classifiers that step by either."""
-
-    def make(**changes) -> ShardedClassifier:
-        # The kernels have no shift for small temperatures.
-        cold = {} if changes.get("temperature", 1) < 0.025 else {"make_passes": make_passes}
-        layer = ShardedClassifier(NUM_INSTANCES, SIZE, **cold, **changes)
-        layer.write(tf.range(NUM_INSTANCES), tf.constant(weights()))
-        return layer
-
-    return make
-
-
-def weights() -> np.ndarray:
-    random = np.random.default_rng(1)
-    rows = random.normal(size=[NUM_INSTANCES, SIZE]) * random.uniform(0.5, 2.0, [NUM_INSTANCES, 1])
-    return rows.astype(np.float32)
-
-
-def batch(step: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Embeddings `[12, D]` of any length, ids `[12]` and hard negatives `[12, K]`."""
-    random = np.random.default_rng(10 + step)
-    ids = np.repeat(random.choice(NUM_INSTANCES, 6, replace=False), 2).astype(np.int32)
-    noise = random.normal(size=[12, SIZE]) * np.linspace(0.2, 3, 12)[:, np.newaxis]
-    hard_negatives = reference.hard_negatives(weights().astype(np.float64), NUM_HARD_NEGATIVES)[ids]
-    return ((weights()[ids] + noise) * 7).astype(np.float32), ids, hard_negatives.astype(np.int32)
-
-
-def make_dense(**changes) -> reference.DenseClassifier:
-    settings = {"temperature": 0.15, "smoothing": 0.2, "smoothing_loss": "marginal", **changes}
-    return reference.DenseClassifier(weights(), **settings)
+    return functools.partial(classifier, make_passes)
 
 
 @pytest.mark.parametrize(
@@ -310,78 +288,6 @@ def test_gaussian_rows_do_not_depend_on_the_split(monkeypatch, num_workers):
         assert layer.num_local == len(parts[-1]) in (num_instances // num_workers, num_instances // num_workers + 1)
     np.testing.assert_array_equal(np.concatenate(parts), alone.local_weights)
     assert len(np.unique(alone.local_weights, axis=0)) > 0.99 * num_instances  # no block repeats another
-
-
-@pytest.mark.parametrize("temperature", [0.15, 0.01])
-@pytest.mark.parametrize("smoothing_loss", SMOOTHING_LOSSES)
-@pytest.mark.parametrize("size", [1, 4, 30, NUM_INSTANCES])
-def test_sampled_steps_equal_the_dense_reference(make_classifier, size, smoothing_loss, temperature):
-    """Fewer classes than the batch has, and more: own classes and the sample take part, nobody else moves."""
-    layer = make_classifier(
-        smoothing=0.0, sampled_classes=size, seed=5, smoothing_loss=smoothing_loss, temperature=temperature
-    )
-    dense = make_dense(smoothing=0.0, temperature=temperature)
-    tolerance = 1e-5 if temperature > 0.1 else 2e-4
-    for step in range(3):
-        embeddings, ids, _ = batch(step)
-        sample = sample_classes(NUM_INSTANCES, size, 5, step).numpy()
-        before = layer.local_weights.numpy()
-        with tf.GradientTape() as tape:
-            x = tf.constant(embeddings)
-            tape.watch(x)
-            output = layer(x, tf.constant(ids), learning_rate=RATE, step=step)
-        loss, gradient, top1 = dense.sampled_step(embeddings, ids, sample, RATE)
-        if size == 1:  # alone with itself, or with one other
-            np.testing.assert_allclose(output.loss, loss, rtol=tolerance, atol=1e-6)
-        else:
-            assert relative_error(output.loss, loss) < tolerance
-        assert relative_error(tape.gradient(output.loss, x), gradient) < tolerance
-        assert output.instance_top1.numpy() == pytest.approx(top1)
-        moved = np.flatnonzero((layer.local_weights.numpy() != before).any(axis=1))
-        np.testing.assert_array_equal(moved, np.union1d(sample, ids))
-    assert relative_error(layer.local_weights, dense.weights) < tolerance
-    assert relative_error(layer.local_momentum, dense.buffer) < tolerance
-
-
-def test_a_sample_of_all_is_no_sample(make_classifier):
-    embeddings, ids, _ = batch()
-    results = []
-    for size in (0, NUM_INSTANCES):
-        layer = make_classifier(smoothing=0.0, sampled_classes=size)
-        output = layer(tf.constant(embeddings), tf.constant(ids), learning_rate=RATE)
-        results.append([*output, layer.local_weights])
-    for whole, sampled in zip(*results):
-        np.testing.assert_allclose(sampled, whole, rtol=1e-6)
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_sampled_classes_are_stored_alike(make_classifier, dtype):
-    """Own classes outside of the sample are stored as those in it are; the others stay as they are, to the last bit."""
-    kept = {"weights_dtype": dtype, "momentum_dtype": dtype, "products_dtype": "bfloat16"}
-    layer, dense = make_classifier(smoothing=0.0, sampled_classes=4, **kept), make_dense(smoothing=0.0)
-    before = layer.read(tf.range(NUM_INSTANCES)).numpy()
-    dense.weights = before.astype(np.float64)
-    embeddings, ids, _ = batch()
-    output = layer(tf.constant(embeddings), tf.constant(ids), learning_rate=RATE)
-    sample = sample_classes(NUM_INSTANCES, 4, 0, 0).numpy()
-    loss, *_ = dense.sampled_step(embeddings, ids, sample, RATE)
-    rows = layer.read(tf.range(NUM_INSTANCES)).numpy()
-    assert relative_error(output.loss, loss) < 1e-2
-    assert relative_error(rows, dense.weights) < 1e-2
-    assert relative_error(layer.classes.momentum.read(tf.range(NUM_INSTANCES)), dense.buffer) < 2e-2
-    others = np.setdiff1d(np.arange(NUM_INSTANCES), np.union1d(ids, sample))
-    np.testing.assert_array_equal(rows[others], before[others])
-
-
-@pytest.mark.parametrize("size", [-1, 54])
-def test_samples_of_an_impossible_size(size):
-    with pytest.raises(ValueError, match=f"sampled_classes={size}: must be 0 to the 53 classes"):
-        ShardedClassifier(NUM_INSTANCES, SIZE, smoothing=0.0, sampled_classes=size)
-
-
-def test_no_sample_with_smoothing():
-    with pytest.raises(ValueError, match=r"sampled_classes=9: works with smoothing=0 only, not 0\.2"):
-        ShardedClassifier(NUM_INSTANCES, SIZE, smoothing=0.2, sampled_classes=9)
 
 
 def test_the_kernels_are_chosen_where_they_can_do_it():

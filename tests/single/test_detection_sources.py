@@ -285,8 +285,7 @@ def test_reading_a_folder_does_not_import_tensorflow(tmp_path, root):
         "import sys; from instcls_tf.detection.sources import open_detection_data\n"
         f"open_detection_data('folder:{tmp_path}', 'trainval', 'test'); print('tensorflow' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
 
 
 def test_tfds_holds_the_same(tmp_path, root):

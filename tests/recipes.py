@@ -78,3 +78,16 @@ CHANGED = PretrainConfig(
     stall_timeout=30.5,
     max_steps=0,
 )
+
+# So small that what is planned of it can be counted.
+PLANNED = PretrainConfig(
+    workdir="unused",
+    encoder="resnet18",
+    stem="small",
+    width_multiplier=0.125,
+    image_size=8,
+    batch_size=4,
+    micro_batch=1,
+    embedding_size=2,
+    hard_negatives=3,
+)

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from instcls_tf.classifier.kernels.passes import CompiledPasses
 from instcls_tf.classifier.labels import ListsOfRows
-from instcls_tf.classifier.portable_passes import PortablePasses
 from instcls_tf.classifier.sharded_classifier import ShardedClassifier
 from instcls_tf.distributed import collectives
 from instcls_tf.distributed.partition import bounds
 from tests import reference
 from tests.parallel import cases
+from tests.parallel.tasks import make_classifier
 from tests.reference import relative_error
 
 TOLERANCE = 1e-5
@@ -55,21 +54,6 @@ def eagerly():
     tf.config.run_functions_eagerly(False)
 
 
-def layer_of(case: cases.Case) -> ShardedClassifier:
-    make = CompiledPasses if case.compiled else PortablePasses
-    layer = ShardedClassifier(
-        cases.NUM_INSTANCES,
-        cases.EMBEDDING_SIZE,
-        temperature=case.temperature,
-        smoothing=case.smoothing,
-        smoothing_loss=case.smoothing_loss,
-        make_passes=functools.partial(make, tile_classes=case.tile_classes),
-        name="share",
-    )
-    layer.write(tf.range(layer.num_local), tf.constant(cases.weights()[layer.begin : layer.end]))
-    return layer
-
-
 def own_rows(rank: int, size: int) -> slice:
     return slice(*bounds(len(IDS), size, rank))
 
@@ -93,7 +77,7 @@ def shares_of(case: cases.Case, size: int) -> list[tuple]:
         for rank in range(size):
             others = Exchange(before, known)
             with collectives.as_worker(rank, size, others):
-                layer = layer_of(case)
+                layer = make_classifier(case, "share")
                 rate = cases.LEARNING_RATE if is_last else None
                 output, gradient, move = step_of(layer, own_rows(rank, size), rate)
                 move()

@@ -10,19 +10,9 @@ from instcls_tf.config import PretrainConfig
 from instcls_tf.encoder.sizes import encoder_sizes
 from instcls_tf.errors import UserError
 from instcls_tf.plan import classifier_bytes, planner
+from tests.recipes import PLANNED as TINY
 
 # 4 instances with 2 views: B = 8 rows of D = 2; K = 3; N = 10 classes on T = 3 workers, the first of which owns 4.
-TINY = PretrainConfig(
-    workdir="unused",
-    encoder="resnet18",
-    stem="small",
-    width_multiplier=0.125,
-    image_size=8,
-    batch_size=4,
-    micro_batch=1,
-    embedding_size=2,
-    hard_negatives=3,
-)
 DTYPE_FLAGS = ("class_weights_dtype", "class_momentum_dtype")
 SIZES = encoder_sizes(
     encoder="resnet18", stem="small", width_multiplier=0.125, image_size=8, embedding_size=2, mlp_head=True

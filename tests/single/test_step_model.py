@@ -8,7 +8,6 @@ import re
 
 import pytest
 
-from instcls_tf.config import PretrainConfig
 from instcls_tf.errors import UserError
 from instcls_tf.plan import planner, rates, scaling, step_model
 from instcls_tf.plan.rates import GivenRates
@@ -22,19 +21,10 @@ from instcls_tf.plan.step_model import (
     Setting,
     Step,
 )
+from tests.recipes import PLANNED
 
 # B = 8 instances with 2 views, in 4 BN groups; D = 2, K = 3; N = 100 on T workers.
-TINY = PretrainConfig(
-    workdir="unused",
-    encoder="resnet18",
-    stem="small",
-    width_multiplier=0.125,
-    image_size=8,
-    batch_size=8,
-    micro_batch=2,
-    embedding_size=2,
-    hard_negatives=3,
-)
+TINY = PLANNED.replace(batch_size=8, micro_batch=2)
 RATES = Rates(10.0, 1000.0, 0.25, 1e5, 2e5)
 APART = Setting(overlap=False)
 

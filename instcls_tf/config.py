@@ -60,7 +60,6 @@ STALL_TIMEOUT = 900.0
 # The batch size at which `learning_rate` is meant, as in the paper.
 REFERENCE_BATCH_SIZE = 4096
 
-
 # What only the instance classification has; its prior and its smoothing are on by default and left out elsewhere.
 _OF_THE_CLASSIFICATION = (
     "extend_from",
@@ -185,9 +184,8 @@ class PretrainConfig:
         one_of(self, "class_products_dtype", PRODUCTS_DTYPES)
         for name in ("image_size", "embedding_size", "batch_size", "views", "micro_batch", "epochs", "log_every"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
-        above_zero(
-            self, "temperature", "batch_contrast_temperature", "width_multiplier", "classifier_learning_rate_factor"
-        )
+        above_zero(self, "temperature", "batch_contrast_temperature")
+        above_zero(self, "width_multiplier", "classifier_learning_rate_factor")
         zero_or_more(self, "learning_rate", "weight_decay", "class_weight_decay", "warmup_epochs", "batch_contrast")
         zero_or_more(self, "stall_timeout", "bn_burn_in", "sampled_classes", "checkpoint_every", "hard_negatives")
         zero_or_more(self, "exposures", "extend_epochs", "prior_every", "contrast_epochs", "max_steps")

@@ -76,7 +76,9 @@ def _pretrain(
     is_chief = collectives.rank() == 0
 
     # ---- Images that are decoded once
-    source = cache.with_cache(config, source) if config.cache else source
+    if config.cache:
+        with signals.told("stopped before the cache was complete; the same command starts again, and fills it anew"):
+            source = cache.with_cache(config, source)
 
     # ---- Model, new or from the newest checkpoint
     stamps.stamp("making the network")

@@ -54,6 +54,17 @@ def finish(state: str) -> None:
 
 
 @contextlib.contextmanager
+def told(state: str) -> Iterator[None]:
+    """Within it, what the last line says of a process that a signal ends at once."""
+    global _state
+    before, _state = _state, state
+    try:
+        yield
+    finally:
+        _state = before
+
+
+@contextlib.contextmanager
 def heeded() -> Iterator[None]:
     """Within it, the signals of `job.HEEDED` end the process with status 75.
 

@@ -71,7 +71,7 @@ def measure_classifier(settings: ClassifierBenchmark) -> Answer:
     small = dataclasses.replace(settings, num_instances=min(settings.num_instances, WARM_UP_INSTANCES))
     _one_step(small)()
     device.return_freed_memory()
-    started_with = fitting.resident_bytes()
+    started_with = _resident_bytes()
     planned = _planned(settings)
     result = {
         "workers": collectives.size(),
@@ -97,7 +97,7 @@ def measure_classifier(settings: ClassifierBenchmark) -> Answer:
         planned = sum(classifier_bytes.data_parallel_bytes(*sizes).values())
         # One worker's arrays are as large as those before, whose place they take; those of several are larger, and
         # TensorFlow's allocator puts nothing together.
-        kept = fitting.resident_bytes() - started_with if num_workers == 1 else 0
+        kept = _resident_bytes() - started_with if num_workers == 1 else 0
         result |= _if_it_fits("plain_", planned, lambda: _plain_step(settings), ("plain_seconds_per_step",), kept)
     return Answer(result, format_table(result))
 
@@ -134,7 +134,7 @@ def format_table(result: dict[str, Any]) -> str:
 
 
 def _sharded(settings: ClassifierBenchmark) -> dict[str, Any]:
-    before = fitting.resident_bytes()
+    before = _resident_bytes()
     with _PeakMemory() as peak:
         step = _one_step(settings)
         seconds = seconds_of(step, settings.repeats)
@@ -167,6 +167,11 @@ def _share(settings: ClassifierBenchmark) -> Callable[[], AbstractContextManager
     if not settings.as_worker_of:
         return contextlib.nullcontext
     return functools.partial(collectives.as_worker, 0, settings.as_worker_of, OtherWorkers(settings))
+
+
+def _resident_bytes() -> int:
+    """What this process has of the machine's memory now."""
+    return psutil.Process().memory_info().rss
 
 
 def _state_bytes(settings: ClassifierBenchmark) -> int:

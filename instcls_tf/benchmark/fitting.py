@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import psutil
 import tensorflow as tf
 
 from instcls_tf.benchmark.sizes import misfit
@@ -63,8 +62,3 @@ def refuse(subject: str, planned_bytes: int) -> None:
     fit = look(planned_bytes)
     if not fit.holds:
         raise UserError(f"benchmark {subject}: {fit} for a worker, wanted a smaller --num_instances or more machines")
-
-
-def resident_bytes() -> int:
-    """What this process has of the machine's memory now."""
-    return psutil.Process().memory_info().rss

@@ -50,14 +50,14 @@ def measure_hard_negatives(num_instances: int, embedding_size: int, k: int, repe
     layer.initialize_gaussian()
     seconds = seconds_of(lambda: hard_negatives(layer, k).numpy(), repeats)
     result = {"workers": collectives.size(), "num_instances": num_instances, "seconds": seconds}
+    is_chief = collectives.rank() == 0
     fit = fitting.look(_faiss_bytes(num_instances, embedding_size, k))
     if not fit.holds:
         text = f"this design: {seconds:.3g} s\nFAISS: {fit}"
-        return Answer({**result, **dict.fromkeys(_OF_FAISS)}, text)
+        return Answer({**result, **dict.fromkeys(_OF_FAISS)}, text) if is_chief else Answer({})
     weights = collectives.all_gather(tf.convert_to_tensor(layer.local_weights), "all_weights").numpy()
     lists = collectives.all_gather(hard_negatives(layer, k), "all_lists").numpy()
     cores = set(collectives.all_gather(tf.constant(sorted(os.sched_getaffinity(0))), "cores").numpy().tolist())
-    is_chief = collectives.rank() == 0
     # Workers that waited would look for messages all the time, on cores that FAISS is to have for itself.
     collectives.leave()
     if not is_chief:

@@ -111,6 +111,10 @@ class ShardedClassifier(tf.keras.layers.Layer):
         ):
             if dtype not in wanted:
                 raise ValueError(f"{argument}={dtype!r}: must be one of {wanted}")
+            if dtype == INT8 and tf.config.list_physical_devices("GPU"):
+                raise ValueError(
+                    f"{argument}={dtype!r}: must be another on a GPU, where rows of int8 cannot be written"
+                )
         self.num_instances, self.embedding_size = num_instances, embedding_size
         self.temperature, self.smoothing, self.smoothing_loss = temperature, smoothing, smoothing_loss
         self.momentum_factor, self.weight_decay = momentum, weight_decay

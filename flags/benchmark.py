@@ -12,7 +12,7 @@ from absl import flags
 from flags import data, evaluation, from_dataclass, paths, pretraining
 from instcls_tf.benchmark.sizes import SHARE_ROWS, SYNTHETIC, ClassifierBenchmark
 from instcls_tf.checks import numbers_of, require
-from instcls_tf.config import INSTANCE, PretrainConfig
+from instcls_tf.config import CHOICES, INSTANCE, PretrainConfig
 from instcls_tf.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -21,7 +21,7 @@ FLAGS = flags.FLAGS
 _STEP_FLAGS = tuple(field.name for field in dataclasses.fields(PretrainConfig) if field.name != "workdir")
 _CHECKS_FLAGS = tuple(name for name in _STEP_FLAGS if name != "dataset")
 _DTYPES = ("class_weights_dtype", "class_momentum_dtype", "class_products_dtype")
-_CLASSIFIER_FLAGS = ("embedding_size", "hard_negatives", "smoothing", *_DTYPES)
+_CLASSIFIER_FLAGS = ("embedding_size", "hard_negatives", "smoothing", "class_passes", *_DTYPES)
 
 _DESCRIPTIONS = {
     **pretraining.DESCRIPTIONS,
@@ -55,7 +55,7 @@ def _input() -> dict[str, Any]:
 
 
 def _define_classifier() -> None:
-    from_dataclass.define(ClassifierBenchmark, _DESCRIPTIONS, choices=pretraining.CHOICES)
+    from_dataclass.define(ClassifierBenchmark, _DESCRIPTIONS, choices=CHOICES)
 
 
 def _classifier() -> dict[str, Any]:
@@ -161,9 +161,7 @@ def _define_scaling() -> None:
     flags.DEFINE_list("num_instances", default, "N, the classes of all workers; several, with commas.")
     flags.DEFINE_integer("workers", 2, "T: workers, started on this machine.")
     flags.DEFINE_integer("repeats", 3, "Steps that are timed for each N; their median counts.")
-    from_dataclass.define(
-        ClassifierBenchmark, _DESCRIPTIONS, choices=pretraining.CHOICES, only=("batch_rows", *_CLASSIFIER_FLAGS)
-    )
+    from_dataclass.define(ClassifierBenchmark, _DESCRIPTIONS, choices=CHOICES, only=("batch_rows", *_CLASSIFIER_FLAGS))
     paths.define("output", None, "PNG file to write: seconds per step and memory per worker against N.")
 
 

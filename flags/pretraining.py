@@ -107,6 +107,9 @@ DESCRIPTIONS = {
     " for each class, about a quarter. Both are rounded stochastically.",
     "class_momentum_dtype": "How the momentum of class weights is kept, likewise.",
     "class_products_dtype": "Number type of the factors in the classifier's matrix products; sums are kept in float32.",
+    "class_passes": "What computes the classifier's passes: `auto` is the compiled kernels where they are there (CPUs,"
+    " temperatures from 0.025), else TensorFlow's operations; `operations` these; `xla` these, with the dense part of a"
+    " tile compiled by XLA. The result is the same up to rounding.",
     "seed": "Random seed of weights, order and views.",
     "log_every": "Steps between two lines of metrics.jsonl.",
     "checkpoint_every": "Epochs between two checkpoints; 0 saves at the end only.",
@@ -122,21 +125,6 @@ DESCRIPTIONS = {
     " initialised run.",
 }
 
-CHOICES = {
-    "method": recipe.METHODS,
-    "diet_optimizer": recipe.DIET_OPTIMIZERS,
-    "augmentation": recipe.AUGMENTATIONS,
-    "encoder": recipe.ENCODERS,
-    "stem": recipe.STEMS,
-    "smoothing_loss": recipe.SMOOTHING_LOSSES,
-    "classifier_init": recipe.CLASSIFIER_INITS,
-    "precision": recipe.PRECISIONS,
-    "recompute": recipe.RECOMPUTE,
-    "class_weights_dtype": recipe.STORAGE_DTYPES,
-    "class_momentum_dtype": recipe.STORAGE_DTYPES,
-    "class_products_dtype": recipe.PRODUCTS_DTYPES,
-}
-
 # --dataset may name a folder as well, but is part of the recipe and stays as it was given.
 PATHS = ("data_dir", "extend_from", "init", "cache")
 
@@ -144,7 +132,7 @@ PATHS = ("data_dir", "extend_from", "init", "cache")
 def define(only: tuple[str, ...] | None = None, flag_values: flags.FlagValues = FLAGS) -> None:
     """Defines the flags; `only` these, for commands that need a few of them."""
     from_dataclass.define(
-        PretrainConfig, DESCRIPTIONS, choices=CHOICES, path_names=PATHS, only=only, flag_values=flag_values
+        PretrainConfig, DESCRIPTIONS, choices=recipe.CHOICES, path_names=PATHS, only=only, flag_values=flag_values
     )
 
 

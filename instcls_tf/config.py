@@ -39,6 +39,8 @@ BFLOAT16, INT8 = "bfloat16", "int8"
 ALWAYS, NEVER = "always", "never"
 RECOMPUTE = (AUTO, ALWAYS, NEVER)
 PRODUCTS_DTYPES, STORAGE_DTYPES = (FLOAT32, BFLOAT16), (FLOAT32, BFLOAT16, INT8)
+OPERATIONS, XLA = "operations", "xla"
+CLASS_PASSES = (AUTO, OPERATIONS, XLA)
 CACHE_IN_MEMORY = "ram"
 
 LARGEST_MAX_PIXELS = 2**29 // 3  # Pillow opens nothing larger: half a GiB of RGB
@@ -47,6 +49,23 @@ LARGEST_MAX_PIXELS = 2**29 // 3  # Pillow opens nothing larger: half a GiB of RG
 RUN_FLAGS_NAME, RUN_FLAGS_END = "run.flags", "# end"
 INSTANCE, SIMCLR, MOCO_V2, PIC, DIET = METHODS = ("instance", "simclr", "moco_v2", "pic", "diet")
 ADAMW, SGD = DIET_OPTIMIZERS = ("adamw", "sgd")
+
+# The settings that are one of a few words.
+CHOICES = {
+    "method": METHODS,
+    "diet_optimizer": DIET_OPTIMIZERS,
+    "augmentation": AUGMENTATIONS,
+    "encoder": ENCODERS,
+    "stem": STEMS,
+    "smoothing_loss": SMOOTHING_LOSSES,
+    "classifier_init": CLASSIFIER_INITS,
+    "precision": PRECISIONS,
+    "recompute": RECOMPUTE,
+    "class_weights_dtype": STORAGE_DTYPES,
+    "class_momentum_dtype": STORAGE_DTYPES,
+    "class_products_dtype": PRODUCTS_DTYPES,
+    "class_passes": CLASS_PASSES,
+}
 
 # tau where --temperature is left out. SimCLR's paper has .1 on ImageNet and .5 on CIFAR-10; DIET's logits have none.
 TEMPERATURES = {INSTANCE: 0.15, SIMCLR: 0.2, MOCO_V2: 0.2, PIC: 0.2, DIET: 1.0}
@@ -70,6 +89,7 @@ _OF_THE_CLASSIFICATION = (
     "class_weights_dtype",
     "class_momentum_dtype",
     "class_products_dtype",
+    "class_passes",
 )
 
 
@@ -138,6 +158,7 @@ class PretrainConfig:
     class_weights_dtype: str = FLOAT32
     class_momentum_dtype: str = FLOAT32
     class_products_dtype: str = FLOAT32
+    class_passes: str = AUTO
     seed: int = 0
     log_every: int = 10
     checkpoint_every: int = 1
@@ -170,18 +191,8 @@ class PretrainConfig:
             value = getattr(self, name) or ""
             # Several lines would be several flags in run.flags.
             require(self, name, "\n" not in value and "\r" not in value, "one line")
-        one_of(self, "encoder", ENCODERS)
-        one_of(self, "stem", STEMS)
-        one_of(self, "augmentation", AUGMENTATIONS)
-        one_of(self, "method", METHODS)
-        one_of(self, "diet_optimizer", DIET_OPTIMIZERS)
-        one_of(self, "smoothing_loss", SMOOTHING_LOSSES)
-        one_of(self, "classifier_init", CLASSIFIER_INITS)
-        one_of(self, "precision", PRECISIONS)
-        one_of(self, "recompute", RECOMPUTE)
-        one_of(self, "class_weights_dtype", STORAGE_DTYPES)
-        one_of(self, "class_momentum_dtype", STORAGE_DTYPES)
-        one_of(self, "class_products_dtype", PRODUCTS_DTYPES)
+        for name, choices in CHOICES.items():
+            one_of(self, name, choices)
         for name in ("image_size", "embedding_size", "batch_size", "views", "micro_batch", "epochs", "log_every"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
         above_zero(self, "temperature", "batch_contrast_temperature")
@@ -203,13 +214,8 @@ class PretrainConfig:
         require(self, "batch_size", self.batch_size >= num_workers, f"at least the {num_workers} workers")
         if num_workers > 1:
             largest = -(-self.batch_size // (num_workers - 1)) - 1
-            require(
-                self,
-                "micro_batch",
-                self.micro_batch <= largest,
-                f"at most {largest}, for each of the {num_workers} workers to have a BN group of"
-                f" --batch_size={self.batch_size}",
-            )
+            why = f"for each of the {num_workers} workers to have a BN group of --batch_size={self.batch_size}"
+            require(self, "micro_batch", self.micro_batch <= largest, f"at most {largest}, {why}")
         require(self, "hard_negatives", self.hard_negatives >= 1 or self.smoothing == 0, "at least 1, or --smoothing=0")
         if self.sampled_classes and self.smoothing:
             raise UserError(
@@ -257,20 +263,10 @@ class PretrainConfig:
                 f"--dataset={self.dataset}: has {num_instances} instances, must be at least the {num_workers} workers"
             )
         self.for_instances(num_instances)._validate_contrast_epochs()
+        instances = f"the number of instances of --dataset={self.dataset}, {num_instances}"
         if self.smoothing and self.method == INSTANCE:
-            require(
-                self,
-                "hard_negatives",
-                self.hard_negatives < num_instances,
-                f"below the number of instances of --dataset={self.dataset}, {num_instances}",
-            )
-        if self.sampled_classes:
-            require(
-                self,
-                "sampled_classes",
-                self.sampled_classes <= num_instances,
-                f"at most the number of instances of --dataset={self.dataset}, {num_instances}",
-            )
+            require(self, "hard_negatives", self.hard_negatives < num_instances, f"below {instances}")
+        require(self, "sampled_classes", self.sampled_classes <= num_instances, f"at most {instances}")
         if self.method == PIC:
             window = self.window(num_instances)
             if window is not None:

@@ -68,6 +68,7 @@ CHANGED = PretrainConfig(
     class_weights_dtype="bfloat16",
     class_momentum_dtype="bfloat16",
     class_products_dtype="bfloat16",
+    class_passes="xla",
     seed=3,
     log_every=1,
     checkpoint_every=0,

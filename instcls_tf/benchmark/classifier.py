@@ -30,9 +30,11 @@ from instcls_tf.benchmark.other_workers import OtherWorkers
 from instcls_tf.benchmark.sizes import WARM_UP_INSTANCES, ClassifierBenchmark, misfit
 from instcls_tf.benchmark.timing import seconds_of, slowest
 from instcls_tf.checks import writable_on_gpu
+from instcls_tf.classifier.choice import passes_of
 from instcls_tf.classifier.kernels import passes
 from instcls_tf.classifier.labels import ListsOfRows
 from instcls_tf.classifier.sharded_classifier import ShardedClassifier
+from instcls_tf.config import AUTO, XLA
 from instcls_tf.distributed import collectives, cores, device, partition, workers
 from instcls_tf.plan import classifier_bytes
 from instcls_tf.plan.answer import DATA_PARALLEL, SHARDED
@@ -81,7 +83,7 @@ def measure_classifier(settings: ClassifierBenchmark) -> Answer:
         "local_instances": partition.bounds(settings.num_instances, num_workers, 0)[1],
         "batch_rows": settings.batch_rows,
         "threads": cores.threads_of_worker(collectives.local_size()),
-        "kernels": (passes.usable_kernels() or ["TensorFlow"])[0],
+        "kernels": _computed_by(settings),
         "planned_bytes": planned,
         **_if_it_fits("", planned, lambda: _sharded(settings), _SHARDED),
     }
@@ -100,6 +102,12 @@ def measure_classifier(settings: ClassifierBenchmark) -> Answer:
         kept = _resident_bytes() - started_with if num_workers == 1 else 0
         result |= _if_it_fits("plain_", planned, lambda: _plain_step(settings), ("plain_seconds_per_step",), kept)
     return Answer(result, format_table(result))
+
+
+def _computed_by(settings: ClassifierBenchmark) -> str:
+    """The kernels that are taken, or whatever stands in for them."""
+    kernels = passes.usable_kernels() if settings.class_passes == AUTO else []
+    return kernels[0] if kernels else "XLA" if settings.class_passes == XLA else "TensorFlow"
 
 
 def _if_it_fits(
@@ -189,6 +197,7 @@ def _make_layer(settings: ClassifierBenchmark) -> ShardedClassifier:
         weights_dtype=settings.class_weights_dtype,
         momentum_dtype=settings.class_momentum_dtype,
         products_dtype=settings.class_products_dtype,
+        make_passes=passes_of(settings.class_passes),
     )
     layer.initialize_gaussian()
     return layer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from instcls_tf.checks import one_of, require
-from instcls_tf.config import PRODUCTS_DTYPES, STORAGE_DTYPES, PretrainConfig
+from instcls_tf.config import CHOICES, PretrainConfig
 from instcls_tf.plan import answer
 from instcls_tf.report.answer import GIGABYTE
 
@@ -38,6 +38,7 @@ class ClassifierBenchmark:
     class_weights_dtype: str = PretrainConfig.class_weights_dtype
     class_momentum_dtype: str = PretrainConfig.class_momentum_dtype
     class_products_dtype: str = PretrainConfig.class_products_dtype
+    class_passes: str = PretrainConfig.class_passes
     repeats: int = 5
     plain: bool = True
     bare: bool = True
@@ -55,9 +56,8 @@ class ClassifierBenchmark:
         """Raises UserError for a value that cannot be measured."""
         for name in ("num_instances", "embedding_size", "repeats"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("class_weights_dtype", "class_momentum_dtype"):
-            one_of(self, name, STORAGE_DTYPES)
-        one_of(self, "class_products_dtype", PRODUCTS_DTYPES)
+        for name in ("class_weights_dtype", "class_momentum_dtype", "class_products_dtype", "class_passes"):
+            one_of(self, name, CHOICES[name])
         is_share = self.as_worker_of == 0 or self.as_worker_of >= 2
         require(self, "as_worker_of", is_share, "at least 2 workers, or 0 for those that are there")
         is_alone = not self.as_worker_of or num_workers == 1

@@ -35,6 +35,7 @@ import tensorflow as tf
 from instcls_tf.benchmark import fitting
 from instcls_tf.benchmark.timing import seconds_of
 from instcls_tf.classifier import softmax
+from instcls_tf.classifier.choice import passes_of
 from instcls_tf.classifier.labels import ListsOfRows
 from instcls_tf.classifier.sharded_classifier import ShardedClassifier
 from instcls_tf.config import PretrainConfig
@@ -231,6 +232,7 @@ def _classifier_alone(config: PretrainConfig, num_local: int, instance_ids: tf.T
             weights_dtype=config.class_weights_dtype,
             momentum_dtype=config.class_momentum_dtype,
             products_dtype=config.class_products_dtype,
+            make_passes=passes_of(config.class_passes),
         )
         layer.initialize_gaussian()
     # Of the classes of a batch and of the hard negatives of a row, one in T is this worker's.

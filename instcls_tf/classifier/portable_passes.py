@@ -1,11 +1,13 @@
 """The two passes of the streamed softmax by TensorFlow's own operations: for GPUs, small temperatures, any machine.
 
+XLA may compile what is dense in a tile: a GPU then sees six kernels for it and those of the labels, which are sparse.
+
 Shapes use the legend of `softmax.py`.
 """
 
 from __future__ import annotations
 
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, TypeVar
 
 import tensorflow as tf
 
@@ -23,6 +25,9 @@ from instcls_tf.classifier.softmax import (
     target_terms,
 )
 from instcls_tf.distributed import collectives
+
+
+_Dense = TypeVar("_Dense", bound=Callable[..., Any])
 
 
 class _Tile(NamedTuple):
@@ -46,10 +51,15 @@ class PortablePasses:
       classes: this worker's.
       softmax: which one.
       tile_classes: classes of a tile; None for as many as suit the device.
+      xla: compile the dense part of a tile by XLA. It does so once for each shape, that of the last tile too.
     """
 
-    def __init__(self, classes: LocalClasses, softmax: Softmax, tile_classes: int | None = None):
+    def __init__(self, classes: LocalClasses, softmax: Softmax, tile_classes: int | None = None, xla: bool = False):
         self._classes, self._softmax, self._tile_classes = classes, softmax, tile_classes
+        # The labels need the logits of a tile before the rest of it: so there are two functions for a pass.
+        self._logits = _compiled(self._logits_of_tile) if xla else self._logits_of_tile
+        self._sums = _compiled(self._sums_of_tile) if xla else self._sums_of_tile
+        self._gradients = _compiled(self._gradients_of_tile) if xla else self._gradients_of_tile
 
     def local_maxima(self, batch: Batch) -> Shift | None:
         """The largest logit of each row, over all streamed classes and over its targets: an extra pass for small tau.
@@ -78,16 +88,15 @@ class PortablePasses:
             return tf.math.unsorted_segment_sum(values, tile.targets.row, batch_rows)  # [B, ...]
 
         def body(tile: _Tile, sums: PartialSums) -> PartialSums:
-            exp = _exp_of_logits(tile, batch.shift)  # [B, c]
+            exp_sum, maxima, exp_weights = self._sums(tile.logits, tile.directions, batch.shift)
             terms, factors = target_terms(tile.target_logits, tile.targets, batch.shift, self._softmax.smoothing_loss)
-            unit = tile.directions.unit
-            of_targets = tf.gather(unit, tile.targets.column - tile.begin)  # [e, D]
+            of_targets = tf.gather(tile.directions.unit, tile.index[:, 1])  # [e, D]
             return PartialSums(
-                exp_sum=sums.exp_sum + tf.reduce_sum(exp, axis=1),
+                exp_sum=sums.exp_sum + exp_sum,
                 target_sum=sums.target_sum + by_row(terms, tile),
                 own_logit=sums.own_logit + by_row(tf.where(tile.targets.is_own, tile.target_logits, 0.0), tile),
-                max_negative=tf.maximum(sums.max_negative, _max_negative(tile)),
-                exp_weights=sums.exp_weights + self._product(exp, unit),
+                max_negative=tf.maximum(sums.max_negative, _max_negative(tile, maxima)),
+                exp_weights=sums.exp_weights + exp_weights,
                 target_weights=sums.target_weights + by_row(factors[:, tf.newaxis] * of_targets, tile),
             )
 
@@ -111,12 +120,29 @@ class PortablePasses:
             target = tf.math.unsorted_segment_sum(
                 shares[:, tf.newaxis] * tf.gather(mean, tile.targets.row), tile.index[:, 1], tile.end - tile.begin
             )  # [c, D]
-            toward = self._product(_exp_of_logits(tile, batch.shift), expected, transpose_a=True) - target  # [c, D]
-            gradients = tile.directions.through_norm(toward)
+            gradients = self._gradients(tile.logits, tile.directions, batch.shift, expected, target)
             with tf.control_dependencies([self._classes.move(tile.local, tile.weights, gradients, sgd)]):
                 return moved + tile.end - tile.begin
 
         self._for_each_tile(body, tf.constant(0), batch)
+
+    def _logits_of_tile(self, weights: tf.Tensor, scaled: tf.Tensor) -> tuple[Directions, tf.Tensor]:
+        directions = directions_of(weights)
+        return directions, self._product(scaled, directions.unit, transpose_b=True)  # [B, c]
+
+    def _sums_of_tile(
+        self, logits: tf.Tensor, directions: Directions, shift: Shift | None
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Over the classes of a tile: of exp `[B]`, the maxima of the logits `[B]`, and of exp w^ `[B, D]`."""
+        exp = _exp_of_logits(logits, shift)  # [B, c]
+        return tf.reduce_sum(exp, axis=1), tf.reduce_max(logits, axis=1), self._product(exp, directions.unit)
+
+    def _gradients_of_tile(
+        self, logits: tf.Tensor, directions: Directions, shift: Shift | None, expected: tf.Tensor, target: tf.Tensor
+    ) -> tf.Tensor:
+        """`[c, D]` for the weights of a tile, from `[B, D]` and what the labels take away, `[c, D]`."""
+        toward = self._product(_exp_of_logits(logits, shift), expected, transpose_a=True) - target
+        return directions.through_norm(toward)
 
     def _product(self, a: tf.Tensor, b: tf.Tensor, **transposed: bool) -> tf.Tensor:
         dtype = self._softmax.products_dtype
@@ -141,12 +167,15 @@ class PortablePasses:
     def _read_tile(self, batch: Batch, scaled: tf.Tensor, begin: tf.Tensor, end: tf.Tensor) -> _Tile:
         local = tf.range(begin, end) if batch.streamed is None else batch.streamed[begin:end]
         weights = self._classes.read(local)  # [c, D]
-        directions = directions_of(weights)
-        logits = self._product(scaled, directions.unit, transpose_b=True)  # [B, c]
+        directions, logits = self._logits(weights, scaled)
         first, last = tf.unstack(tf.searchsorted(batch.targets.column, tf.stack([begin, end])))
         targets = Targets(*(part[first:last] for part in batch.targets))
         index = tf.stack([targets.row, targets.column - begin], axis=1)  # [e, 2]
         return _Tile(begin, end, local, weights, directions, logits, targets, index, tf.gather_nd(logits, index))
+
+
+def _compiled(dense: _Dense) -> _Dense:
+    return tf.function(dense, jit_compile=True, autograph=False, reduce_retracing=True)
 
 
 def _tile_bytes() -> int:
@@ -155,12 +184,20 @@ def _tile_bytes() -> int:
     return tiles.cpu_tile_bytes(collectives.local_size())
 
 
-def _exp_of_logits(tile: _Tile, shift: Shift | None) -> tf.Tensor:
-    return tf.exp(tile.logits if shift is None else tile.logits - shift.logits[:, tf.newaxis])
+def _exp_of_logits(logits: tf.Tensor, shift: Shift | None) -> tf.Tensor:
+    return tf.exp(logits if shift is None else logits - shift.logits[:, tf.newaxis])
 
 
-def _max_negative(tile: _Tile) -> tf.Tensor:
-    """`[B]` the largest logit of each row but its own class': ties with a negative are to count as a miss."""
+def _max_negative(tile: _Tile, maxima: tf.Tensor) -> tf.Tensor:
+    """The largest logit of each row but its own class': ties with a negative are to count as a miss.
+
+    Args:
+      tile: of logits.
+      maxima: `[B]` the largest of all.
+
+    Returns:
+      `[B]`.
+    """
     own = tf.where(tile.targets.is_own)[:, 0]
     row, column = tf.unstack(tf.gather(tile.index, own), axis=1)  # [o]: the few rows that own a class of this tile
     others = tf.tensor_scatter_nd_update(
@@ -168,6 +205,4 @@ def _max_negative(tile: _Tile) -> tf.Tensor:
         tf.stack([tf.range(tf.size(row)), column], axis=1),
         tf.fill([tf.size(row)], -float("inf")),
     )  # [o, c]
-    return tf.tensor_scatter_nd_update(
-        tf.reduce_max(tile.logits, axis=1), row[:, tf.newaxis], tf.reduce_max(others, axis=1)
-    )
+    return tf.tensor_scatter_nd_update(maxima, row[:, tf.newaxis], tf.reduce_max(others, axis=1))

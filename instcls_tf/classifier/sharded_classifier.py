@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from instcls_tf.classifier.choice import fastest_passes
 from instcls_tf.classifier.directions import SMALLEST_NORM
 from instcls_tf.classifier.initial_weights import drawn_blocks
-from instcls_tf.classifier.kernels import passes
-from instcls_tf.classifier.kernels.passes import CompiledPasses
 from instcls_tf.classifier.labels import (
     HardNegativeLists,
     label_distribution,
@@ -18,11 +17,9 @@ from instcls_tf.classifier.labels import (
 from instcls_tf.classifier.local_classes import LocalClasses, Sgd
 from instcls_tf.classifier.output import LossOutput, Move, differentiable, mean_over_rows, move_nothing, moved
 from instcls_tf.classifier.own_classes import SampledPasses
-from instcls_tf.classifier.portable_passes import PortablePasses
 from instcls_tf.classifier.softmax import (
     Batch,
     MakePasses,
-    Passes,
     Shift,
     Softmax,
     Totals,
@@ -40,12 +37,6 @@ from instcls_tf.config import (
     PretrainConfig,
 )
 from instcls_tf.distributed import collectives
-
-
-def fastest_passes(classes: LocalClasses, softmax: Softmax) -> Passes:
-    """The compiled kernels where they are there and the temperature needs no shift, which they do not have."""
-    make = CompiledPasses if passes.available() and not softmax.needs_shift else PortablePasses
-    return make(classes, softmax)
 
 
 class ShardedClassifier(tf.keras.layers.Layer):

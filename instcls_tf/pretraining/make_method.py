@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from instcls_tf import config as recipe
 from instcls_tf.checks import writable_on_gpu
+from instcls_tf.classifier.choice import passes_of
 from instcls_tf.classifier.hard_negatives import HardNegatives
 from instcls_tf.classifier.sharded_classifier import ShardedClassifier
 from instcls_tf.config import PretrainConfig
@@ -52,6 +53,7 @@ def _instance(config: PretrainConfig, num_instances: int, encoder: tf.keras.Mode
         weights_dtype=config.class_weights_dtype,
         momentum_dtype=config.class_momentum_dtype,
         products_dtype=config.class_products_dtype,
+        make_passes=passes_of(config.class_passes),
         seed=config.seed,
     )
     hard_negatives = HardNegatives(classifier, config.hard_negatives) if config.smoothing else None

@@ -25,6 +25,7 @@ class Case(NamedTuple):
     tile_classes: int = 8  # so that tiles and shards do not end together
     lists_row_by_row: bool = False  # hard negatives are given as [b, K] instead of the lists of all classes
     compiled: bool = True  # by the compiled kernels, else by TensorFlow's own operations
+    xla: bool = False  # these with XLA
     weights_dtype: str = "float32"
     momentum_dtype: str = "float32"
 
@@ -41,6 +42,9 @@ CASES = {
     "portable_sampled": Case(smoothing=0.0, sampled_classes=60, compiled=False),
     "portable_sampled_few": Case(smoothing=0.0, sampled_classes=7, compiled=False),
     "portable_lists_row_by_row": Case(lists_row_by_row=True, compiled=False),
+    "xla_marginal": Case(compiled=False, xla=True),
+    "xla_sampled_few": Case(smoothing=0.0, sampled_classes=7, compiled=False, xla=True),
+    "xla_cold_cross_entropy": Case(temperature=0.01, smoothing_loss="cross_entropy", compiled=False, xla=True),
     "cold_marginal": Case(temperature=0.01, compiled=False),
     "cold_cross_entropy": Case(temperature=0.01, smoothing_loss="cross_entropy", compiled=False),
     "cold_sampled": Case(temperature=0.01, smoothing=0.0, sampled_classes=7, compiled=False),

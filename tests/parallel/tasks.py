@@ -86,7 +86,7 @@ def _train_classifier(case: cases.Case, name: str) -> dict[str, np.ndarray]:
 
 
 def make_classifier(case: cases.Case, name: str) -> ShardedClassifier:
-    make = CompiledPasses if case.compiled else PortablePasses
+    make = CompiledPasses if case.compiled else functools.partial(PortablePasses, xla=case.xla)
     layer = ShardedClassifier(
         cases.NUM_INSTANCES,
         cases.EMBEDDING_SIZE,

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from instcls_tf.classifier.choice import passes_of
 from instcls_tf.classifier.hard_negatives import HardNegatives
 from instcls_tf.classifier.kernels.passes import CompiledPasses
 from instcls_tf.classifier.labels import ListsOfRows
 from instcls_tf.classifier.local_classes import LocalClasses
 from instcls_tf.classifier.portable_passes import PortablePasses
-from instcls_tf.classifier.sharded_classifier import ShardedClassifier, fastest_passes
+from instcls_tf.classifier.sharded_classifier import ShardedClassifier
 from instcls_tf.classifier.softmax import Softmax
 from instcls_tf.classifier.table import Table
-from instcls_tf.config import SMOOTHING_LOSSES
+from instcls_tf.config import CLASS_PASSES, SMOOTHING_LOSSES
 from instcls_tf.distributed import collectives
 from tests.classifiers import (
     NUM_HARD_NEGATIVES,
@@ -290,11 +291,16 @@ def test_gaussian_rows_do_not_depend_on_the_split(monkeypatch, num_workers):
     assert len(np.unique(alone.local_weights, axis=0)) > 0.99 * num_instances  # no block repeats another
 
 
-def test_the_kernels_are_chosen_where_they_can_do_it():
+def test_what_computes_the_passes():
     weights, momentum = (Table(tf.Variable(tf.zeros([5, 2]))) for _ in range(2))
     classes = LocalClasses(weights, momentum, 0)
-    assert isinstance(fastest_passes(classes, Softmax(0.025, "marginal")), CompiledPasses)
-    assert isinstance(fastest_passes(classes, Softmax(0.02, "marginal")), PortablePasses)
+    warm, cold = (Softmax(tau, "marginal") for tau in (0.025, 0.02))
+    kinds = {name: [type(passes_of(name)(classes, softmax)) for softmax in (warm, cold)] for name in CLASS_PASSES}
+    assert kinds == {
+        "auto": [CompiledPasses, PortablePasses],
+        "operations": [PortablePasses, PortablePasses],
+        "xla": [PortablePasses, PortablePasses],
+    }
 
 
 def test_lists_of_all_classes_are_looked_up(make_classifier):

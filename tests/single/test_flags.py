@@ -15,7 +15,7 @@ import pytest
 from absl import flags as absl_flags
 
 from flags import command, evaluation, pretraining
-from instcls_tf.config import PretrainConfig
+from instcls_tf.config import CHOICES, PretrainConfig
 from instcls_tf.distributed.launcher import launched_rank_and_size
 from instcls_tf.errors import UserError
 from instcls_tf.run.precision import with_precision
@@ -47,7 +47,7 @@ def test_every_field_has_a_flag_with_its_default_and_a_description(values):
 
 
 def test_choices_stand_in_the_description(values):
-    for name, choices in pretraining.CHOICES.items():
+    for name, choices in CHOICES.items():
         assert values[name].help.endswith(f"One of: {', '.join(choices)}.")
 
 

@@ -59,7 +59,9 @@ def classes_of(weights: np.ndarray, first: int = 0) -> LocalClasses:
     return LocalClasses(Table(tf.Variable(weights)), Table(tf.Variable(tf.zeros_like(weights))), first)
 
 
-def stream(shards: int, tile: int, smoothing_loss: str, smoothing: float, temperature: float) -> Result:
+def stream(
+    shards: int, tile: int, smoothing_loss: str, smoothing: float, temperature: float, xla: bool = False
+) -> Result:
     """One training step: what `shards` workers do and send, in one process."""
     which = Softmax(temperature, smoothing_loss)
     lists = tf.constant(hard_negatives()) if smoothing else None
@@ -70,7 +72,7 @@ def stream(shards: int, tile: int, smoothing_loss: str, smoothing: float, temper
         columns = tf.where((classes >= first) & (classes < last), classes - first, -1)
         local = classes_of(weights()[first:last], first)
         batch = Batch(tf.constant(embeddings()), select_targets(columns, labels))
-        workers.append((local, PortablePasses(local, which, tile), batch))
+        workers.append((local, PortablePasses(local, which, tile, xla), batch))
     shift = None
     if which.needs_shift:
         maxima = [passes.local_maxima(batch) for _, passes, batch in workers]
@@ -108,7 +110,20 @@ def dense_logits(temperature: float) -> np.ndarray:
 @pytest.mark.parametrize(("smoothing_loss", "smoothing"), LOSSES)
 @pytest.mark.parametrize(("shards", "tile"), SPLITS)
 def test_equals_dense_reference(shards, tile, smoothing_loss, smoothing, temperature):
-    actual = stream(shards, tile, smoothing_loss, smoothing, temperature)
+    assert_equals_dense_reference(
+        stream(shards, tile, smoothing_loss, smoothing, temperature), smoothing_loss, smoothing, temperature
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.15, 0.01])
+@pytest.mark.parametrize(("smoothing_loss", "smoothing"), LOSSES)
+def test_compiled_by_xla_equals_dense_reference(smoothing_loss, smoothing, temperature):
+    """Two workers, whose last tiles are shorter: two shapes are compiled."""
+    actual = stream(2, 8, smoothing_loss, smoothing, temperature, xla=True)
+    assert_equals_dense_reference(actual, smoothing_loss, smoothing, temperature)
+
+
+def assert_equals_dense_reference(actual: Result, smoothing_loss: str, smoothing: float, temperature: float) -> None:
     x, w = embeddings().astype(np.float64), weights().astype(np.float64)
     loss, dx, dw, top1 = reference.softmax_loss(x, w, dense_labels(smoothing), temperature, smoothing_loss)
     tolerance = 1e-5 if temperature > 0.1 else 1e-4  # logits reach 100 at the lower one

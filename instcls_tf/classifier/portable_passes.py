@@ -26,7 +26,6 @@ from instcls_tf.classifier.softmax import (
 )
 from instcls_tf.distributed import collectives
 
-
 _Dense = TypeVar("_Dense", bound=Callable[..., Any])
 
 

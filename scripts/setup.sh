@@ -3,7 +3,7 @@
 #
 #   ./scripts/setup.sh                              takes minutes the first time, under a second afterwards
 #   PYTHON=/path/to/python3.10 ./scripts/setup.sh   with an interpreter of your choice, CPython 3.9 to 3.12
-#   HOROVOD_GPU_OPERATIONS=NCCL ./scripts/setup.sh  with NCCL, where CUDA and NCCL are installed
+#   HOROVOD_GPU_OPERATIONS=NCCL ./scripts/setup.sh  with NCCL, where CUDA (HOROVOD_CUDA_HOME) and NCCL (HOROVOD_NCCL_HOME) are
 #
 # CPython 3.12 gets TensorFlow 2.18 with tf_keras, and a Horovod that scripts/patches makes fit; others TensorFlow 2.15.
 # Root is never required: MPI and cmake come as wheels. It is used, when there, to install a missing compiler with apt.
@@ -97,6 +97,26 @@ install_missing() {
   [[ -z $lacking ]] || fail "apt-get did not bring $lacking: please install that, then run this script again."
 }
 
+check_gpu() { # what a build with NCCL needs, told before minutes are spent on one
+  local asked="HOROVOD_GPU_OPERATIONS=${HOROVOD_GPU_OPERATIONS:-}" cuda=${HOROVOD_CUDA_HOME:-/usr/local/cuda} file found
+  [[ $asked != *= ]] || return 0
+  [[ $asked == *=NCCL ]] || fail "$asked: must be NCCL, or be left out for CPUs."
+  for file in bin/nvcc include/cuda_runtime.h; do
+    [[ -f $cuda/$file ]] || fail "$asked: there is no $cuda/$file; HOROVOD_CUDA_HOME names the folder of the CUDA toolkit."
+  done
+  for file in nccl.h libnccl; do
+    found=
+    for place in "${HOROVOD_NCCL_HOME:-}" "${HOROVOD_NCCL_INCLUDE:-}" "${HOROVOD_NCCL_LIB:-}" "$cuda" /usr /usr/local; do
+      [[ -n $place ]] || continue
+      for found in "$place"/{,include/,lib/,lib64/,lib/*-linux-gnu/}"$file"{,.so,_static.a}; do
+        [[ ! -f $found ]] || break 2
+      done
+      found=
+    done
+    [[ -n $found ]] || fail "$asked: no $file of NCCL's development files was found; HOROVOD_NCCL_HOME names their folder."
+  done
+}
+
 stamp() { # what the environment was made from; its place counts because Horovod's library path is absolute
   "$1" -VV
   echo "$root ${HOROVOD_GPU_OPERATIONS:-}"
@@ -155,7 +175,7 @@ go_without_kernels() { # They only save time.
 verify() {
   local build
   build=$(horovodrun --check-build) && echo "$build" || return 1
-  for feature in TensorFlow MPI Gloo; do
+  for feature in TensorFlow MPI Gloo ${HOROVOD_GPU_OPERATIONS:-}; do
     grep -qF "[X] $feature" <<<"$build" || { echo "Horovod was built without $feature" && return 1; }
   done
   horovodrun -np 2 python -c '
@@ -182,6 +202,7 @@ if [[ -f $venv/stamp && "$(cat "$venv/stamp")" == "$(stamp "$wanted" 2>/dev/null
 fi
 
 install_missing
+check_gpu
 echo "Setting up $venv with $("$python" -V); this takes minutes, and about 3 GB"
 made_from=$(stamp "$python")
 rm -f "$venv/stamp"

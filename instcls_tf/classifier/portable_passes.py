@@ -1,12 +1,13 @@
 """The two passes of the streamed softmax by TensorFlow's own operations: for GPUs, small temperatures, any machine.
 
-XLA may compile what is dense in a tile: a GPU then sees six kernels for it and those of the labels, which are sparse.
+XLA may compile what is done with a tile: then a device is sent a few operations for each instead of fifty.
 
 Shapes use the legend of `softmax.py`.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, Callable, NamedTuple, TypeVar
 
 import tensorflow as tf
@@ -26,21 +27,26 @@ from instcls_tf.classifier.softmax import (
 )
 from instcls_tf.distributed import collectives
 
-_Dense = TypeVar("_Dense", bound=Callable[..., Any])
+# For XLA the labels of a tile are filled up to a power of two, since it compiles anew for each number of them.
+_FEWEST_LABELS = 64
+
+_OnTile = TypeVar("_OnTile", bound=Callable[..., Any])
 
 
 class _Tile(NamedTuple):
-    """One tile of the streamed classes."""
+    """One tile of the streamed classes, and what meets it."""
 
-    begin: tf.Tensor  # scalar int32, a position among the n streamed classes
-    end: tf.Tensor
-    local: tf.Tensor  # [c] int32 local classes
     weights: tf.Tensor  # [c, D] as stored
+    targets: Targets  # of this tile; `column` is counted within it, and a label of 0 fills up
+    scaled: tf.Tensor  # [B, D] x^ / tau
+
+
+class _Logits(NamedTuple):
+    """What is computed of a tile first, in every pass."""
+
     directions: Directions
     logits: tf.Tensor  # [B, c]
-    targets: Targets  # of this tile
-    index: tf.Tensor  # [e, 2] where the targets stand in the tile: (row, column within the tile)
-    target_logits: tf.Tensor  # [e]
+    of_targets: tf.Tensor  # [e]
 
 
 class PortablePasses:
@@ -50,15 +56,15 @@ class PortablePasses:
       classes: this worker's.
       softmax: which one.
       tile_classes: classes of a tile; None for as many as suit the device.
-      xla: compile the dense part of a tile by XLA. It does so once for each shape, that of the last tile too.
+      xla: compile what is done with a tile by XLA, once for each shape.
     """
 
     def __init__(self, classes: LocalClasses, softmax: Softmax, tile_classes: int | None = None, xla: bool = False):
-        self._classes, self._softmax, self._tile_classes = classes, softmax, tile_classes
-        # The labels need the logits of a tile before the rest of it: so there are two functions for a pass.
-        self._logits = _compiled(self._logits_of_tile) if xla else self._logits_of_tile
-        self._sums = _compiled(self._sums_of_tile) if xla else self._sums_of_tile
-        self._gradients = _compiled(self._gradients_of_tile) if xla else self._gradients_of_tile
+        self._classes, self._softmax, self._tile_classes, self._xla = classes, softmax, tile_classes, xla
+        self._max_negative = _max_negative_by_mask if xla else _max_negative_by_rows
+        self._maxima_of = _compiled(self._maxima_of_tile) if xla else self._maxima_of_tile
+        self._sums_of = _compiled(self._sums_of_tile) if xla else self._sums_of_tile
+        self._gradients_of = _compiled(self._gradients_of_tile) if xla else self._gradients_of_tile
 
     def local_maxima(self, batch: Batch) -> Shift | None:
         """The largest logit of each row, over all streamed classes and over its targets: an extra pass for small tau.
@@ -68,113 +74,125 @@ class PortablePasses:
         """
         if not self._softmax.needs_shift:
             return None
-        batch_rows = tf.shape(batch.embeddings)[0]
-        lowest = tf.fill([batch_rows], -float("inf"))
+        lowest = tf.fill([tf.shape(batch.embeddings)[0]], -float("inf"))
 
-        def body(tile: _Tile, maxima: Shift) -> Shift:
-            of_targets = tf.math.unsorted_segment_max(tile.target_logits, tile.targets.row, batch_rows)
-            return Shift(
-                tf.maximum(maxima.logits, tf.reduce_max(tile.logits, axis=1)), tf.maximum(maxima.targets, of_targets)
-            )
+        def body(local: tf.Tensor, tile: _Tile, maxima: Shift) -> Shift:
+            del local
+            return self._maxima_of(tile, maxima)
 
         return self._for_each_tile(body, Shift(lowest, lowest), batch)
 
     def forward(self, batch: Batch) -> PartialSums:
         """Streams this worker's classes once (steps 3 and 4)."""
         batch_rows, size = tf.shape(batch.embeddings)[0], batch.embeddings.shape[1]
-
-        def by_row(values: tf.Tensor, tile: _Tile) -> tf.Tensor:
-            return tf.math.unsorted_segment_sum(values, tile.targets.row, batch_rows)  # [B, ...]
-
-        def body(tile: _Tile, sums: PartialSums) -> PartialSums:
-            exp_sum, maxima, exp_weights = self._sums(tile.logits, tile.directions, batch.shift)
-            terms, factors = target_terms(tile.target_logits, tile.targets, batch.shift, self._softmax.smoothing_loss)
-            of_targets = tf.gather(tile.directions.unit, tile.index[:, 1])  # [e, D]
-            return PartialSums(
-                exp_sum=sums.exp_sum + exp_sum,
-                target_sum=sums.target_sum + by_row(terms, tile),
-                own_logit=sums.own_logit + by_row(tf.where(tile.targets.is_own, tile.target_logits, 0.0), tile),
-                max_negative=tf.maximum(sums.max_negative, _max_negative(tile, maxima)),
-                exp_weights=sums.exp_weights + exp_weights,
-                target_weights=sums.target_weights + by_row(factors[:, tf.newaxis] * of_targets, tile),
-            )
-
         zeros = tf.zeros([batch_rows])
         start = PartialSums(
             zeros, zeros, zeros, zeros - float("inf"), tf.zeros([batch_rows, size]), tf.zeros([batch_rows, size])
         )
+
+        def body(local: tf.Tensor, tile: _Tile, sums: PartialSums) -> PartialSums:
+            del local
+            return self._sums_of(tile, batch.shift, sums)
+
         return self._for_each_tile(body, start, batch)
 
     def backward(self, batch: Batch, totals: Totals, sgd: Sgd) -> None:
         """Streams the classes again and moves them tile by tile (steps 6 and 8)."""
-        loss = self._softmax.smoothing_loss
-        batch_rows = tf.cast(tf.shape(batch.embeddings)[0], tf.float32)
-        mean = batch.embeddings / self._softmax.temperature / batch_rows  # the loss is a mean over B rows
-        # [B, D], so that exp(l) need not be divided: p_ij x_i = exp(l_ij) x_i / S_i
-        expected = mean / totals.exp_sum[:, tf.newaxis]
 
-        def body(tile: _Tile, moved: tf.Tensor) -> tf.Tensor:
-            _, factors = target_terms(tile.target_logits, tile.targets, batch.shift, loss)
-            shares = target_shares(factors, tile.targets, totals, loss)  # [e] q_ij
-            target = tf.math.unsorted_segment_sum(
-                shares[:, tf.newaxis] * tf.gather(mean, tile.targets.row), tile.index[:, 1], tile.end - tile.begin
-            )  # [c, D]
-            gradients = self._gradients(tile.logits, tile.directions, batch.shift, expected, target)
-            with tf.control_dependencies([self._classes.move(tile.local, tile.weights, gradients, sgd)]):
-                return moved + tile.end - tile.begin
+        def body(local: tf.Tensor, tile: _Tile, moved: tf.Tensor) -> tf.Tensor:
+            gradients = self._gradients_of(tile, batch.shift, totals)
+            with tf.control_dependencies([self._classes.move(local, tile.weights, gradients, sgd)]):
+                return moved + tf.size(local)
 
         self._for_each_tile(body, tf.constant(0), batch)
 
-    def _logits_of_tile(self, weights: tf.Tensor, scaled: tf.Tensor) -> tuple[Directions, tf.Tensor]:
-        directions = directions_of(weights)
-        return directions, self._product(scaled, directions.unit, transpose_b=True)  # [B, c]
+    def _maxima_of_tile(self, tile: _Tile, maxima: Shift) -> Shift:
+        """The maxima so far, and those over a tile."""
+        _, logits, of_targets = self._logits_of(tile)
+        of_rows = tf.math.unsorted_segment_max(of_targets, tile.targets.row, tf.shape(logits)[0])
+        return Shift(tf.maximum(maxima.logits, tf.reduce_max(logits, axis=1)), tf.maximum(maxima.targets, of_rows))
 
-    def _sums_of_tile(
-        self, logits: tf.Tensor, directions: Directions, shift: Shift | None
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Over the classes of a tile: of exp `[B]`, the maxima of the logits `[B]`, and of exp w^ `[B, D]`."""
-        exp = _exp_of_logits(logits, shift)  # [B, c]
-        return tf.reduce_sum(exp, axis=1), tf.reduce_max(logits, axis=1), self._product(exp, directions.unit)
+    def _sums_of_tile(self, tile: _Tile, shift: Shift | None, sums: PartialSums) -> PartialSums:
+        """The sums so far and those over a tile."""
+        (unit, _), logits, of_targets = computed = self._logits_of(tile)
+        targets = tile.targets
+        exp = _exp(logits, shift)  # [B, c]
+        terms, factors = target_terms(of_targets, targets, shift, self._softmax.smoothing_loss)
 
-    def _gradients_of_tile(
-        self, logits: tf.Tensor, directions: Directions, shift: Shift | None, expected: tf.Tensor, target: tf.Tensor
-    ) -> tf.Tensor:
-        """`[c, D]` for the weights of a tile, from `[B, D]` and what the labels take away, `[c, D]`."""
-        toward = self._product(_exp_of_logits(logits, shift), expected, transpose_a=True) - target
+        def by_row(values: tf.Tensor) -> tf.Tensor:
+            return tf.math.unsorted_segment_sum(values, targets.row, tf.shape(logits)[0])  # [B, ...]
+
+        return PartialSums(
+            exp_sum=sums.exp_sum + tf.reduce_sum(exp, axis=1),
+            target_sum=sums.target_sum + by_row(terms),
+            own_logit=sums.own_logit + by_row(tf.where(targets.is_own, of_targets, 0.0)),
+            max_negative=tf.maximum(sums.max_negative, self._max_negative(computed, targets)),
+            exp_weights=sums.exp_weights + self._product(exp, unit),
+            target_weights=sums.target_weights + by_row(factors[:, tf.newaxis] * tf.gather(unit, targets.column)),
+        )
+
+    def _gradients_of_tile(self, tile: _Tile, shift: Shift | None, totals: Totals) -> tf.Tensor:
+        """`[c, D]` for the weights of a tile."""
+        directions, logits, of_targets = self._logits_of(tile)
+        targets, loss = tile.targets, self._softmax.smoothing_loss
+        mean = tile.scaled / tf.cast(tf.shape(logits)[0], tf.float32)  # [B, D]: the loss is a mean over B rows
+        # [B, D], so that exp(l) need not be divided: p_ij x_i = exp(l_ij) x_i / S_i
+        expected = mean / totals.exp_sum[:, tf.newaxis]
+        _, factors = target_terms(of_targets, targets, shift, loss)
+        shares = target_shares(factors, targets, totals, loss)  # [e] q_ij
+        target = tf.math.unsorted_segment_sum(
+            shares[:, tf.newaxis] * tf.gather(mean, targets.row), targets.column, tf.shape(logits)[1]
+        )  # [c, D]
+        toward = self._product(_exp(logits, shift), expected, transpose_a=True) - target  # [c, D]
         return directions.through_norm(toward)
+
+    def _logits_of(self, tile: _Tile) -> _Logits:
+        directions = directions_of(tile.weights)
+        logits = self._product(tile.scaled, directions.unit, transpose_b=True)  # [B, c]
+        places = tf.stack([tile.targets.row, tile.targets.column], axis=1)  # [e, 2]
+        of_targets = tf.gather_nd(logits, places)
+        if self._xla:  # What fills up is to be nobody's maximum, and its exp finite after any shift.
+            of_targets = tf.where(tile.targets.label > 0, of_targets, -1 / self._softmax.temperature)
+        return _Logits(directions, logits, of_targets)
 
     def _product(self, a: tf.Tensor, b: tf.Tensor, **transposed: bool) -> tf.Tensor:
         dtype = self._softmax.products_dtype
         return tf.cast(tf.matmul(tf.cast(a, dtype), tf.cast(b, dtype), **transposed), tf.float32)
 
-    def _for_each_tile(self, body: Callable[[_Tile, Any], Any], state: Any, batch: Batch) -> Any:
-        """Runs `state = body(tile, state)` over tiles of the streamed classes."""
+    def _for_each_tile(self, body: Callable[[tf.Tensor, _Tile, Any], Any], state: Any, batch: Batch) -> Any:
+        """Runs `state = body(local classes [c], tile, state)` over tiles of the streamed classes."""
         scaled = batch.embeddings / self._softmax.temperature
         count = tf.constant(self._classes.count) if batch.streamed is None else tf.size(batch.streamed)
         width = self._tile_classes or tiles.portable_tile_classes(tf.shape(scaled)[0], scaled.shape[1], _tile_bytes())
 
         def step(begin: tf.Tensor, state: Any) -> tuple[tf.Tensor, Any]:
             end = tf.minimum(begin + width, count)
-            tile = self._read_tile(batch, scaled, begin, end)
+            local = tf.range(begin, end) if batch.streamed is None else batch.streamed[begin:end]
+            tile = _Tile(self._classes.read(local), self._targets_of(batch, begin, end), scaled)
             # Broadcasting loses the static size of a batch of one row, which the loop does not allow.
-            new = tf.nest.map_structure(lambda new, old: tf.ensure_shape(new, old.shape), body(tile, state), state)
+            new = tf.nest.map_structure(
+                lambda new, old: tf.ensure_shape(new, old.shape), body(local, tile, state), state
+            )
             return end, new
 
         _, final = tf.while_loop(lambda begin, _: begin < count, step, (tf.constant(0), state), parallel_iterations=1)
         return final
 
-    def _read_tile(self, batch: Batch, scaled: tf.Tensor, begin: tf.Tensor, end: tf.Tensor) -> _Tile:
-        local = tf.range(begin, end) if batch.streamed is None else batch.streamed[begin:end]
-        weights = self._classes.read(local)  # [c, D]
-        directions, logits = self._logits(weights, scaled)
+    def _targets_of(self, batch: Batch, begin: tf.Tensor, end: tf.Tensor) -> Targets:
+        """The labels of a tile."""
         first, last = tf.unstack(tf.searchsorted(batch.targets.column, tf.stack([begin, end])))
         targets = Targets(*(part[first:last] for part in batch.targets))
-        index = tf.stack([targets.row, targets.column - begin], axis=1)  # [e, 2]
-        return _Tile(begin, end, local, weights, directions, logits, targets, index, tf.gather_nd(logits, index))
+        targets = targets._replace(column=targets.column - begin)
+        if not self._xla:
+            return targets
+        number = last - first
+        doublings = tf.math.ceil(tf.math.log(tf.maximum(tf.cast(number, tf.float64), _FEWEST_LABELS)) / math.log(2))
+        missing = tf.bitwise.left_shift(1, tf.cast(doublings, tf.int32)) - number
+        return Targets(*(tf.pad(part, [[0, missing]]) for part in targets))
 
 
-def _compiled(dense: _Dense) -> _Dense:
-    return tf.function(dense, jit_compile=True, autograph=False, reduce_retracing=True)
+def _compiled(on_tile: _OnTile) -> _OnTile:
+    return tf.function(on_tile, jit_compile=True, autograph=False, reduce_retracing=True)
 
 
 def _tile_bytes() -> int:
@@ -183,25 +201,29 @@ def _tile_bytes() -> int:
     return tiles.cpu_tile_bytes(collectives.local_size())
 
 
-def _exp_of_logits(logits: tf.Tensor, shift: Shift | None) -> tf.Tensor:
+def _exp(logits: tf.Tensor, shift: Shift | None) -> tf.Tensor:
     return tf.exp(logits if shift is None else logits - shift.logits[:, tf.newaxis])
 
 
-def _max_negative(tile: _Tile, maxima: tf.Tensor) -> tf.Tensor:
-    """The largest logit of each row but its own class': ties with a negative are to count as a miss.
+# `[B]` the largest logit of each row but its own class': ties with a negative are to count as a miss. Without XLA each
+# operation over a tile costs, with it the number of rows has to be known.
 
-    Args:
-      tile: of logits.
-      maxima: `[B]` the largest of all.
 
-    Returns:
-      `[B]`.
-    """
-    own = tf.where(tile.targets.is_own)[:, 0]
-    row, column = tf.unstack(tf.gather(tile.index, own), axis=1)  # [o]: the few rows that own a class of this tile
+def _max_negative_by_rows(computed: _Logits, targets: Targets) -> tf.Tensor:
+    own = tf.where(targets.is_own)[:, 0]
+    row, column = tf.gather(targets.row, own), tf.gather(targets.column, own)  # [o]: the few rows that own a class here
     others = tf.tensor_scatter_nd_update(
-        tf.gather(tile.logits, row),
+        tf.gather(computed.logits, row),
         tf.stack([tf.range(tf.size(row)), column], axis=1),
         tf.fill([tf.size(row)], -float("inf")),
     )  # [o, c]
-    return tf.tensor_scatter_nd_update(maxima, row[:, tf.newaxis], tf.reduce_max(others, axis=1))
+    return tf.tensor_scatter_nd_update(
+        tf.reduce_max(computed.logits, axis=1), row[:, tf.newaxis], tf.reduce_max(others, axis=1)
+    )
+
+
+def _max_negative_by_mask(computed: _Logits, targets: Targets) -> tf.Tensor:
+    rows, classes = tf.unstack(tf.shape(computed.logits))
+    own = tf.math.unsorted_segment_max(tf.where(targets.is_own, targets.column, -1), targets.row, rows)  # [B]
+    is_own = own[:, tf.newaxis] == tf.range(classes)
+    return tf.reduce_max(tf.where(is_own, -float("inf"), computed.logits), axis=1)

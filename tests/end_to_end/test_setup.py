@@ -1,4 +1,4 @@
-"""Set-up without a compiler for the kernels or without CUDA; what takes minutes and the network is not repeated here."""
+"""Set-up without a compiler for the kernels, and without CUDA; what takes minutes and the network is not repeated."""
 
 from __future__ import annotations
 

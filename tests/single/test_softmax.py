@@ -186,11 +186,18 @@ def test_gradient_is_the_slope_of_the_loss(smoothing_loss, smoothing):
 
 @pytest.mark.parametrize("temperature", [0.02, 0.0249, 0.025])
 @pytest.mark.parametrize("smoothing_loss", SMOOTHING_LOSSES)
-def test_shift_keeps_the_worst_row_finite(smoothing_loss, temperature):
-    """The own class opposite to the embedding, another one on it: exp spans the whole range of float32."""
+@pytest.mark.parametrize(("own", "xla"), [(0, False), (0, True), (1, True)])
+def test_shift_keeps_the_worst_row_finite(smoothing_loss, temperature, own, xla):
+    """The own class opposite to the embedding, another one on it: exp spans the whole range of float32.
+
+    For XLA labels are filled up in the place of row 0 and class 0, whether that is far from the row's labels or not.
+    """
     which = Softmax(temperature, smoothing_loss)
-    passes = PortablePasses(classes_of(np.array([[-1.0, 0.0], [1.0, 0.0]], np.float32)), which)
-    batch = Batch(tf.constant([[1.0, 0.0]]), select_targets(tf.constant([[0]]), tf.constant([[1.0]])))
+    w = np.array([[1.0, 0.0], [1.0, 0.0]], np.float32)
+    w[own] *= -1
+    local = classes_of(w)
+    passes = PortablePasses(local, which, xla=xla)
+    batch = Batch(tf.constant([[1.0, 0.0]]), select_targets(tf.constant([[own]]), tf.constant([[1.0]])))
     shift = passes.local_maxima(batch)
     assert (shift is not None) == (temperature < softmax.SMALLEST_UNSHIFTED_TEMPERATURE)
     sums = passes.forward(batch._replace(shift=shift))
@@ -198,6 +205,8 @@ def test_shift_keeps_the_worst_row_finite(smoothing_loss, temperature):
     loss = softmax.loss_per_row(totals, shift, smoothing_loss)
     assert loss.numpy() == pytest.approx(2 / temperature, rel=1e-5)
     np.testing.assert_allclose(softmax.embedding_gradient(sums, totals, which), [[2 / temperature, 0]], rtol=1e-5)
+    passes.backward(batch._replace(shift=shift), totals, GRADIENT_ALONE)
+    np.testing.assert_allclose(local.momentum.values, 0, atol=1e-6)  # nothing across a class that is in line
 
 
 def test_no_shift_is_needed_from_its_limit_on():

@@ -27,7 +27,7 @@ from instcls_tf.classifier.softmax import (
 )
 from instcls_tf.distributed import collectives
 
-# For XLA the labels of a tile are filled up to a power of two, since it compiles anew for each number of them.
+# XLA compiles anew for each number of labels: those of a tile are filled up to a power of two.
 _FEWEST_LABELS = 64
 
 _OnTile = TypeVar("_OnTile", bound=Callable[..., Any])
@@ -37,8 +37,10 @@ class _Tile(NamedTuple):
     """One tile of the streamed classes, and what meets it."""
 
     weights: tf.Tensor  # [c, D] as stored
-    targets: Targets  # of this tile; `column` is counted within it, and a label of 0 fills up
     scaled: tf.Tensor  # [B, D] x^ / tau
+    begin: tf.Tensor  # scalar int32, the position of its first class among the streamed ones
+    targets: Targets  # [e]; for XLA some of the next tile follow
+    labels: tf.Tensor  # scalar int32: how many of `targets` are on this tile
 
 
 class _Logits(NamedTuple):
@@ -46,7 +48,8 @@ class _Logits(NamedTuple):
 
     directions: Directions
     logits: tf.Tensor  # [B, c]
-    of_targets: tf.Tensor  # [e]
+    targets: Targets  # [e]; `column` is counted within the tile, labels of 0 fill up
+    of_targets: tf.Tensor  # [e] the logits of the targets
 
 
 class PortablePasses:
@@ -108,14 +111,13 @@ class PortablePasses:
 
     def _maxima_of_tile(self, tile: _Tile, maxima: Shift) -> Shift:
         """The maxima so far, and those over a tile."""
-        _, logits, of_targets = self._logits_of(tile)
-        of_rows = tf.math.unsorted_segment_max(of_targets, tile.targets.row, tf.shape(logits)[0])
+        _, logits, targets, of_targets = self._logits_of(tile)
+        of_rows = tf.math.unsorted_segment_max(of_targets, targets.row, tf.shape(logits)[0])
         return Shift(tf.maximum(maxima.logits, tf.reduce_max(logits, axis=1)), tf.maximum(maxima.targets, of_rows))
 
     def _sums_of_tile(self, tile: _Tile, shift: Shift | None, sums: PartialSums) -> PartialSums:
         """The sums so far and those over a tile."""
-        (unit, _), logits, of_targets = computed = self._logits_of(tile)
-        targets = tile.targets
+        (unit, _), logits, targets, of_targets = self._logits_of(tile)
         exp = _exp(logits, shift)  # [B, c]
         terms, factors = target_terms(of_targets, targets, shift, self._softmax.smoothing_loss)
 
@@ -126,15 +128,15 @@ class PortablePasses:
             exp_sum=sums.exp_sum + tf.reduce_sum(exp, axis=1),
             target_sum=sums.target_sum + by_row(terms),
             own_logit=sums.own_logit + by_row(tf.where(targets.is_own, of_targets, 0.0)),
-            max_negative=tf.maximum(sums.max_negative, self._max_negative(computed, targets)),
+            max_negative=tf.maximum(sums.max_negative, self._max_negative(logits, targets)),
             exp_weights=sums.exp_weights + self._product(exp, unit),
             target_weights=sums.target_weights + by_row(factors[:, tf.newaxis] * tf.gather(unit, targets.column)),
         )
 
     def _gradients_of_tile(self, tile: _Tile, shift: Shift | None, totals: Totals) -> tf.Tensor:
         """`[c, D]` for the weights of a tile."""
-        directions, logits, of_targets = self._logits_of(tile)
-        targets, loss = tile.targets, self._softmax.smoothing_loss
+        directions, logits, targets, of_targets = self._logits_of(tile)
+        loss = self._softmax.smoothing_loss
         mean = tile.scaled / tf.cast(tf.shape(logits)[0], tf.float32)  # [B, D]: the loss is a mean over B rows
         # [B, D], so that exp(l) need not be divided: p_ij x_i = exp(l_ij) x_i / S_i
         expected = mean / totals.exp_sum[:, tf.newaxis]
@@ -149,11 +151,14 @@ class PortablePasses:
     def _logits_of(self, tile: _Tile) -> _Logits:
         directions = directions_of(tile.weights)
         logits = self._product(tile.scaled, directions.unit, transpose_b=True)  # [B, c]
-        places = tf.stack([tile.targets.row, tile.targets.column], axis=1)  # [e, 2]
-        of_targets = tf.gather_nd(logits, places)
-        if self._xla:  # What fills up is to be nobody's maximum, and its exp finite after any shift.
-            of_targets = tf.where(tile.targets.label > 0, of_targets, -1 / self._softmax.temperature)
-        return _Logits(directions, logits, of_targets)
+        targets = tile.targets._replace(column=tile.targets.column - tile.begin)
+        if not self._xla:
+            return _Logits(directions, logits, targets, tf.gather_nd(logits, _places(targets)))
+        here = tf.range(tf.size(targets.row)) < tile.labels
+        targets = Targets(*(tf.where(here, part, tf.zeros_like(part)) for part in targets))
+        # What fills up is to be nobody's maximum, and its exp finite after any shift.
+        of_targets = tf.where(here, tf.gather_nd(logits, _places(targets)), -1 / self._softmax.temperature)
+        return _Logits(directions, logits, targets, of_targets)
 
     def _product(self, a: tf.Tensor, b: tf.Tensor, **transposed: bool) -> tf.Tensor:
         dtype = self._softmax.products_dtype
@@ -164,31 +169,27 @@ class PortablePasses:
         scaled = batch.embeddings / self._softmax.temperature
         count = tf.constant(self._classes.count) if batch.streamed is None else tf.size(batch.streamed)
         width = self._tile_classes or tiles.portable_tile_classes(tf.shape(scaled)[0], scaled.shape[1], _tile_bytes())
+        edges = tf.searchsorted(batch.targets.column, tf.range(0, count + width, width))  # labels before each tile
+        targets, filled = batch.targets, None
+        if self._xla:
+            filled = _power_of_two(tf.reduce_max(edges[1:] - edges[:-1]))
+            targets = Targets(*(tf.pad(part, [[0, filled]]) for part in targets))
 
-        def step(begin: tf.Tensor, state: Any) -> tuple[tf.Tensor, Any]:
+        def step(index: tf.Tensor, state: Any) -> tuple[tf.Tensor, Any]:
+            begin = index * width
             end = tf.minimum(begin + width, count)
             local = tf.range(begin, end) if batch.streamed is None else batch.streamed[begin:end]
-            tile = _Tile(self._classes.read(local), self._targets_of(batch, begin, end), scaled)
+            first, last = edges[index], edges[index + 1]
+            labels = Targets(*(part[first : last if filled is None else first + filled] for part in targets))
+            tile = _Tile(self._classes.read(local), scaled, begin, labels, last - first)
             # Broadcasting loses the static size of a batch of one row, which the loop does not allow.
             new = tf.nest.map_structure(
                 lambda new, old: tf.ensure_shape(new, old.shape), body(local, tile, state), state
             )
-            return end, new
+            return index + 1, new
 
-        _, final = tf.while_loop(lambda begin, _: begin < count, step, (tf.constant(0), state), parallel_iterations=1)
-        return final
-
-    def _targets_of(self, batch: Batch, begin: tf.Tensor, end: tf.Tensor) -> Targets:
-        """The labels of a tile."""
-        first, last = tf.unstack(tf.searchsorted(batch.targets.column, tf.stack([begin, end])))
-        targets = Targets(*(part[first:last] for part in batch.targets))
-        targets = targets._replace(column=targets.column - begin)
-        if not self._xla:
-            return targets
-        number = last - first
-        doublings = tf.math.ceil(tf.math.log(tf.maximum(tf.cast(number, tf.float64), _FEWEST_LABELS)) / math.log(2))
-        missing = tf.bitwise.left_shift(1, tf.cast(doublings, tf.int32)) - number
-        return Targets(*(tf.pad(part, [[0, missing]]) for part in targets))
+        loop = (lambda index, _: index * width < count), step, (tf.constant(0), state)
+        return tf.while_loop(*loop, parallel_iterations=1)[1]
 
 
 def _compiled(on_tile: _OnTile) -> _OnTile:
@@ -201,6 +202,17 @@ def _tile_bytes() -> int:
     return tiles.cpu_tile_bytes(collectives.local_size())
 
 
+def _power_of_two(number: tf.Tensor) -> tf.Tensor:
+    """The smallest one that is not below a scalar int32, nor below `_FEWEST_LABELS`."""
+    doublings = tf.math.ceil(tf.math.log(tf.cast(tf.maximum(number, _FEWEST_LABELS), tf.float64)) / math.log(2))
+    return tf.bitwise.left_shift(1, tf.cast(doublings, tf.int32))
+
+
+def _places(targets: Targets) -> tf.Tensor:
+    """`[e, 2]` where they stand in a tile of logits."""
+    return tf.stack([targets.row, targets.column], axis=1)
+
+
 def _exp(logits: tf.Tensor, shift: Shift | None) -> tf.Tensor:
     return tf.exp(logits if shift is None else logits - shift.logits[:, tf.newaxis])
 
@@ -209,21 +221,19 @@ def _exp(logits: tf.Tensor, shift: Shift | None) -> tf.Tensor:
 # operation over a tile costs, with it the number of rows has to be known.
 
 
-def _max_negative_by_rows(computed: _Logits, targets: Targets) -> tf.Tensor:
+def _max_negative_by_rows(logits: tf.Tensor, targets: Targets) -> tf.Tensor:
     own = tf.where(targets.is_own)[:, 0]
     row, column = tf.gather(targets.row, own), tf.gather(targets.column, own)  # [o]: the few rows that own a class here
     others = tf.tensor_scatter_nd_update(
-        tf.gather(computed.logits, row),
+        tf.gather(logits, row),
         tf.stack([tf.range(tf.size(row)), column], axis=1),
         tf.fill([tf.size(row)], -float("inf")),
     )  # [o, c]
-    return tf.tensor_scatter_nd_update(
-        tf.reduce_max(computed.logits, axis=1), row[:, tf.newaxis], tf.reduce_max(others, axis=1)
-    )
+    return tf.tensor_scatter_nd_update(tf.reduce_max(logits, axis=1), row[:, tf.newaxis], tf.reduce_max(others, axis=1))
 
 
-def _max_negative_by_mask(computed: _Logits, targets: Targets) -> tf.Tensor:
-    rows, classes = tf.unstack(tf.shape(computed.logits))
+def _max_negative_by_mask(logits: tf.Tensor, targets: Targets) -> tf.Tensor:
+    rows, classes = tf.unstack(tf.shape(logits))
     own = tf.math.unsorted_segment_max(tf.where(targets.is_own, targets.column, -1), targets.row, rows)  # [B]
     is_own = own[:, tf.newaxis] == tf.range(classes)
-    return tf.reduce_max(tf.where(is_own, -float("inf"), computed.logits), axis=1)
+    return tf.reduce_max(tf.where(is_own, -float("inf"), logits), axis=1)

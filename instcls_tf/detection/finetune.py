@@ -36,6 +36,7 @@ from instcls_tf.run.workdir import load_run
 
 # Single anchors of a fresh box head can have gradients of hundreds; keras-cv's guides clip at the same norm.
 _CLIP_NORM = 10.0
+_OF_A_DATASET = r"Error in user-defined function passed to \S+ transformation with iterator: \S+: "  # from 2.18 on
 _ASSERTED = r"assertion failed: \[(.*)\]"
 
 
@@ -231,6 +232,7 @@ def _said_by(error: tf.errors.OpError) -> str:
     "{{function_node …}} assertion failed: [cannot decode the image cat.jpg (empty)]", or "/voc/cat.jpg; Permission
     denied", each with lines on the graph below.
     """
-    line = re.sub(r"^({{.*?}} )+| \[Op:\w+\].*$", "", error.message.splitlines()[0])
+    around = rf"^({{{{.*?}}}} )*({_OF_A_DATASET})?| \[Op:\w+\].*$"
+    line = re.sub(around, "", error.message.splitlines()[0])
     said = re.search(_ASSERTED, line)
     return said[1] if said else line.strip()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import sys
 from collections.abc import Iterable
 from typing import Any, Callable, TypeVar, cast
 
@@ -30,11 +32,22 @@ def start(seed: int = 0, notes: Iterable[str] = ()) -> Progress:
     """
     collectives.init()
     device.take()
-    tf.keras.utils.set_random_seed(seed)
+    fix_seeds(seed)
     progress = Progress(visible=collectives.rank() == 0)
     for note in notes:
         progress.say(note)
     return progress
+
+
+def fix_seeds(seed: int) -> None:
+    """Those of Python, NumPy and TensorFlow; initialisers of Keras draw theirs from the first."""
+    if sys.version_info < (3, 12):
+        tf.keras.utils.set_random_seed(seed)
+        return
+    # tf_keras 2.18 would ask a generator of its own for an integer up to 1e9, a float, which Python 3.12 refuses.
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002, this is the one that libraries draw from
+    tf.random.set_seed(seed)
 
 
 def total(values: np.ndarray | list, name: str) -> np.ndarray:

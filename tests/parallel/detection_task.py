@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 
 from instcls_tf.detection.finetune import make_train_step
 from instcls_tf.detection.model import build_detector
 from instcls_tf.distributed import collectives, partition
+from instcls_tf.distributed.workers import fix_seeds
 from instcls_tf.encoder import networks
 from instcls_tf.optimizer import MomentumSGD
 
@@ -29,7 +29,7 @@ def batch(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def run(folder: Path) -> None:
-    tf.keras.utils.set_random_seed(collectives.rank())  # what rank 0 drew must reach the others
+    fix_seeds(collectives.rank())  # what rank 0 drew must reach the others
     encoder = networks.build_encoder(encoder="resnet18", width_multiplier=1 / 4, stem="small", embedding_size=8)
     detector = build_detector(encoder, 2, image_size=SIZE, pyramid_channels=16)
     for layer in networks.batch_norm_layers(detector):

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from instcls_tf.detection.finetune import WarmupSteps
 from instcls_tf.detection.model import build_detector, detection_losses, find_objects
+from instcls_tf.distributed.workers import fix_seeds
 from instcls_tf.encoder import networks
 from instcls_tf.errors import UserError
 
@@ -22,7 +23,7 @@ def encoder_of(name: str, stem: str) -> tf.keras.Model:
 
 @pytest.fixture(scope="module")
 def detector():
-    tf.keras.utils.set_random_seed(0)
+    fix_seeds(0)
     return build_detector(encoder_of("resnet18", "small"), 3, image_size=SIZE, pyramid_channels=16)
 
 

@@ -10,6 +10,7 @@ from instcls_tf.data.permutation import permute
 from instcls_tf.data.pipeline import inference_batches, steps_per_epoch, training_batches
 from instcls_tf.data.sliding_window import sliding_window_ids
 from instcls_tf.data.sources import DigitsSource, open_source
+from instcls_tf.distributed.workers import fix_seeds
 
 SIZE = 8
 GREY = 7  # Image i is uniformly grey 7 * i, so that pixels prove which image stands behind an id.
@@ -18,7 +19,7 @@ GREY = 7  # Image i is uniformly grey 7 * i, so that pixels prove which image st
 @pytest.fixture(autouse=True)
 def global_seed():
     """As pretraining sets it by default; streams must not mind."""
-    tf.keras.utils.set_random_seed(0)
+    fix_seeds(0)
 
 
 def _zip_equal(*parts):

@@ -101,9 +101,11 @@ class PortablePasses:
 
     def backward(self, batch: Batch, totals: Totals, sgd: Sgd) -> None:
         """Streams the classes again and moves them tile by tile (steps 6 and 8)."""
+        batch_rows = tf.cast(tf.shape(batch.embeddings)[0], tf.float32)
+        mean = batch.embeddings / self._softmax.temperature / batch_rows  # the loss is a mean over B rows
 
         def body(local: tf.Tensor, tile: _Tile, moved: tf.Tensor) -> tf.Tensor:
-            gradients = self._gradients_of(tile, batch.shift, totals)
+            gradients = self._gradients_of(tile, batch.shift, totals, mean)
             with tf.control_dependencies([self._classes.move(local, tile.weights, gradients, sgd)]):
                 return moved + tf.size(local)
 
@@ -133,11 +135,10 @@ class PortablePasses:
             target_weights=sums.target_weights + by_row(factors[:, tf.newaxis] * tf.gather(unit, targets.column)),
         )
 
-    def _gradients_of_tile(self, tile: _Tile, shift: Shift | None, totals: Totals) -> tf.Tensor:
+    def _gradients_of_tile(self, tile: _Tile, shift: Shift | None, totals: Totals, mean: tf.Tensor) -> tf.Tensor:
         """`[c, D]` for the weights of a tile."""
         directions, logits, targets, of_targets = self._logits_of(tile)
         loss = self._softmax.smoothing_loss
-        mean = tile.scaled / tf.cast(tf.shape(logits)[0], tf.float32)  # [B, D]: the loss is a mean over B rows
         # [B, D], so that exp(l) need not be divided: p_ij x_i = exp(l_ij) x_i / S_i
         expected = mean / totals.exp_sum[:, tf.newaxis]
         _, factors = target_terms(of_targets, targets, shift, loss)

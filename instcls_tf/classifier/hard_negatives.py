@@ -134,15 +134,20 @@ class HardNegatives(tf.Module):
         """
         started = time.monotonic()
         found = _search(self.classifier, self.k, progress, self._sizes)
-        kept, before = self._replace(found.ids).numpy()
+        kept, before, now = self._replace(found.ids).numpy()
+        if now < self.classifier.num_instances * self.k:
+            raise RuntimeError(
+                f"the search for hard negatives left {self.classifier.num_instances * self.k - now} places of the"
+                f" {self.classifier.num_instances} lists of {self.k} empty"
+            )
         return Refresh(time.monotonic() - started, float(1 - kept / before) if before else None)
 
     @tf.function(autograph=False)
     def _replace(self, new_lists: tf.Variable) -> tf.Tensor:
-        """Replaces the lists; returns int64 numbers over all workers: members kept (if any), members before."""
+        """Replaces the lists; returns int64 numbers over all workers: members kept (if any), before and now."""
         num_local = self.classifier.num_local
 
-        def replace_tile(low: tf.Tensor, kept: tf.Tensor, before: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        def replace_tile(low: tf.Tensor, kept: tf.Tensor, before: tf.Tensor, now: tf.Tensor) -> tuple[tf.Tensor, ...]:
             high = tf.minimum(low + max(1, self._sizes.tile_elements // (4 * self.k)), num_local)
             local = tf.range(low, high)
             old, new = self.lists.sparse_read(local), new_lists.sparse_read(local)  # [q, K]
@@ -150,14 +155,15 @@ class HardNegatives(tf.Module):
             both = tf.sort(tf.concat([old, new], axis=1), axis=1)
             kept += tf.math.count_nonzero(both[:, 1:] == both[:, :-1])
             before += tf.math.count_nonzero(old >= 0)
+            now += tf.math.count_nonzero(new >= 0)
             self.lists.scatter_update(tf.IndexedSlices(new, local))
-            return high, kept, before
+            return high, kept, before, now
 
         zero = tf.constant(0, tf.int64)
-        _, kept, before = tf.while_loop(
-            lambda low, *_: low < num_local, replace_tile, (tf.constant(0), zero, zero), parallel_iterations=1
+        _, *counted = tf.while_loop(
+            lambda low, *_: low < num_local, replace_tile, (tf.constant(0), zero, zero, zero), parallel_iterations=1
         )
-        return collectives.sum_over_workers(tf.stack([kept, before]), f"{self.name}_kept")
+        return collectives.sum_over_workers(tf.stack(counted), f"{self.name}_kept")
 
     def lookup(self, instance_ids: tf.Tensor) -> tf.Tensor:
         """The lists of a batch, whichever workers own its classes; all workers together.

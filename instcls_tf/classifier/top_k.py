@@ -60,7 +60,7 @@ def arrangement(candidates: int, k: int) -> Arrangement:
 def arrange(directions: tf.Tensor, layout: Arrangement) -> tf.Tensor:
     """The columns `[D, G s]` of a block of candidates with the L2-normalised `directions` `[c, D]`, c at least 1."""
     places = tf.range(layout.group)[:, tf.newaxis] + layout.group * tf.range(layout.num_groups)  # [G, s]
-    # Copies of the last candidate fill its group up, whose maximum they leave as it is; groups behind it do not count.
+    # Copies of the last candidate fill up; see `_maxima_of_real` for why they count for nothing.
     places = tf.minimum(tf.reshape(places, [-1]), tf.shape(directions)[0] - 1)
     return tf.transpose(tf.gather(directions, places))
 
@@ -76,9 +76,7 @@ def merge(lists: Lists, queries: tf.Tensor, query_ids: tf.Tensor, block: Block, 
       layout: of the block.
     """
     similarities = tf.matmul(queries, block.columns)  # [q, G s]
-    is_real = tf.range(layout.num_groups) * layout.group < block.last - block.first  # [s]
-    # Several groups with nothing but copies of one candidate would pass for as many candidates.
-    maxima = tf.where(is_real, _maxima(similarities, layout.group), -float("inf"))  # [q, s]
+    maxima = _maxima_of_real(similarities, block.last - block.first, layout)  # [q, s]
     bound = _bound(maxima, lists.similarities, layout)  # [q, 1]
     opened = tf.cast(tf.where(maxima >= bound), tf.int32)  # [m, 2], in the order of queries and groups
     query, group = opened[:, 0], opened[:, 1]
@@ -93,6 +91,22 @@ def merge(lists: Lists, queries: tf.Tensor, query_ids: tf.Tensor, block: Block, 
     is_other = (ids != tf.gather(query_ids, query)) & (ids < block.last)
     passed = tf.where(is_other, passed, -float("inf"))
     return _merge_ragged(lists, passed, ids, query)
+
+
+def _maxima_of_real(similarities: tf.Tensor, candidates: tf.Tensor, layout: Arrangement) -> tf.Tensor:
+    """`[q, s]` maxima of groups, -inf of those that have no candidate.
+
+    Copies that fill up are left out. Several groups of nothing else would pass for as many candidates; and in the last
+    group with candidates a copy may be rounded upwards, since products are not rounded alike in all columns: the bound
+    would be higher than what it is a copy of, which would be in no list.
+    """
+    groups = tf.range(layout.num_groups)
+    last = (candidates - 1) // layout.group
+    members = tf.gather(similarities, tf.range(layout.group) * layout.num_groups + last, axis=1)  # [q, G]
+    is_real = last * layout.group + tf.range(layout.group) < candidates
+    of_last = tf.reduce_max(tf.where(is_real, members, -float("inf")), axis=1, keepdims=True)  # [q, 1]
+    maxima = tf.where(groups == last, of_last, _maxima(similarities, layout.group))
+    return tf.where(groups <= last, maxima, -float("inf"))
 
 
 def _maxima(values: tf.Tensor, group: int) -> tf.Tensor:

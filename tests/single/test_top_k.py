@@ -60,6 +60,28 @@ def test_equals_the_sorted_similarities(make_rows, block, k, group, groups_toget
     np.testing.assert_array_equal(search(rows, queries, block, k), expected)
 
 
+@pytest.mark.parametrize(("count", "k"), [(1497, 3), (1497, 9), (1500, 3), (601, 20)])
+def test_copies_that_fill_up_count_for_nothing(count, k):
+    """Not even where products are rounded otherwise in their columns, so that they pass for better than what they copy.
+
+    The query and its list are of different groups; the last member is the last candidate, of which there are copies.
+    """
+    layout = top_k.arrangement(count, k)
+    query, together = 1, layout.group * layout.groups_together
+    rows = np.zeros([count, SIZE], np.float32)
+    rows[query + together * np.arange(k), 0] = np.arange(k + 1, 1, -1)
+    rows[-1, 0] = 1
+    columns = top_k.arrange(tf.constant(rows), layout).numpy()
+    places = np.arange(layout.group)[:, np.newaxis] + layout.group * np.arange(layout.num_groups)
+    copies = places.ravel() >= count
+    assert copies.any()
+    columns[:, copies] *= 1 + 1e-6
+    lists = Lists(tf.fill([1, k], -float("inf")), tf.fill([1, k], -1))
+    block = Block(tf.constant(columns), tf.constant(0), tf.constant(count))
+    found = top_k.merge(lists, tf.constant(rows[[query]]), tf.constant([query]), block, layout).ids
+    np.testing.assert_array_equal(found, [[*(query + together * np.arange(1, k)), count - 1]])
+
+
 def test_the_best_may_share_a_group():
     """The K best stand side by side, one of them the query itself, all in one group."""
     rows = np.tile(np.eye(SIZE, dtype=np.float32)[:1], [NUM_CANDIDATES, 1])

@@ -222,6 +222,8 @@ class PretrainConfig:
                 f"--sampled_classes={self.sampled_classes} works without smoothing only (a hard negative need not be in"
                 f" the sample): add --smoothing=0"
             )
+        if self.sampled_classes:  # of which a worker has another number in each step, and XLA compiles for each
+            require(self, "class_passes", self.class_passes != XLA, f"{AUTO} or {OPERATIONS} with --sampled_classes")
         self._validate_method()
 
     def _validate_method(self) -> None:

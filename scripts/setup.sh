@@ -97,24 +97,39 @@ install_missing() {
   [[ -z $lacking ]] || fail "apt-get did not bring $lacking: please install that, then run this script again."
 }
 
-check_gpu() { # what a build with NCCL needs, told before minutes are spent on one
-  local asked="HOROVOD_GPU_OPERATIONS=${HOROVOD_GPU_OPERATIONS:-}" cuda=${HOROVOD_CUDA_HOME:-/usr/local/cuda} file found
+check_gpu() { # what a build with NCCL needs, told before anything is made; Horovod then compiles with what was found
+  local asked="HOROVOD_GPU_OPERATIONS=${HOROVOD_GPU_OPERATIONS:-}" cuda library
+  local -a libraries folders=("${HOROVOD_CUDA_HOME:-/usr/local/cuda}")
   [[ $asked != *= ]] || return 0
   [[ $asked == *=NCCL ]] || fail "$asked: must be NCCL, or be left out for CPUs."
-  for file in bin/nvcc include/cuda_runtime.h; do
-    [[ -f $cuda/$file ]] || fail "$asked: there is no $cuda/$file; HOROVOD_CUDA_HOME names the folder of the CUDA toolkit."
+  if [[ -z ${HOROVOD_CUDA_HOME:-} ]] && cuda=$(command -v nvcc); then
+    folders+=("$(dirname "$(dirname "$(readlink -f "$cuda")")")")
+  fi
+  for cuda in "${folders[@]}"; do
+    [[ ! -f $cuda/bin/nvcc ]] || ! exists "$cuda"/{include,targets/*/include}/cuda_runtime.h || break
+    cuda=
   done
-  for file in nccl.h libnccl; do
-    found=
-    for place in "${HOROVOD_NCCL_HOME:-}" "${HOROVOD_NCCL_INCLUDE:-}" "${HOROVOD_NCCL_LIB:-}" "$cuda" /usr /usr/local; do
-      [[ -n $place ]] || continue
-      for found in "$place"/{,include/,lib/,lib64/,lib/*-linux-gnu/}"$file"{,.so,_static.a}; do
-        [[ ! -f $found ]] || break 2
-      done
-      found=
-    done
-    [[ -n $found ]] || fail "$asked: no $file of NCCL's development files was found; HOROVOD_NCCL_HOME names their folder."
-  done
+  [[ -n $cuda ]] || fail "$asked: no CUDA toolkit (bin/nvcc, include/cuda_runtime.h) in ${folders[*]}; HOROVOD_CUDA_HOME names its folder."
+  export HOROVOD_CUDA_HOME=$cuda PATH=$cuda/bin:$PATH
+
+  local home=${HOROVOD_NCCL_HOME:-} include=${HOROVOD_NCCL_INCLUDE:-} lib=${HOROVOD_NCCL_LIB:-}
+  folders=(${include:+"$include"} ${home:+"$home" "$home/include"} "$cuda/include" /usr{,/local}/include)
+  exists "${folders[@]/%//nccl.h}" ||
+    fail "$asked: no nccl.h in ${folders[*]}; HOROVOD_NCCL_HOME names the folder of NCCL."
+  folders=(${lib:+"$lib"} ${home:+"$home" "$home/lib" "$home/lib64"} "$cuda"/lib{,64} /usr{,/local}/lib{,64} /usr/lib/*-linux-gnu)
+  case ${HOROVOD_NCCL_LINK:-} in
+    [Ss][Hh]*) libraries=(libnccl.so) ;;
+    [Ss][Tt]*) libraries=(libnccl_static.a) ;;
+    *) libraries=(libnccl_static.a libnccl.so) ;;
+  esac
+  for library in "${libraries[@]}"; do ! exists "${folders[@]/%//$library}" || return 0; done
+  fail "$asked: no ${libraries[*]} in ${folders[*]}; HOROVOD_NCCL_HOME names the folder of NCCL."
+}
+
+exists() { # any of these files
+  local path
+  for path; do [[ ! -f $path ]] || return 0; done
+  return 1
 }
 
 stamp() { # what the environment was made from; its place counts because Horovod's library path is absolute
@@ -201,8 +216,8 @@ if [[ -f $venv/stamp && "$(cat "$venv/stamp")" == "$(stamp "$wanted" 2>/dev/null
   exit
 fi
 
-install_missing
 check_gpu
+install_missing
 echo "Setting up $venv with $("$python" -V); this takes minutes, and about 3 GB"
 made_from=$(stamp "$python")
 rm -f "$venv/stamp"

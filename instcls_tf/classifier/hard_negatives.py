@@ -131,6 +131,9 @@ class HardNegatives(tf.Module):
 
         Args:
           progress: called with a stage's name, blocks done and blocks in all.
+
+        Raises:
+          RuntimeError: on all workers, a list is not full: class weights are not finite.
         """
         started = time.monotonic()
         found = _search(self.classifier, self.k, progress, self._sizes)
@@ -138,7 +141,7 @@ class HardNegatives(tf.Module):
         if now < self.classifier.num_instances * self.k:
             raise RuntimeError(
                 f"the search for hard negatives left {self.classifier.num_instances * self.k - now} places of the"
-                f" {self.classifier.num_instances} lists of {self.k} empty"
+                f" {self.classifier.num_instances} lists of {self.k} empty, as it does if class weights are not finite"
             )
         return Refresh(time.monotonic() - started, float(1 - kept / before) if before else None)
 

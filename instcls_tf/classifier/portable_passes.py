@@ -60,10 +60,13 @@ class PortablePasses:
       softmax: which one.
       tile_classes: classes of a tile; None for as many as suit the device.
       xla: compile what is done with a tile by XLA, once for each shape.
+
+    Attributes:
+      uses_xla: whether it does.
     """
 
     def __init__(self, classes: LocalClasses, softmax: Softmax, tile_classes: int | None = None, xla: bool = False):
-        self._classes, self._softmax, self._tile_classes, self._xla = classes, softmax, tile_classes, xla
+        self._classes, self._softmax, self._tile_classes, self.uses_xla = classes, softmax, tile_classes, xla
         self._max_negative = _max_negative_by_mask if xla else _max_negative_by_rows
         self._maxima_of = _compiled(self._maxima_of_tile) if xla else self._maxima_of_tile
         self._sums_of = _compiled(self._sums_of_tile) if xla else self._sums_of_tile
@@ -153,7 +156,7 @@ class PortablePasses:
         directions = directions_of(tile.weights)
         logits = self._product(tile.scaled, directions.unit, transpose_b=True)  # [B, c]
         targets = tile.targets._replace(column=tile.targets.column - tile.begin)
-        if not self._xla:
+        if not self.uses_xla:
             return _Logits(directions, logits, targets, tf.gather_nd(logits, _places(targets)))
         here = tf.range(tf.size(targets.row)) < tile.labels
         targets = Targets(*(tf.where(here, part, tf.zeros_like(part)) for part in targets))
@@ -172,7 +175,7 @@ class PortablePasses:
         width = self._tile_classes or tiles.portable_tile_classes(tf.shape(scaled)[0], scaled.shape[1], _tile_bytes())
         edges = tf.searchsorted(batch.targets.column, tf.range(0, count + width, width))  # labels before each tile
         targets, filled = batch.targets, None
-        if self._xla:
+        if self.uses_xla:
             filled = _power_of_two(tf.reduce_max(edges[1:] - edges[:-1]))
             targets = Targets(*(tf.pad(part, [[0, filled]]) for part in targets))
 

@@ -18,9 +18,8 @@ from instcls_tf.distributed import cores, ports
 from instcls_tf.distributed.memory import free_bytes
 from instcls_tf.run.code import code_digest
 
-_PACKAGES = ["tensorflow", "horovod", "numpy", "protobuf", "keras-cv", "tensorflow-datasets"]
-if sys.version_info < (3, 12):  # for which there is none, nor a need
-    _PACKAGES.append("tensorflow-addons")
+_OF_THE_LANE = "tensorflow-addons" if sys.version_info < (3, 12) else "tf-keras"
+_PACKAGES = ("tensorflow", "horovod", "numpy", "protobuf", "keras-cv", "tensorflow-datasets", _OF_THE_LANE)
 _SHARED_MEMORY = "/dev/shm"
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 from instcls_tf import stamps
 from instcls_tf.classifier.kernels import passes
 from instcls_tf.classifier.prior import initialize_classifier, initialize_new_classes
-from instcls_tf.config import FLOAT32, PretrainConfig
+from instcls_tf.config import AUTO, FLOAT32, PretrainConfig
 from instcls_tf.data import augment, cache, contents, pipeline
 from instcls_tf.data.bad_files import BadFiles
 from instcls_tf.data.kernels import views
@@ -228,7 +228,10 @@ def _announce(source: Source, steps: Steps, note_of_method: str, first_step: int
             f"warm-up: {config.effective_warmup_epochs:g} epochs ({steps.warmup} step(s)), a tenth of the run, instead"
             f" of --warmup_epochs={config.warmup_epochs:g}"
         )
-    slower = [] if passes.available() or tf.config.list_physical_devices("GPU") else ["the classifier"]
+    if config.class_passes != AUTO:
+        progress.say(f"--class_passes={config.class_passes}: without compiled kernels")
+    elsewhere = config.class_passes != AUTO or bool(tf.config.list_physical_devices("GPU"))
+    slower = [] if passes.available() or elsewhere else ["the classifier"]
     slower += [] if views.operations() else ["views"]
     if slower:
         progress.say(

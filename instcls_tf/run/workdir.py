@@ -27,6 +27,7 @@ NOT_RECIPE = (
     "stall_timeout",
     "keep_checkpoints",
     "recompute",  # the result is the same
+    "class_passes",  # the same up to rounding
     "extend_epochs",  # may only grow
 )
 # What runs began without: a run.flags that does not name it says nothing about it.

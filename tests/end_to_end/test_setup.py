@@ -41,7 +41,7 @@ def set_up(tmp_path) -> Path:
 
 
 def run_setup(folder: Path, **environment: object) -> subprocess.CompletedProcess:
-    inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "HOROVOD_GPU_OPERATIONS")}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HOROVOD_", "PYTHON"))}
     return subprocess.run(
         ["bash", "scripts/setup.sh"],
         cwd=folder,
@@ -67,25 +67,38 @@ def test_a_compiler_that_refuses_the_kernels_is_a_warning(set_up):
 
 
 def test_nccl_is_looked_for_before_anything_is_made(set_up):
-    """Asked for NCCL, set-up names what is not there, file by file; the environment that there was stays."""
+    """Asked for NCCL, set-up names what is not there, one after the other; then it begins."""
     cuda, nccl = set_up / "cuda", set_up / "nccl"
-    asked = {"PYTHON": sys.executable, "HOROVOD_CUDA_HOME": cuda, "HOROVOD_NCCL_HOME": nccl}
-    of_cuda = "; HOROVOD_CUDA_HOME names the folder of the CUDA toolkit."
-    wanted = [
-        (cuda / "bin" / "nvcc", f"there is no {cuda}/bin/nvcc{of_cuda}"),
-        (cuda / "include" / "cuda_runtime.h", f"there is no {cuda}/include/cuda_runtime.h{of_cuda}"),
-    ]
-    for path, sentence in wanted:
+    python = set_up / "python"  # one that makes no environment, at which set-up ends
+    python.write_text(f'#!/bin/sh\n[ "$2" != venv ] && exec {sys.executable} "$@"\necho no environment >&2; exit 9\n')
+    python.chmod(0o755)
+    asked = {"PYTHON": python, "HOROVOD_CUDA_HOME": cuda, "HOROVOD_NCCL_HOME": nccl, "HOROVOD_NCCL_LINK": "SHARED"}
+
+    def refusal() -> str:
         finished = run_setup(set_up, HOROVOD_GPU_OPERATIONS="NCCL", **asked)
         assert (finished.returncode, finished.stdout) == (1, "")
-        assert finished.stderr == f"setup.sh: HOROVOD_GPU_OPERATIONS=NCCL: {sentence}\n"
+        assert (set_up / ".venv" / "stamp").exists()
+        return finished.stderr.removeprefix("setup.sh: HOROVOD_GPU_OPERATIONS=NCCL: ").rstrip()
+
+    of_cuda = f"no CUDA toolkit (bin/nvcc, include/cuda_runtime.h) in {cuda}; HOROVOD_CUDA_HOME names its folder."
+    for path in (cuda / "bin" / "nvcc", cuda / "targets" / "x86_64-linux" / "include" / "cuda_runtime.h"):
+        assert refusal() == of_cuda
         path.parent.mkdir(parents=True)
         path.touch()
-    if not any(Path(folder, "nccl.h").exists() for folder in ("/usr/include", "/usr/local/include")):
-        finished = run_setup(set_up, HOROVOD_GPU_OPERATIONS="NCCL", **asked)
-        sentence = "no nccl.h of NCCL's development files was found; HOROVOD_NCCL_HOME names their folder."
-        assert finished.stderr == f"setup.sh: HOROVOD_GPU_OPERATIONS=NCCL: {sentence}\n"
-    assert (set_up / ".venv" / "stamp").exists()
+    for folder, name in (("include", "nccl.h"), ("lib", "libnccl.so")):
+        if not is_installed(name):
+            assert refusal().startswith(f"no {name} in {nccl} {nccl}/{folder} ")
+        (nccl / folder).mkdir(parents=True)
+        (nccl / folder / name).touch()
+    finished = run_setup(set_up, HOROVOD_GPU_OPERATIONS="NCCL", **asked)
+    assert (finished.returncode, finished.stderr) == (9, "no environment\n")
+    assert finished.stdout.startswith("Setting up ")
+
+
+def is_installed(name: str) -> bool:
+    """Whether this machine has that file of NCCL."""
+    folders = [Path(root, folder) for root in ("/usr", "/usr/local") for folder in ("include", "lib", "lib64")]
+    return any((folder / name).exists() for folder in [*folders, *Path("/usr/lib").glob("*-linux-gnu")])
 
 
 def test_only_nccl_is_offered(set_up):

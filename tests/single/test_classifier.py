@@ -295,12 +295,13 @@ def test_what_computes_the_passes():
     weights, momentum = (Table(tf.Variable(tf.zeros([5, 2]))) for _ in range(2))
     classes = LocalClasses(weights, momentum, 0)
     warm, cold = (Softmax(tau, "marginal") for tau in (0.025, 0.02))
-    kinds = {name: [type(passes_of(name)(classes, softmax)) for softmax in (warm, cold)] for name in CLASS_PASSES}
-    assert kinds == {
+    made = {name: [passes_of(name)(classes, softmax) for softmax in (warm, cold)] for name in CLASS_PASSES}
+    assert {name: [type(passes) for passes in both] for name, both in made.items()} == {
         "auto": [CompiledPasses, PortablePasses],
         "operations": [PortablePasses, PortablePasses],
         "xla": [PortablePasses, PortablePasses],
     }
+    assert [made[name][1].uses_xla for name in CLASS_PASSES] == [False, False, True]
 
 
 def test_lists_of_all_classes_are_looked_up(make_classifier):

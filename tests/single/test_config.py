@@ -51,6 +51,10 @@ AT_LEAST_1, ABOVE_0, NOT_NEGATIVE, SHARE = "at least 1", "a number above 0", "0 
             "--classifier_init=zeros: must be one of raw_running_bn, raw_batch_bn, raw_fixed_bn, random",
         ),
         ({"class_weights_dtype": "int4"}, "--class_weights_dtype=int4: must be one of float32, bfloat16, int8"),
+        (
+            {"class_passes": "xla", "sampled_classes": 10, "smoothing": 0.0},
+            "--class_passes=xla: must be auto or operations with --sampled_classes",
+        ),
         ({"class_passes": "cuda"}, "--class_passes=cuda: must be one of auto, operations, xla"),
         ({"class_products_dtype": "int8"}, "--class_products_dtype=int8: must be one of float32, bfloat16"),
         ({"precision": "half"}, "--precision=half: must be one of float32, mixed_bfloat16, mixed_float16, auto"),

@@ -102,6 +102,15 @@ def test_k_out_of_range(k):
         hard_negatives(make_classifier(weights()), k)
 
 
+def test_a_place_that_stays_empty_is_told():
+    """Of weights that are no numbers nothing is similar to anything."""
+    values = weights()
+    values[3, 0] = np.nan
+    module = HardNegatives(make_classifier(values), NUM_INSTANCES - 1)
+    with pytest.raises(RuntimeError, match="left .* places of the 41 lists of 40 empty, as it does if .* not finite"):
+        module.refresh()
+
+
 def test_lookup():
     module = HardNegatives(make_classifier(weights()), 5)
     np.testing.assert_array_equal(module.lists, np.full([NUM_INSTANCES, 5], -1))

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.framework import op_callbacks
 
-from instcls_tf.classifier import softmax
+from instcls_tf.classifier import portable_passes, softmax
 from instcls_tf.classifier.labels import label_distribution, select_targets
 from instcls_tf.classifier.local_classes import LocalClasses, Sgd
 from instcls_tf.classifier.portable_passes import PortablePasses
@@ -117,10 +117,20 @@ def test_equals_dense_reference(shards, tile, smoothing_loss, smoothing, tempera
 
 @pytest.mark.parametrize("temperature", [0.15, 0.01])
 @pytest.mark.parametrize(("smoothing_loss", "smoothing"), LOSSES)
-def test_compiled_by_xla_equals_dense_reference(smoothing_loss, smoothing, temperature):
-    """Two workers, whose last tiles are shorter: two shapes are compiled."""
-    actual = stream(2, 8, smoothing_loss, smoothing, temperature, xla=True)
+@pytest.mark.parametrize(("shards", "tile", "fewest_labels"), [(2, 8, 64), (2, 8, 1), (1, 256, 1)])
+def test_compiled_by_xla_equals_dense_reference(
+    shards, tile, fewest_labels, smoothing_loss, smoothing, temperature, monkeypatch
+):
+    """Last tiles that are shorter, and one tile; labels filled up by many, and by as few as there can be."""
+    monkeypatch.setattr(portable_passes, "_FEWEST_LABELS", fewest_labels)
+    actual = stream(shards, tile, smoothing_loss, smoothing, temperature, xla=True)
     assert_equals_dense_reference(actual, smoothing_loss, smoothing, temperature)
+
+
+def test_labels_are_filled_up_to_a_power_of_two():
+    numbers = [-(2**31), 0, 1, 64, 65, 128, 129, 1000, 2**20 - 1, 2**20, 2**20 + 1]
+    filled = [int(portable_passes._power_of_two(tf.constant(number))) for number in numbers]
+    assert filled == [64, 64, 64, 64, 128, 128, 256, 1024, 2**20, 2**20, 2**21]
 
 
 def assert_equals_dense_reference(actual: Result, smoothing_loss: str, smoothing: float, temperature: float) -> None:

@@ -107,7 +107,7 @@ def test_a_place_that_stays_empty_is_told():
     values = weights()
     values[3, 0] = np.nan
     module = HardNegatives(make_classifier(values), NUM_INSTANCES - 1)
-    with pytest.raises(RuntimeError, match="left .* places of the 41 lists of 40 empty, as it does if .* not finite"):
+    with pytest.raises(RuntimeError, match=r"left .* places of the 41 lists of 40 empty, as it does if .* not finite"):
         module.refresh()
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 from instcls_tf import stamps
 from instcls_tf.classifier.kernels import passes
 from instcls_tf.classifier.prior import initialize_classifier, initialize_new_classes
-from instcls_tf.config import AUTO, FLOAT32, PretrainConfig
+from instcls_tf.config import AUTO, PretrainConfig
 from instcls_tf.data import augment, cache, contents, pipeline
 from instcls_tf.data.bad_files import BadFiles
 from instcls_tf.data.kernels import views
@@ -30,6 +30,7 @@ from instcls_tf.pretraining.train_step import make_train_step
 from instcls_tf.progress import Progress
 from instcls_tf.run import signals
 from instcls_tf.run.parts import replicated_variables
+from instcls_tf.run.precision import note_of as note_of_precision
 from instcls_tf.run.precision import with_precision
 from instcls_tf.run.workdir import begin_run
 
@@ -221,8 +222,8 @@ def _announce(source: Source, steps: Steps, note_of_method: str, first_step: int
     for note in notes_of(source):
         progress.say(note)
     progress.say(f"--method={config.method}: {note_of_method}")
-    if config.precision != FLOAT32:
-        progress.say(f"--precision={config.precision}: of the encoder; features are judged in float32")
+    if of_precision := note_of_precision(config):
+        progress.say(of_precision)
     if config.effective_warmup_epochs < config.warmup_epochs:
         progress.say(
             f"warm-up: {config.effective_warmup_epochs:g} epochs ({steps.warmup} step(s)), a tenth of the run, instead"

@@ -41,6 +41,20 @@ def with_precision(config: PretrainConfig) -> PretrainConfig:
     return config.replace(precision=MIXED_BFLOAT16 if computes_in_bfloat16() else FLOAT32)
 
 
+def note_of(config: PretrainConfig) -> str | None:
+    """What a user is told of the encoder's number type, if anything.
+
+    Args:
+      config: of a run, with a number type that is not `auto`.
+    """
+    if config.precision == FLOAT32:
+        return None
+    note = f"--precision={config.precision}: of the encoder; features are judged in float32"
+    if config.precision == MIXED_BFLOAT16 and not computes_in_bfloat16():
+        note += ". This machine has no instructions for it: float32 may be ten times as fast"
+    return note
+
+
 @functools.cache
 def computes_in_bfloat16() -> bool:
     """Whether the GPU, if TensorFlow may use one, or else the processor has instructions for products in bfloat16."""

@@ -79,6 +79,21 @@ def test_others_stay(given):
     assert precision.with_precision(AUTO.replace(precision=given)).precision == given
 
 
+@pytest.mark.parametrize(
+    ("given", "computes", "told"),
+    [
+        ("float32", False, None),
+        ("mixed_float16", False, "features are judged in float32"),
+        ("mixed_bfloat16", True, "features are judged in float32"),
+        ("mixed_bfloat16", False, "float32 may be ten times as fast"),
+    ],
+)
+def test_what_a_user_is_told(monkeypatch, given, computes, told):
+    monkeypatch.setattr(precision, "computes_in_bfloat16", lambda: computes)
+    note = precision.note_of(AUTO.replace(precision=given))
+    assert note is None if told is None else note.endswith(told)
+
+
 @pytest.mark.parametrize("kept", ["float32", "mixed_bfloat16", "mixed_float16"])
 def test_a_run_keeps_its_own_on_any_machine(tmp_path, kept):
     config = AUTO.replace(workdir=str(tmp_path))

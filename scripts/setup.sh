@@ -2,7 +2,7 @@
 # Makes .venv at the root of the repository with everything the project needs, and proves that two workers can talk.
 #
 #   ./scripts/setup.sh                              takes minutes the first time, under a second afterwards
-#   PYTHON=/path/to/python3.10 ./scripts/setup.sh   with an interpreter of your choice, CPython 3.9 to 3.12
+#   PYTHON=/path/to/python3.10 ./scripts/setup.sh   with an interpreter of your choice, CPython 3.9 to 3.12; kept from then on
 #   HOROVOD_GPU_OPERATIONS=NCCL ./scripts/setup.sh  with NCCL, where CUDA (HOROVOD_CUDA_HOME) and NCCL (HOROVOD_NCCL_HOME) are
 #
 # CPython 3.12 gets TensorFlow 2.18 with tf_keras, and a Horovod that scripts/patches makes fit; others TensorFlow 2.15.
@@ -53,8 +53,9 @@ has_headers() {
 sys.exit(not os.path.isfile(os.path.join(sysconfig.get_path("include"), "Python.h")))'
 }
 
-find_python() { # sets $python; one with headers goes before one without
+find_python() { # sets $python: that of the environment there was; else one with headers goes before one without
   local candidates=(python3.{11,10,9,12} python3 ~/.pyenv/versions/3.{11,10,9,12}.*/bin/python)
+  [[ ! -x $venv/bin/python ]] || candidates=("$(readlink -f "$venv/bin/python")" "${candidates[@]}")
   if [[ -n ${PYTHON:-} ]]; then
     usable "$PYTHON" || fail "PYTHON=$PYTHON is not a working CPython 3.9 to 3.12 with the modules venv and ensurepip."
     candidates=("$PYTHON")

@@ -66,12 +66,32 @@ def test_a_compiler_that_refuses_the_kernels_is_a_warning(set_up):
     assert warning.endswith("TensorFlow's operations are used, slower on CPUs.")
 
 
+def python_without_environments(path: Path, status: int = 9) -> Path:
+    """An interpreter that makes none, at which set-up ends with that status."""
+    path.write_text(
+        f'#!/bin/sh\n[ "$2" != venv ] && exec {sys.executable} "$@"\necho no environment >&2; exit {status}\n'
+    )
+    path.chmod(0o755)
+    return path
+
+
+def test_the_environment_keeps_its_interpreter(set_up):
+    """Made anew, after an update, it is of the Python that it was of, whichever others there are."""
+    python = set_up / ".venv" / "bin" / "python"
+    python.unlink()
+    python.symlink_to(python_without_environments(set_up / "its_own"))
+    (set_up / ".venv" / "stamp").write_text("older\n")
+    (set_up / "others").mkdir()
+    python_without_environments(set_up / "others" / "python3.11", status=8)
+    finished = run_setup(set_up, PATH=f"{set_up}/others:{os.environ['PATH']}")
+    assert (finished.returncode, finished.stderr) == (9, "no environment\n")
+    assert finished.stdout.startswith(f"Setting up {set_up}/.venv with Python ")
+
+
 def test_nccl_is_looked_for_before_anything_is_made(set_up):
     """Asked for NCCL, set-up names what is not there, one after the other; then it begins."""
     cuda, nccl = set_up / "cuda", set_up / "nccl"
-    python = set_up / "python"  # one that makes no environment, at which set-up ends
-    python.write_text(f'#!/bin/sh\n[ "$2" != venv ] && exec {sys.executable} "$@"\necho no environment >&2; exit 9\n')
-    python.chmod(0o755)
+    python = python_without_environments(set_up / "python")
     asked = {"PYTHON": python, "HOROVOD_CUDA_HOME": cuda, "HOROVOD_NCCL_HOME": nccl, "HOROVOD_NCCL_LINK": "SHARED"}
 
     def refusal() -> str:

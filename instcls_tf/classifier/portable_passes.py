@@ -106,9 +106,11 @@ class PortablePasses:
         """Streams the classes again and moves them tile by tile (steps 6 and 8)."""
         batch_rows = tf.cast(tf.shape(batch.embeddings)[0], tf.float32)
         mean = batch.embeddings / self._softmax.temperature / batch_rows  # the loss is a mean over B rows
+        # [B, D], so that exp(l) need not be divided: p_ij x_i = exp(l_ij) x_i / S_i
+        expected = mean / totals.exp_sum[:, tf.newaxis]
 
         def body(local: tf.Tensor, tile: _Tile, moved: tf.Tensor) -> tf.Tensor:
-            gradients = self._gradients_of(tile, batch.shift, totals, mean)
+            gradients = self._gradients_of(tile, batch.shift, totals, mean, expected)
             with tf.control_dependencies([self._classes.move(local, tile.weights, gradients, sgd)]):
                 return moved + tf.size(local)
 
@@ -138,12 +140,12 @@ class PortablePasses:
             target_weights=sums.target_weights + by_row(factors[:, tf.newaxis] * tf.gather(unit, targets.column)),
         )
 
-    def _gradients_of_tile(self, tile: _Tile, shift: Shift | None, totals: Totals, mean: tf.Tensor) -> tf.Tensor:
-        """`[c, D]` for the weights of a tile."""
+    def _gradients_of_tile(
+        self, tile: _Tile, shift: Shift | None, totals: Totals, mean: tf.Tensor, expected: tf.Tensor
+    ) -> tf.Tensor:
+        """`[c, D]` for the weights of a tile, from what the labels and the softmax take of the rows, both `[B, D]`."""
         directions, logits, targets, of_targets = self._logits_of(tile)
         loss = self._softmax.smoothing_loss
-        # [B, D], so that exp(l) need not be divided: p_ij x_i = exp(l_ij) x_i / S_i
-        expected = mean / totals.exp_sum[:, tf.newaxis]
         _, factors = target_terms(of_targets, targets, shift, loss)
         shares = target_shares(factors, targets, totals, loss)  # [e] q_ij
         target = tf.math.unsorted_segment_sum(

@@ -17,8 +17,9 @@ from instcls_tf.classifier.portable_passes import PortablePasses
 from instcls_tf.classifier.sharded_classifier import ShardedClassifier
 from instcls_tf.classifier.softmax import Softmax
 from instcls_tf.classifier.table import Table
-from instcls_tf.config import CLASS_PASSES, SMOOTHING_LOSSES
+from instcls_tf.config import CLASS_PASSES, SMOOTHING_LOSSES, PretrainConfig
 from instcls_tf.distributed import collectives
+from instcls_tf.pretraining.make_method import make_method
 from tests.classifiers import (
     NUM_HARD_NEGATIVES,
     NUM_INSTANCES,
@@ -302,6 +303,13 @@ def test_what_computes_the_passes():
         "xla": [PortablePasses, PortablePasses],
     }
     assert [made[name][1].uses_xla for name in CLASS_PASSES] == [False, False, True]
+
+
+@pytest.mark.parametrize("name", CLASS_PASSES)
+def test_a_run_takes_the_passes_it_is_told(name):
+    config = PretrainConfig(class_passes=name, smoothing=0.0, temperature=0.02, embedding_size=SIZE)
+    method = make_method(config, NUM_INSTANCES, encoder=None)
+    assert method.classifier._passes.uses_xla == (name == "xla")
 
 
 def test_lists_of_all_classes_are_looked_up(make_classifier):

@@ -57,6 +57,9 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test compares it with
 
     __version__: str
 
+# On processors without AVX512_VNNI TensorFlow leaves oneDNN's convolutions and allocator alone unless told otherwise: a
+# step would take half as long again. Read when TensorFlow is imported; elsewhere this is its default.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 if sys.version_info >= (3, 12):
     # Newer TensorFlows have Keras 3; the project is written for Keras 2, which tf_keras is there. TensorFlow looks for
     # this when it is imported, and when `tf.keras` is first used.

@@ -15,6 +15,7 @@ import pytest
 # Read by TensorFlow when it starts. Processes of pytest-xdist share the cores, one each; and runs in this process are
 # compared with those of workers of two, which round as few threads do.
 os.environ["TF_NUM_INTRAOP_THREADS"] = "1"
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as the package does, which many tests import after TensorFlow
 
 # Shells start what runs in the background with Ctrl-C ignored, and children would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

@@ -218,7 +218,7 @@ RECIPES = {
         "stem": "imagenet",
     },
     "raw_batch_bn": {"classifier_init": "raw_batch_bn"},
-    "xla": {"class_passes": "xla", "temperature": 0.02},
+    "xla": {"class_passes": "xla"},
     "int8": {
         "classifier_init": "raw_fixed_bn",
         "class_weights_dtype": "int8",

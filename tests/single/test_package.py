@@ -165,3 +165,14 @@ def test_what_pages_are_made_of_is_installed():
     (pattern,) = SETTINGS["tool"]["setuptools"]["package-data"]["instcls_tf.gallery"]
     found = {path.name for path in (ROOT / "instcls_tf" / "gallery").glob(pattern)}
     assert found == {"index.html", "gallery.css", "points.js", "gallery.js"}
+
+
+@pytest.mark.parametrize("asked", [None, "0"])
+def test_onednn_is_on_unless_asked_otherwise(asked):
+    """TensorFlow decides by the processor, and leaves it off on many."""
+    environment = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
+    if asked is not None:
+        environment["TF_ENABLE_ONEDNN_OPTS"] = asked
+    code = "import instcls_tf; from tensorflow.python.util import _pywrap_util_port as port; print(port.IsMklEnabled())"
+    told = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, check=True, capture_output=True)
+    assert told.stdout.decode().strip() == str(asked is None)

@@ -8,6 +8,10 @@ if [ ! -w "${HOME:-/}" ] || [ "${HOME:-/}" = / ]; then
   chmod 700 "$HOME"
 fi
 if ! getent passwd "$uid" >/dev/null && [ -w /var/lib/extrausers/passwd ]; then
-  echo "user$uid:x:$uid:$(id -g)::$HOME:/bin/bash" >>/var/lib/extrausers/passwd
+  # Of users and groups below 500 the system does not take names from there, but for group 100.
+  gid=$(id -g)
+  [ "$uid" -ge 500 ] || echo "entrypoint.sh: user $uid gets no name, and ssh to or from this container will not do: --user with 500 or more" >&2
+  [ "$gid" -ge 500 ] || gid=100
+  echo "user$uid:x:$uid:$gid::$HOME:/bin/bash" >>/var/lib/extrausers/passwd
 fi
 exec "$@"

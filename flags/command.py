@@ -59,9 +59,9 @@ def run(main: Callable[[], None], description: str, before_parsing: Callable[[],
 
 
 def _join_job() -> None:
+    job.join()
     folder = job.folder()
     if folder is not None:
-        job.join()
         watchdog.start(folder)
 
 

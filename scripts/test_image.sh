@@ -11,8 +11,10 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 image=localhost/instcls-tf:cpu base=localhost/instcls-base:latest
 
+exec 3>&2 # what `timed` writes to a file is not where a failure is told
+
 fail() {
-  echo "test_image.sh: $*" >&2
+  echo "test_image.sh: $*" >&3
   exit 1
 }
 
@@ -49,7 +51,8 @@ clear_up() { # the containers' processes, mounts, layers, runs: all of it
 trap clear_up EXIT
 trap 'exit 1' INT TERM
 
-timed() { # timed TITLE COMMAND...: a line with the seconds it took; what it said, if it failed
+# timed TITLE COMMAND...: a line with the seconds it took; what it said, if it failed. Within it `set -e` holds no more.
+timed() {
   local title=$1 start=$SECONDS
   shift
   "$@" >"$work/log" 2>&1 </dev/null || { tail -n 40 "$work/log" >&2 && fail "$title: failed after $((SECONDS - start)) s"; }
@@ -60,9 +63,9 @@ make_base() {
   local container
   ! "${store[@]}" inspect --type image "$base" >/dev/null 2>&1 || return 0
   mmdebstrap --variant=minbase --components=main bookworm "$work/base.tar" || return 1
-  container=$("${store[@]}" from scratch)
-  "${store[@]}" add "$container" "$work/base.tar" /
-  "${store[@]}" commit --rm "$container" "$base"
+  container=$("${store[@]}" from scratch) || return 1
+  "${store[@]}" add "$container" "$work/base.tar" / || return 1
+  "${store[@]}" commit --rm "$container" "$base" || return 1
   rm "$work/base.tar"
 }
 
@@ -84,7 +87,8 @@ run() { # run USER COMMAND...: as the image's entry point starts it
 
 train() { # train USER
   run "$1" python -m scripts.launch -np 2 pretrain --flagfile=flags/presets/digits.flags --max_steps=20 --log_every=5 \
-    --workdir="/runs/of_$1"
+    --workdir="/runs/of_$1" || return 1
+  run "$1" sh -c "getent passwd $1" || fail "user $1 has no name in the image"
   [[ $(stat -c %u "$work/runs/of_$1/metrics.jsonl") == "$1" ]] || fail "the run of user $1 belongs to somebody else"
   tail -n 1 "$work/runs/of_$1/metrics.jsonl"
 }
@@ -132,20 +136,45 @@ train_on_two_hosts() { # two containers, two networks, a link between them, ssh 
   chown -R 1000:1000 "$work/keys"
   keep_host a 10.231.8.1/24
   keep_host b 10.231.8.2/24
-  sleep 2
-  ip link add eth0 netns "${kept[0]}" type veth peer name eth0 netns "${kept[1]}"
+  for pid in "${kept[@]}"; do # until it has a network of its own
+    for _ in $(seq 100); do
+      [[ $(readlink "/proc/$pid/ns/net") == "$(readlink /proc/self/ns/net)" ]] || break
+      sleep .1
+    done
+    [[ $(readlink "/proc/$pid/ns/net") != "$(readlink /proc/self/ns/net)" ]] || return 1
+  done
+  ip link add eth0 netns "${kept[0]}" type veth peer name eth0 netns "${kept[1]}" || return 1
   for name in a b; do
     read -r pid _ address <"$work/$name"
-    nsenter --target "$pid" --net sh -c "ip address add $address dev eth0 && ip link set eth0 up"
+    nsenter --target "$pid" --net sh -c "ip address add $address dev eth0 && ip link set eth0 up" || return 1
   done
   inside b docker/sshd.sh &
   disown
   sleep 5
   threads=$(($(nproc) > 1 ? $(nproc) / 2 : 1)) # as each of two workers of one host has, so that the losses are the same
   inside a env INSTCLS_THREADS="$threads" python -m scripts.launch -H a:1,b:1 pretrain \
-    --flagfile=flags/presets/digits.flags --max_steps=20 --log_every=5 --workdir=/runs/of_two_hosts
+    --flagfile=flags/presets/digits.flags --max_steps=20 --log_every=5 --workdir=/runs/of_two_hosts || return 1
   diff <(losses of_1000) <(losses of_two_hosts) || fail "the losses are not those of one host"
   tail -n 1 "$work/runs/of_two_hosts/metrics.jsonl"
+}
+
+stop_a_host() { # as `docker stop` does, while a job runs on both: it saves, and the second host ends after it
+  local job pid status=0
+  INSTCLS_THREADS=1 inside a python -m scripts.launch -H a:1,b:1 pretrain --flagfile=flags/presets/digits.flags --log_every=5 \
+    --workdir=/runs/of_a_stopped_host &
+  job=$!
+  until grep -q '"step": 5,' "$work/runs/of_a_stopped_host/metrics.jsonl" 2>/dev/null; do
+    kill -0 "$job" || return 1
+    sleep 1
+  done
+  read -r pid _ _ <"$work/b"
+  for place in /proc/[0-9]*; do # its tini, and what is of its group
+    [[ $(readlink "$place/ns/net" 2>/dev/null) != "$(readlink "/proc/$pid/ns/net")" ]] ||
+      ! grep -qzx 'docker/sshd.sh' "$place/cmdline" 2>/dev/null || kill -TERM "${place#/proc/}"
+  done
+  wait "$job" || status=$?
+  [[ $status == 75 && -e $work/runs/of_a_stopped_host/checkpoints/checkpoint ]] || fail "a host was stopped: status $status"
+  tail -n 1 "$work/runs/of_a_stopped_host/metrics.jsonl"
 }
 
 losses() { grep -o '"loss": [^,]*' "$work/runs/$1/metrics.jsonl"; }
@@ -162,6 +191,8 @@ for user in 1000 12345; do
   tail -n 1 "$work/log"
 done
 timed "20 steps of digits on two containers, a worker each, over ssh" train_on_two_hosts
+tail -n 1 "$work/log"
+timed "a container is stopped in mid-run: saved, status 75" stop_a_host
 tail -n 1 "$work/log"
 clear_up
 echo "nothing is left: $(! ls -d "$work" 2>/dev/null && echo yes), in $SECONDS s"

@@ -7,6 +7,7 @@ import functools
 import os
 from pathlib import Path
 
+from instcls_tf.distributed.job import LAUNCHER
 from instcls_tf.errors import UserError
 
 # Set by the launcher where machines differ, or by hand: how many threads each worker of a job computes with.
@@ -31,7 +32,19 @@ def threads_of_worker(workers: int) -> int:
 
 def own_share(workers: int) -> int:
     """How many of this machine's cores each of its workers has, whatever other machines have."""
-    return share(os.cpu_count() or 1, allowed(), workers)
+    return share(os.cpu_count() or 1, allowed(), workers, is_bound())
+
+
+def is_bound() -> bool:
+    """Whether this process was bound to cores of its own, not to those that all workers of a job here may run on.
+
+    `scripts.launch` and `horovodrun` bind nobody; `mpirun` by itself and `srun` do.
+    """
+    if os.environ.get(LAUNCHER):
+        return False
+    if "OMPI_COMM_WORLD_SIZE" in os.environ:
+        return "OMPI_MCA_orte_bound_at_launch" in os.environ
+    return os.environ.get("SLURM_CPU_BIND_TYPE", "none") != "none"
 
 
 def allowed() -> int:
@@ -39,15 +52,16 @@ def allowed() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def share(cores: int, allowed: int, workers: int) -> int:
+def share(cores: int, allowed: int, workers: int, is_bound: bool) -> int:
     """A worker's share of the cores.
 
     Args:
       cores: of the machine.
-      allowed: those that this process may run on: fewer if the launcher has bound it.
+      allowed: those that this process may run on: fewer in a container, in a job of Slurm, and if it was bound.
       workers: on this machine.
+      is_bound: each worker may run on others; otherwise they share those that are allowed.
     """
-    return min(allowed, max(1, cores // workers))
+    return min(allowed, max(1, cores // workers)) if is_bound else max(1, min(cores, allowed) // workers)
 
 
 @functools.cache

@@ -17,6 +17,8 @@ from instcls_tf.errors import UserError, one_line
 
 _HOST = re.compile(r"([\w.-]+)(?::(\d+))?")
 _SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
+# A host that lets one in and then hangs, as with a home on a file server that is gone.
+_ANSWER_SECONDS = 25.0
 # What ssh says, and what it means; the others are quoted.
 _REASONS = (
     ("Permission denied", "accepts no key of this user: ssh-copy-id {host}, so that ssh asks for no password"),
@@ -102,8 +104,8 @@ def problems(hosts: Sequence[Host]) -> dict[str, str]:
 
 
 def shares(hosts: Sequence[Host], seen: Mapping[str, Seen]) -> dict[str, int]:
-    """How many threads a worker would compute with on each of the hosts, by the cores that it has."""
-    return {host.name: cores.share(seen[host.name].cores, seen[host.name].allowed, host.slots) for host in hosts}
+    """How many threads a worker would compute with on each of the hosts, by the cores that it has; nobody is bound."""
+    return {host.name: cores.share(seen[host.name].cores, seen[host.name].allowed, host.slots, False) for host in hosts}
 
 
 # Also whether the environment is there.
@@ -115,7 +117,11 @@ def _look(name: str) -> Seen:
         return Seen("", os.cpu_count() or 1, cores.allowed())
     command = shlex.join([sys.executable, "-c", _COUNT])
     try:
-        answer = subprocess.run([*_SSH, name, command], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        answer = subprocess.run(
+            [*_SSH, name, command], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_ANSWER_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return Seen(f"host {name}: does not answer")
     except FileNotFoundError:
         return Seen(f"host {name}: cannot be asked, there is no ssh on this machine")
     if answer.returncode == 0:

@@ -16,6 +16,9 @@ from instcls_tf.distributed.launcher import launched_rank_and_size
 # Set by the launcher: the job's folder; itself, as PID@HOST; a terminal for rank 0's progress bar, as PATH@HOST.
 FOLDER, LAUNCHER, TERMINAL = "INSTCLS_JOB", "INSTCLS_LAUNCHER", "INSTCLS_TERMINAL"
 
+# An empty file of the launcher's in the job's folder: a machine on which it is missing does not share that folder.
+MARK = "launcher"
+
 # What asks a job to stop, and how one ends that did so: EX_TEMPFAIL of sysexits.h, the same command goes on later.
 HEEDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 STOPPED_STATUS = 75
@@ -36,8 +39,12 @@ class WorkerError(NamedTuple):
 
 
 def folder() -> str | None:
-    """The job's folder, if `scripts.launch` started this process."""
-    return os.environ.get(FOLDER) or None
+    """The job's folder, if `scripts.launch` started this process and reads what is left there.
+
+    Without a workdir that all machines share it lies on the launcher's machine, and is not to be made on others.
+    """
+    named = os.environ.get(FOLDER)
+    return named if named and os.path.exists(os.path.join(named, MARK)) else None
 
 
 def record_error(sentence: str, trace: str = "", is_said: bool = False) -> bool:
@@ -84,7 +91,7 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
 
 def join() -> None:
     """What a worker of `scripts.launch` does first: it ends with its launcher, and rank 0 takes the terminal."""
-    if folder() is None:
+    if not os.environ.get(FOLDER):
         return
     die_with_parent()
     rank, _ = launched_rank_and_size() or (0, 1)

@@ -163,6 +163,7 @@ def _folder(hosts: Sequence[Host], workdir: str | None) -> Iterator[str]:
         if not os.path.exists(f"/proc/{left.name.split('-')[-2]}"):
             shutil.rmtree(left, ignore_errors=True)
     folder = tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{socket.gethostname()}-{os.getpid()}-", dir=where)
+    Path(folder, job.MARK).touch()
     try:
         yield folder
     finally:

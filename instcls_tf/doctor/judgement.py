@@ -80,9 +80,22 @@ def _build(found: Sequence[dict[str, Any]]) -> Finding:
 def _threads(found: Sequence[dict[str, Any]]) -> Finding:
     threads = [machine["threads"] for machine in found]
     told = [f"worker {rank} on {machine['host']} {machine['threads']}" for rank, machine in enumerate(found)]
-    bound = [machine["host"] for machine in found if machine["allowed_cores"] < machine["cores"] // machine["workers"]]
+    bound = [
+        machine["host"]
+        for machine in found
+        if machine["is_bound"] and machine["allowed_cores"] < machine["cores"] // machine["workers"]
+    ]
+    confined = {
+        f"{machine['allowed_cores']} of {machine['cores']} on {machine['host']}"
+        for machine in found
+        if not machine["is_bound"] and machine["allowed_cores"] < machine["cores"]
+    }
     idle = [machine["host"] for machine in found if machine["share"] > machine["threads"]]
-    crowded = [machine["host"] for machine in found if machine["workers"] > machine["cores"]]
+    crowded = [
+        machine["host"]
+        for machine in found
+        if machine["workers"] > min(machine["cores"], machine["cores" if machine["is_bound"] else "allowed_cores"])
+    ]
     return judge(
         "threads", f"{threads[0]} per worker", {"threads": threads},
         (len(set(threads)) > 1, PROBLEM, f"differ: {some_of(told)}; a run would be refused, as sums round differently",
@@ -94,6 +107,8 @@ def _threads(found: Sequence[dict[str, Any]]) -> Finding:
         (bool(bound), OK, f"{threads[0]} per worker, who may run on some of the cores alone on"
          f" {some_of(dict.fromkeys(bound))}",
          "if the others are yours as well: no binding (scripts.launch binds nothing), more --cpus-per-task with Slurm"),
+        (bool(confined), OK, f"{threads[0]} per worker, who share {some_of(sorted(confined))}",
+         "if the others are yours as well: more --cpus-per-task with Slurm, --cpuset-cpus of the container"),
     )  # fmt: skip
 
 
@@ -200,7 +215,7 @@ def of_workdir(path: str, measured: dict[str, Any]) -> Finding:
     """From whether it is shared, and its speed."""
     if measured["problem"]:
         return Finding(
-            "workdir", PROBLEM, measured["problem"], "a folder on NFS or another shared file system", measured
+            "workdir", PROBLEM, measured["problem"], "a folder with room on NFS or another shared file system", measured
         )
     written, read = (measured[f"{kind}_bytes_per_second"] for kind in ("write", "read"))
     speed = f"{written / _MEGABYTE:.0f} MB/s written, {read / _MEGABYTE:.0f} MB/s read"

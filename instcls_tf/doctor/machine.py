@@ -41,6 +41,7 @@ def describe(workers_here: int) -> dict[str, Any]:
         "workers": workers_here,
         "cores": os.cpu_count(),
         "allowed_cores": cores.allowed(),
+        "is_bound": cores.is_bound(),
         "share": cores.own_share(workers_here),
         "threads": cores.threads_of_worker(workers_here),
         "free_memory": free_bytes(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from instcls_tf.benchmark.timing import seconds_of
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.source import Source
 from instcls_tf.distributed import collectives, workers
-from instcls_tf.errors import UserError
+from instcls_tf.errors import UserError, shown
 from instcls_tf.pretraining import agreement
 
 _ROUNDS = 5
@@ -25,6 +26,7 @@ _REPEATS = 3
 _SMALLEST_BYTES, _LARGEST_BYTES = 2**17, 2**26
 _LONG_ENOUGH, _TIMES_THE_LATENCY = 0.1, 5
 _FILE_BYTES = 2**26
+_FAILED = 0.0  # bytes per second of a file that cannot be written or read
 _DECODING_SECONDS = 2.0
 
 
@@ -96,14 +98,19 @@ def workdir(folder: str) -> dict[str, Any]:
     except UserError as error:
         return {"problem": str(error)}
     path = Path(folder, ".doctor")
-    written = _write(path) if collectives.rank() == 0 else 0.0
-    collectives.barrier()
-    read = _read(path) if collectives.rank() == collectives.size() - 1 else 0.0
-    figures = [max(column) for column in zip(*workers.everybodys([written, read]))]
-    if collectives.rank() == 0:
-        path.unlink(missing_ok=True)
-        if is_new:
-            os.rmdir(folder)
+    try:
+        written = _if_possible(_write, path, rank=0)
+        collectives.barrier()
+        read = _if_possible(_read, path, rank=collectives.size() - 1)
+        figures = [min(column) for column in zip(*workers.everybodys([written, read]))]
+    finally:
+        if collectives.rank() == 0:
+            path.unlink(missing_ok=True)
+            if is_new:
+                os.rmdir(folder)
+    if _FAILED in figures:
+        what = f"written by worker 0: {_FILE_BYTES // 2**20} MB" if figures[0] == _FAILED else "read by the last worker"
+        return {"problem": f"--workdir={shown(folder)}: a file there cannot be {what}"}
     status = os.statvfs(folder if os.path.exists(folder) else os.path.dirname(os.path.abspath(folder)))
     free = status.f_bavail * status.f_frsize
     return {
@@ -112,6 +119,14 @@ def workdir(folder: str) -> dict[str, Any]:
         "read_bytes_per_second": figures[1],
         "free_bytes": free,
     }
+
+
+def _if_possible(measure: Callable[[Path], float], path: Path, rank: int) -> float:
+    """Bytes per second of one worker, `_FAILED` where it gets an error; infinite for the others."""
+    try:
+        return measure(path) if collectives.rank() == rank else math.inf
+    except OSError:
+        return _FAILED
 
 
 def _write(path: Path) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from instcls_tf.distributed import cores
+from instcls_tf.distributed import cores, hosts, job, mpirun
 from tests.commands import run_command, user_environment
 from tests.faults.jobs import attempts, launcher, running, saved, standin
 
@@ -57,6 +57,42 @@ def test_an_address_where_nobody_answers():
     finished = run_command(launcher(2, "-H", "localhost:1,127.0.0.9:1", "pretrain"))
     assert finished.status == 2 and finished.stderr.startswith("error: host 127.0.0.9: ")
     assert finished.stderr.count("\n") == 1
+
+
+def test_a_host_that_lets_one_in_and_hangs(tmp_path, monkeypatch):
+    """A login that never gets to its command, as with a home on a file server that is gone: it does not answer."""
+    monkeypatch.setenv("PATH", fake_ssh(tmp_path, "exec sleep 60"))
+    monkeypatch.setattr(hosts, "_ANSWER_SECONDS", 0.5)
+    assert hosts.problems([hosts.Host("b", 1)]) == {"b": "host b: does not answer"}
+
+
+def test_a_folder_of_the_job_that_is_not_shared(tmp_path, monkeypatch):
+    """A worker elsewhere without a workdir: nobody would read its error in a folder of its own machine, so it tells."""
+    folder = tmp_path / "job"
+    monkeypatch.setenv(job.FOLDER, str(folder))
+    for there in (False, True):
+        if there:
+            folder.mkdir()
+        assert job.folder() is None
+        assert not job.record_error("wrong")
+    (folder / job.MARK).touch()
+    assert job.folder() == str(folder) and job.record_error("wrong")
+    assert [error.sentence for error in job.read_errors(str(folder))] == ["wrong"]
+
+
+def test_what_other_hosts_get_of_the_environment():
+    environment = {
+        "PATH": user_environment()["PATH"],
+        "OMPI_MCA_plm_rsh_args": "-p 2222",
+        "TFDS_DATA_DIR": "/data",
+        "XLA_FLAGS": "--a",
+        "https_proxy": "http://proxy",
+        "HOME": "/home/me",
+    }
+    words = mpirun.command(hosts.parse("a:1,b:1"), ["true"], environment)
+    passed = [after for before, after in zip(words, words[1:]) if before == "-x"]
+    assert passed == ["PATH", "TFDS_DATA_DIR", "XLA_FLAGS", "https_proxy"]
+    assert words[words.index("plm_rsh_args") + 1] == "-o BatchMode=yes -o ConnectTimeout=10 -p 2222"
 
 
 # An ssh that leads to this machine.

@@ -1,33 +1,67 @@
 """A worker's share of a machine's cores, and their caches."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
 from instcls_tf.distributed import cores
 from instcls_tf.distributed.cores import share
 from instcls_tf.errors import UserError
+from tests.commands import ROOT
 
 
 @pytest.mark.parametrize(
-    ("cores", "allowed", "workers", "threads"),
+    ("cores", "allowed", "workers", "is_bound", "threads"),
     [
-        (8, 8, 2, 4),
-        (8, 8, 3, 2),
-        (2, 2, 3, 1),  # more workers than cores
-        (8, 2, 4, 2),  # bound by the launcher: the share is made already
-        (8, 1, 2, 1),
+        (8, 8, 2, False, 4),
+        (8, 8, 3, False, 2),
+        (2, 2, 3, False, 1),  # more workers than cores
+        (8, 2, 4, True, 2),  # bound by the launcher: the share is made already
+        (8, 1, 2, True, 1),
+        (8, 8, 2, True, 4),  # bound to all of them
+        (64, 8, 8, False, 1),  # 8 cores of a job of Slurm, or of a container
+        (64, 4, 2, False, 2),
+        (64, 4, 8, False, 1),
     ],
 )
-def test_workers_share_the_cores(cores, allowed, workers, threads):
-    assert share(cores, allowed, workers) == threads
+def test_workers_share_the_cores(cores, allowed, workers, is_bound, threads):
+    assert share(cores, allowed, workers, is_bound) == threads
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_bound"),
+    [
+        ({}, False),
+        ({"SLURM_CPU_BIND_TYPE": "mask_cpu:"}, True),
+        ({"SLURM_CPU_BIND_TYPE": "none"}, False),
+        ({"SLURM_CPU_BIND_TYPE": "mask_cpu:", cores.LAUNCHER: "1@a"}, False),
+        ({"SLURM_CPU_BIND_TYPE": "mask_cpu:", "OMPI_COMM_WORLD_SIZE": "2"}, False),
+    ],
+)
+def test_who_is_bound(monkeypatch, environment, is_bound):
+    for name in (cores.LAUNCHER, "OMPI_COMM_WORLD_SIZE", "OMPI_MCA_orte_bound_at_launch", "SLURM_CPU_BIND_TYPE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert cores.is_bound() == is_bound
+
+
+@pytest.mark.parametrize("binding", ["none", "core"])
+def test_open_mpi_says_whether_it_has_bound(binding):
+    code = "from instcls_tf.distributed import cores; print(cores.is_bound())"
+    mpirun = os.path.join(os.path.dirname(sys.executable), "mpirun")
+    words = [mpirun, "--allow-run-as-root", "-np", "1", "-bind-to", binding, sys.executable, "-c", code]
+    told = subprocess.run(words, check=True, capture_output=True, text=True, cwd=ROOT)
+    assert told.stdout.strip() == str(binding == "core")
 
 
 def test_one_worker_has_all_cores_that_it_may_run_on(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 2, 5})
     assert cores.threads_of_worker(1) == cores.allowed() == 3
-    assert cores.threads_of_worker(4) == 2
+    assert cores.threads_of_worker(2) == cores.threads_of_worker(4) == 1
 
 
 def test_a_number_of_threads_for_all_workers(monkeypatch):

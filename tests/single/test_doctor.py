@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -9,7 +10,7 @@ import socket
 import pytest
 
 from instcls_tf.distributed import ports
-from instcls_tf.doctor import judgement, machine
+from instcls_tf.doctor import judgement, machine, measure
 from instcls_tf.doctor.examine import examine, refuse_problems
 from instcls_tf.doctor.finding import OK, PROBLEM, WARNING
 from instcls_tf.errors import UserError
@@ -27,6 +28,7 @@ GOOD = {
     "workers": 2,
     "cores": 8,
     "allowed_cores": 8,
+    "is_bound": False,
     "share": 4,
     "threads": 4,
     "free_memory": 10**10,
@@ -53,7 +55,9 @@ def test_good_machines():
         ("build", WARNING, {"home_is_writable": False}, "the home folder cannot be written on b"),
         ("threads", PROBLEM, {"threads": 3}, "differ: worker 0 on a 4, worker 1 on b 3"),
         ("threads", WARNING, {"cores": 1}, "more workers than cores on b"),
-        ("threads", OK, {"allowed_cores": 1}, "4 per worker, who may run on some of the cores alone on b"),
+        ("threads", OK, {"allowed_cores": 1, "is_bound": True}, "4 per worker, who may run on some of the cores alone"),
+        ("threads", OK, {"allowed_cores": 4}, "4 per worker, who share 4 of 8 on b"),
+        ("threads", WARNING, {"allowed_cores": 1}, "more workers than cores on b"),
         ("threads", WARNING, {"share": 8}, "4 per worker; cores are left idle on b"),
         ("memory", WARNING, {"shared_memory": 2**26}, "/dev/shm is smaller than 256 MiB on b"),
         ("ports", WARNING, {"host": "a", "listening": ["0.0.0.0:1024"]}, "listens to other machines: worker 1 on a"),
@@ -121,6 +125,21 @@ def test_problems_end_with_another_status():
     with pytest.raises(UserError, match="a run would not do here, because of: threads, workdir"):
         findings = [{"topic": topic, "level": PROBLEM} for topic in ("threads", "workdir")]
         refuse_problems(Answer({"findings": [*findings, {"topic": "clocks", "level": WARNING}]}))
+
+
+def test_a_disk_that_is_full(tmp_path, monkeypatch):
+    """A problem with the flag, not a traceback; nothing stays."""
+
+    def write(path):
+        path.write_bytes(b"a part")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(measure, "_write", write)
+    folder = str(tmp_path / "run")
+    found = measure.workdir(folder)
+    assert found == {"problem": f"--workdir={folder}: a file there cannot be written by worker 0: 64 MB"}
+    assert judgement.of_workdir(folder, found).level == PROBLEM
+    assert not os.path.exists(folder)
 
 
 def test_listening():

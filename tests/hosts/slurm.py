@@ -1,8 +1,8 @@
-"""`scripts/slurm.sbatch` under a real Slurm on the two hosts: saved at the time limit, queued again, done.
+"""`scripts/slurm.sbatch` under a real Slurm on the two hosts: cancelled; saved at the time limit, queued again, done.
 
     python -m tests.hosts.slurm --folder=/tmp/slurm
 
-As root, with munge, slurmctld and slurmd, see `tests.hosts.network`; some five minutes. Prints what the job said, and
+As root, with munge, slurmctld and slurmd, see `tests.hosts.network`; some ten minutes. Prints what the job said, and
 how its losses compare with those of a run that was never interrupted.
 """
 
@@ -23,7 +23,7 @@ from tests.faults.conftest import write_photos
 from tests.hosts.jobs import EPOCH, launch, losses, recipe
 from tests.hosts.network import NAMES, Host, address, refusal, two_hosts
 
-EPOCHS = 15
+EPOCHS = 45
 _TOOLS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol")
 _PATIENCE = 900.0
 
@@ -89,19 +89,50 @@ def slurm(folder: Path, hosts: tuple[Host, Host]) -> Iterator[dict[str, str]]:
 
 def run(folder: Path, hosts: tuple[Host, Host]) -> str:
     """Submits the script with a time limit below what the run needs, and waits for the end of its last attempt."""
-    said = folder / "said"
-    said.unlink(missing_ok=True)
-    shutil.rmtree(folder / "run", ignore_errors=True)
     with slurm(folder / "slurm", hosts) as environment:
-        own = ["--time=2", "--signal=B:USR1@30", f"--output={said}", f"--chdir={ROOT}"]
-        words = hosts[0].inside("sbatch", *own, "scripts/slurm.sbatch", *recipe(folder, "run", EPOCHS))
-        subprocess.run(words, env=environment, check=True)
+        said = _submit(folder, "run", hosts[0], environment, "--time=2", "--signal=B:USR1@30")
         end = time.monotonic() + _PATIENCE
-        while "ended with status 0" not in (text := said.read_text() if said.exists() else ""):
+        while "ended with status 0" not in (text := _text(said)):
             if time.monotonic() > end or "ended with status 1" in text:
                 break
             time.sleep(1)
     return text
+
+
+def cancel(folder: Path, hosts: tuple[Host, Host]) -> str:
+    """Cancels the job when it trains, and looks for a minute whether it comes back."""
+    with slurm(folder / "slurm", hosts) as environment:
+        said = _submit(folder, "cancelled", hosts[0], environment)
+        end = time.monotonic() + _PATIENCE
+        while len(losses(folder / "cancelled")) < EPOCH and time.monotonic() < end:
+            time.sleep(1)
+        subprocess.run(hosts[0].inside("scancel", "--jobname=instcls"), env=environment, check=True)
+        time.sleep(60)
+        queue = subprocess.run(
+            hosts[0].inside("squeue", "--noheader", "--format=%T"), env=environment, capture_output=True, text=True
+        )
+    return f"{_text(said)}after scancel: {len(queue.stdout.split())} job(s) in the queue"
+
+
+def _submit(folder: Path, name: str, host: Host, environment: dict[str, str], *own: str) -> Path:
+    """Submits the script for a run of that name; gives the file of what it says."""
+    said = folder / f"said_{name}"
+    said.unlink(missing_ok=True)
+    shutil.rmtree(folder / name, ignore_errors=True)
+    words = [
+        "sbatch",
+        *own,
+        f"--output={said}",
+        f"--chdir={ROOT}",
+        "scripts/slurm.sbatch",
+        *recipe(folder, name, EPOCHS),
+    ]
+    subprocess.run(host.inside(*words), env=environment, check=True)
+    return said
+
+
+def _text(said: Path) -> str:
+    return said.read_text() if said.exists() else ""
 
 
 def main() -> None:
@@ -114,6 +145,7 @@ def main() -> None:
     if not (folder / "photos").exists():
         write_photos(folder / "photos", 8 * EPOCH)
     with two_hosts(folder / "network") as hosts:
+        print(cancel(folder, hosts))
         print(run(folder, hosts))
     finished = run_command(launch("-np", "2", "pretrain", *recipe(folder, "uninterrupted", EPOCHS)))
     assert finished.status == 0, finished.output

@@ -6,7 +6,7 @@
 # workers in it are asked to save, and it ends after them, if it is given the time.
 set -eu
 if [ "$(id -u)" = 0 ]; then
-  echo "sshd.sh: not as root, whose home any user of the image could write keys into: --user \"\$(id -u):\$(id -g)\"" >&2
+  echo "sshd.sh: not as root, whose home any user of the image could write keys into: --user 1000:1000, say" >&2
   exit 1
 fi
 state=$(mktemp -d)

@@ -24,10 +24,6 @@ from instcls_tf.run import signals
 # How long the other ranks give rank 0 to report a mistake that all of them see.
 _GRACE_SECONDS = 5.0
 
-# TensorFlow's allocator reserves regions whose sizes are powers of two, and counts them in full against the physical
-# memory, unless told otherwise: two arrays of 10 GB would not fit into 24 GB. What is only reserved takes no memory.
-_ADDRESS_SPACE = 2**46
-
 _WANTED = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
@@ -41,7 +37,6 @@ def run(main: Callable[[], None], description: str, before_parsing: Callable[[],
     """
     # TensorFlow's notices would bury the progress and the one sentence that matters.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_MKL_ALLOC_MAX_BYTES", str(_ADDRESS_SPACE))
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     _join_job()
     try:

@@ -57,9 +57,12 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test compares it with
 
     __version__: str
 
-# On processors without AVX512_VNNI TensorFlow leaves oneDNN's convolutions and allocator alone unless told otherwise: a
-# step would take half as long again. Read when TensorFlow is imported; elsewhere this is its default.
+# Read when TensorFlow is imported. On processors without AVX512_VNNI it leaves oneDNN's convolutions and allocator out,
+# and steps take far longer; elsewhere this is its default.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+# That allocator reserves regions whose sizes are powers of two, and counts them in full against the physical memory,
+# unless told otherwise: two arrays of 10 GB would not fit into 24 GB. What is only reserved takes no memory.
+os.environ.setdefault("TF_MKL_ALLOC_MAX_BYTES", str(2**46))
 if sys.version_info >= (3, 12):
     # Newer TensorFlows have Keras 3; the project is written for Keras 2, which tf_keras is there. TensorFlow looks for
     # this when it is imported, and when `tf.keras` is first used.

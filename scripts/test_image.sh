@@ -14,6 +14,7 @@ image=localhost/instcls-tf:cpu base=localhost/instcls-base:latest
 exec 3>&2 # what `timed` writes to a file is not where a failure is told
 
 fail() {
+  [[ ! -s ${work:-}/log ]] || tail -n 40 "$work/log" >&3
   echo "test_image.sh: $*" >&3
   exit 1
 }
@@ -55,7 +56,7 @@ trap 'exit 1' INT TERM
 timed() {
   local title=$1 start=$SECONDS
   shift
-  "$@" >"$work/log" 2>&1 </dev/null || { tail -n 40 "$work/log" >&2 && fail "$title: failed after $((SECONDS - start)) s"; }
+  "$@" >"$work/log" 2>&1 </dev/null || { fail "$title: failed after $((SECONDS - start)) s"; }
   echo "$title: $((SECONDS - start)) s"
 }
 
@@ -136,12 +137,12 @@ train_on_two_hosts() { # two containers, two networks, a link between them, ssh 
   chown -R 1000:1000 "$work/keys"
   keep_host a 10.231.8.1/24
   keep_host b 10.231.8.2/24
-  for pid in "${kept[@]}"; do # until it has a network of its own
+  for pid in "${kept[@]}"; do # until it has its network and its mounts
     for _ in $(seq 100); do
-      [[ $(readlink "/proc/$pid/ns/net") == "$(readlink /proc/self/ns/net)" ]] || break
+      [[ $(<"/proc/$pid/comm") != sleep ]] || break
       sleep .1
     done
-    [[ $(readlink "/proc/$pid/ns/net") != "$(readlink /proc/self/ns/net)" ]] || return 1
+    [[ $(<"/proc/$pid/comm") == sleep ]] || return 1
   done
   ip link add eth0 netns "${kept[0]}" type veth peer name eth0 netns "${kept[1]}" || return 1
   for name in a b; do
@@ -158,22 +159,32 @@ train_on_two_hosts() { # two containers, two networks, a link between them, ssh 
   tail -n 1 "$work/runs/of_two_hosts/metrics.jsonl"
 }
 
+servers_of() { # servers_of NAME: numbers of the processes of its docker/sshd.sh
+  local pid place
+  read -r pid _ _ <"$work/$1"
+  for place in /proc/[0-9]*; do
+    [[ $(readlink "$place/ns/net" 2>/dev/null) == "$(readlink "/proc/$pid/ns/net")" ]] || continue
+    ! grep -qzx 'docker/sshd.sh' "$place/cmdline" 2>/dev/null || echo "${place#/proc/}"
+  done
+}
+
 stop_a_host() { # as `docker stop` does, while a job runs on both: it saves, and the second host ends after it
-  local job pid status=0
-  INSTCLS_THREADS=1 inside a python -m scripts.launch -H a:1,b:1 pretrain --flagfile=flags/presets/digits.flags --log_every=5 \
+  local job status=0
+  inside a env INSTCLS_THREADS=1 python -m scripts.launch -H a:1,b:1 pretrain --flagfile=flags/presets/digits.flags --log_every=5 \
     --workdir=/runs/of_a_stopped_host &
   job=$!
   until grep -q '"step": 5,' "$work/runs/of_a_stopped_host/metrics.jsonl" 2>/dev/null; do
     kill -0 "$job" || return 1
     sleep 1
   done
-  read -r pid _ _ <"$work/b"
-  for place in /proc/[0-9]*; do # its tini, and what is of its group
-    [[ $(readlink "$place/ns/net" 2>/dev/null) != "$(readlink "/proc/$pid/ns/net")" ]] ||
-      ! grep -qzx 'docker/sshd.sh' "$place/cmdline" 2>/dev/null || kill -TERM "${place#/proc/}"
-  done
+  for pid in $(servers_of b); do kill -TERM "$pid"; done
   wait "$job" || status=$?
   [[ $status == 75 && -e $work/runs/of_a_stopped_host/checkpoints/checkpoint ]] || fail "a host was stopped: status $status"
+  for _ in $(seq 20); do
+    [[ -n $(servers_of b) ]] || break
+    sleep 1
+  done
+  [[ -z $(servers_of b) ]] || fail "a host was stopped, and stays"
   tail -n 1 "$work/runs/of_a_stopped_host/metrics.jsonl"
 }
 

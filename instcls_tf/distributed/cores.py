@@ -38,13 +38,15 @@ def own_share(workers: int) -> int:
 def is_bound() -> bool:
     """Whether this process was bound to cores of its own, not to those that all workers of a job here may run on.
 
-    `scripts.launch` and `horovodrun` bind nobody; `mpirun` by itself and `srun` do.
+    `scripts.launch` and `horovodrun` bind nobody; `mpirun` by itself, `srun` and MPICH's launchers do.
     """
-    if os.environ.get(LAUNCHER):
+    if os.environ.get(LAUNCHER) or "HOROVOD_RANK" in os.environ:
         return False
     if "OMPI_COMM_WORLD_SIZE" in os.environ:
         return "OMPI_MCA_orte_bound_at_launch" in os.environ
-    return os.environ.get("SLURM_CPU_BIND_TYPE", "none") != "none"
+    if "SLURM_CPU_BIND_TYPE" in os.environ:
+        return os.environ["SLURM_CPU_BIND_TYPE"] != "none"
+    return "PMI_RANK" in os.environ  # they do not tell
 
 
 def allowed() -> int:

@@ -17,6 +17,8 @@ from instcls_tf.errors import UserError, one_line
 
 _HOST = re.compile(r"([\w.-]+)(?::(\d+))?")
 _SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
+# Arguments of ssh that users, and Kubeflow, give to Open MPI.
+SSH_ARGUMENTS = "OMPI_MCA_plm_rsh_args"
 # A host that lets one in and then hangs, as with a home on a file server that is gone.
 _ANSWER_SECONDS = 25.0
 # What ssh says, and what it means; the others are quoted.
@@ -117,9 +119,11 @@ def _look(name: str) -> Seen:
         return Seen("", os.cpu_count() or 1, cores.allowed())
     command = shlex.join([sys.executable, "-c", _COUNT])
     try:
+        own = shlex.split(os.environ.get(SSH_ARGUMENTS, ""))
         answer = subprocess.run(
-            [*_SSH, name, command], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_ANSWER_SECONDS
-        )
+            [*_SSH, *own, name, command],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_ANSWER_SECONDS,
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         return Seen(f"host {name}: does not answer")
     except FileNotFoundError:

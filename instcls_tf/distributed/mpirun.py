@@ -28,8 +28,6 @@ _FAMILIES = "INSTCLS|HOROVOD|TF|TFDS|XLA|ONEDNN|KMP|MKL|OMP|NCCL|CUDA|OMPI_MCA"
 _PASSED_ON = re.compile(
     rf"PATH|PYTHONPATH|LD_LIBRARY_PATH|VIRTUAL_ENV|(https?|HTTPS?|no|NO)_(proxy|PROXY)|({_FAMILIES})_\w+"
 )
-# Open MPI's own, of its users and of Kubeflow: what it says comes after ours, where the first of two values is taken.
-_SSH_ARGUMENTS = "OMPI_MCA_plm_rsh_args"
 # Seconds and counts after which a cut connection between machines ends the job: between 11 and 12, so that one of ten
 # does not.
 _KEEPALIVE = {"time": 1, "intvl": 1, "probes": 11}
@@ -59,14 +57,15 @@ def command(hosts: Sequence[Host], words: Sequence[str], environment: Mapping[st
         local = ["-mca", "btl", "self,vader", "-mca", "oob_tcp_if_include", "127.0.0.0/8"]
         preload = environment.get("LD_PRELOAD")
         return [*every, *local, "env", *([f"LD_PRELOAD={preload}"] if preload else ["-u", "LD_PRELOAD"]), *words]
-    of_ssh = f"-o BatchMode=yes -o ConnectTimeout=10 {environment.get(_SSH_ARGUMENTS, '')}".strip()
+    # Of an option that stands there twice, ssh takes the first.
+    of_ssh = f"-o BatchMode=yes -o ConnectTimeout=10 {environment.get(machines.SSH_ARGUMENTS, '')}".strip()
     remote = ["-mca", "btl", "^openib", "-mca", "plm_rsh_args", of_ssh]
     for name, value in _KEEPALIVE.items():
         remote += ["-mca", f"oob_tcp_keepalive_{name}", str(value)]
     if os.path.exists(os.path.join(sys.prefix, "bin", "orted")):
         remote += ["--prefix", sys.prefix]  # ssh does not have it on its PATH
     for name in environment:
-        if _PASSED_ON.fullmatch(name) and name != _SSH_ARGUMENTS:
+        if _PASSED_ON.fullmatch(name) and name != machines.SSH_ARGUMENTS:
             remote += ["-x", name]
     return [*every, *remote, *words]
 

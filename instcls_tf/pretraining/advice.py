@@ -25,6 +25,8 @@ _SMALL_IMAGES, _PHOTOS = "small_images", "photos"
 _SMALL_SIDE = 48
 # An epoch of so few images is a step or two in any case; of more it should have several steps.
 _FEWEST, _FEW_STEPS = 8, 4
+# Channels of the first convolution from which on oneDNN's backward passes of TensorFlow 2.15 keep to their memory.
+_FEWEST_CHANNELS = 16
 # Files whose headers are looked at.
 _HEADERS = 32
 # Training takes a forward pass, and a backward pass of twice its products.
@@ -62,6 +64,13 @@ def sentences(config: PretrainConfig, source: Source, rate: Callable[[], float],
         )
     if on_cpu and config.encoder == RESNET50:
         yield f"--encoder={RESNET50} without a GPU: take {name}: {_times(config, better, count, rate)}"
+    is_narrow = round(64 * config.width_multiplier) < _FEWEST_CHANNELS
+    if on_cpu and is_narrow and os.environ.get("TF_ENABLE_ONEDNN_OPTS") != "0":
+        yield (
+            f"--width_multiplier={config.width_multiplier:g} without a GPU: of so few channels oneDNN's convolutions"
+            f" have written beyond their memory, and results may be wrong; take"
+            f" --width_multiplier={_FEWEST_CHANNELS / 64:g}, or set TF_ENABLE_ONEDNN_OPTS=0, which is slower"
+        )
     if side is None:
         return
     if config.image_size >= _MUCH_LARGER * side:

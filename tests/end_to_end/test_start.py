@@ -61,7 +61,8 @@ def test_a_start_says_what_it_is(folder, parts):
     assert f"--init={folder / 'weights.npz'}: the projection head starts from random weights\n" in said
     assert said.count("the prior from --init: views have cosine ") == 1
     assert f"warning: --batch_size=64 is more than the {NUM_IMAGES} images: an epoch is a single step; take" in said
-    assert said.count("warning: ") == 1
+    assert "warning: --width_multiplier=0.125 without a GPU: " in said
+    assert said.count("warning: ") == 2
     assert "raw pixels" not in said  # the run is not finished
     # The prior moves BN's statistics to those of the images, and nothing else.
     kept, given = (read_arrays(str(folder / name)) for name in ("run/start.safetensors", "elsewhere.npz"))

@@ -55,6 +55,16 @@ def test_a_large_network_on_a_cpu(folder):
     assert said(folder, on_cpu=False, **{**FITS, "encoder": "resnet50"}) == []
 
 
+def test_a_network_too_narrow_for_onednn(folder, monkeypatch):
+    narrow = {**FITS, "width_multiplier": 0.125}
+    (sentence,) = said(folder, **narrow)
+    assert sentence.startswith("--width_multiplier=0.125 without a GPU: ")
+    assert "take --width_multiplier=0.25" in sentence
+    assert said(folder, on_cpu=False, **narrow) == said(folder, **FITS, width_multiplier=0.25) == []
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+    assert said(folder, **narrow) == []
+
+
 def test_an_image_size_that_is_not_the_images(folder, tmp_path):
     (sentence,) = said(folder, **{**FITS, "image_size": 224})
     assert sentence.startswith("--image_size=224 is 9.3 times the images' own 24 pixels: take --image_size=32, or ")

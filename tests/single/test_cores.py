@@ -38,10 +38,13 @@ def test_workers_share_the_cores(cores, allowed, workers, is_bound, threads):
         ({"SLURM_CPU_BIND_TYPE": "none"}, False),
         ({"SLURM_CPU_BIND_TYPE": "mask_cpu:", cores.LAUNCHER: "1@a"}, False),
         ({"SLURM_CPU_BIND_TYPE": "mask_cpu:", "OMPI_COMM_WORLD_SIZE": "2"}, False),
+        ({"SLURM_CPU_BIND_TYPE": "mask_cpu:", "HOROVOD_RANK": "0"}, False),
+        ({"PMI_RANK": "0"}, True),
     ],
 )
 def test_who_is_bound(monkeypatch, environment, is_bound):
-    for name in (cores.LAUNCHER, "OMPI_COMM_WORLD_SIZE", "OMPI_MCA_orte_bound_at_launch", "SLURM_CPU_BIND_TYPE"):
+    of_open_mpi = ("OMPI_COMM_WORLD_SIZE", "OMPI_MCA_orte_bound_at_launch")
+    for name in (cores.LAUNCHER, *of_open_mpi, "SLURM_CPU_BIND_TYPE", "HOROVOD_RANK", "PMI_RANK"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

@@ -170,9 +170,13 @@ def test_what_pages_are_made_of_is_installed():
 @pytest.mark.parametrize("asked", [None, "0"])
 def test_onednn_is_on_unless_asked_otherwise(asked):
     """TensorFlow decides by the processor, and leaves it off on many."""
-    environment = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
-    if asked is not None:
-        environment["TF_ENABLE_ONEDNN_OPTS"] = asked
-    code = "import instcls_tf; from tensorflow.python.util import _pywrap_util_port as port; print(port.IsMklEnabled())"
+    name = "TF_ENABLE_ONEDNN_OPTS"
+    environment = {**os.environ, name: asked} if asked else {**os.environ}
+    if not asked:
+        environment.pop(name, None)
+    code = (
+        "import os, instcls_tf; from tensorflow.python.util import _pywrap_util_port as port;"
+        f" print(os.environ['{name}'], port.IsMklEnabled())"
+    )
     told = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, check=True, capture_output=True)
-    assert told.stdout.decode().strip() == str(asked is None)
+    assert told.stdout.decode().split() == ([asked, "False"] if asked else ["1", "True"])

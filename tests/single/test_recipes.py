@@ -109,7 +109,7 @@ def test_transfer_preset(values, path):
     builder = tfds.builder_cls(name)
     assert not config or config in builder.builder_configs
     header = path.read_text().split("\n--")[0]
-    assert f"python -m scripts.finetune --flagfile={path.relative_to(ROOT).as_posix()} " in header
+    assert f"python -m scripts.launch -np 8 finetune --flagfile={path.relative_to(ROOT).as_posix()} " in header
     assert re.search(r"^# Hardware: +\S", header, re.MULTILINE)
     assert re.search(r"^# Paper: .*ours: +\S", header, re.MULTILINE)
 

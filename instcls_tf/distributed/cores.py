@@ -32,7 +32,9 @@ def threads_of_worker(workers: int) -> int:
 
 def own_share(workers: int) -> int:
     """How many of this machine's cores each of its workers has, whatever other machines have."""
-    return share(os.cpu_count() or 1, allowed(), workers, is_bound())
+    if is_bound():  # to a share that is made already, unless it is that of several
+        return min(allowed(), max(1, (os.cpu_count() or 1) // workers))
+    return share(allowed(), workers)
 
 
 def is_bound() -> bool:
@@ -54,16 +56,9 @@ def allowed() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def share(cores: int, allowed: int, workers: int, is_bound: bool) -> int:
-    """A worker's share of the cores.
-
-    Args:
-      cores: of the machine.
-      allowed: those that this process may run on: fewer in a container, in a job of Slurm, and if it was bound.
-      workers: on this machine.
-      is_bound: each worker may run on others; otherwise they share those that are allowed.
-    """
-    return min(allowed, max(1, cores // workers)) if is_bound else max(1, min(cores, allowed) // workers)
+def share(allowed: int, workers: int) -> int:
+    """The share of each of a machine's workers of the cores on which all of them may run."""
+    return max(1, allowed // workers)
 
 
 @functools.cache

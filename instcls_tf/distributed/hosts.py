@@ -16,9 +16,9 @@ from instcls_tf.distributed import cores
 from instcls_tf.errors import UserError, one_line
 
 _HOST = re.compile(r"([\w.-]+)(?::(\d+))?")
-_SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
-# Arguments of ssh that users, and Kubeflow, give to Open MPI.
-SSH_ARGUMENTS = "OMPI_MCA_plm_rsh_args"
+_SSH_OPTIONS = "-o BatchMode=yes -o ConnectTimeout=10"
+# Options of ssh that users, and Kubeflow, give to Open MPI.
+USERS_SSH_OPTIONS = "OMPI_MCA_plm_rsh_args"
 # A host that lets one in and then hangs, as with a home on a file server that is gone.
 _ANSWER_SECONDS = 25.0
 # What ssh says, and what it means; the others are quoted.
@@ -89,8 +89,7 @@ class Seen(NamedTuple):
     """What a machine answered."""
 
     problem: str  # a sentence, if workers cannot be started there
-    cores: int = 1
-    allowed: int = 1  # those that its processes may run on
+    allowed_cores: int = 1  # those that its processes may run on
 
 
 def look(hosts: Sequence[Host]) -> dict[str, Seen]:
@@ -107,21 +106,25 @@ def problems(hosts: Sequence[Host]) -> dict[str, str]:
 
 def shares(hosts: Sequence[Host], seen: Mapping[str, Seen]) -> dict[str, int]:
     """How many threads a worker would compute with on each of the hosts, by the cores that it has; nobody is bound."""
-    return {host.name: cores.share(seen[host.name].cores, seen[host.name].allowed, host.slots, False) for host in hosts}
+    return {host.name: cores.share(seen[host.name].allowed_cores, host.slots) for host in hosts}
+
+
+def ssh_options(environment: Mapping[str, str]) -> str:
+    """Those of every ssh of a job, parted by spaces as Open MPI has them; of one given twice ssh takes the first."""
+    return f"{_SSH_OPTIONS} {environment.get(USERS_SSH_OPTIONS, '')}".strip()
 
 
 # Also whether the environment is there.
-_COUNT = "import os; print(os.cpu_count(), len(os.sched_getaffinity(0)))"
+_COUNT = "import os; print(len(os.sched_getaffinity(0)))"
 
 
 def _look(name: str) -> Seen:
     if is_here(name):
-        return Seen("", os.cpu_count() or 1, cores.allowed())
+        return Seen("", cores.allowed())
     command = shlex.join([sys.executable, "-c", _COUNT])
     try:
-        own = shlex.split(os.environ.get(SSH_ARGUMENTS, ""))
         answer = subprocess.run(
-            [*_SSH, *own, name, command],
+            ["ssh", *ssh_options(os.environ).split(), name, command],
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_ANSWER_SECONDS,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
@@ -129,7 +132,7 @@ def _look(name: str) -> Seen:
     except FileNotFoundError:
         return Seen(f"host {name}: cannot be asked, there is no ssh on this machine")
     if answer.returncode == 0:
-        return Seen("", *map(int, answer.stdout.split()[-2:]))
+        return Seen("", int(answer.stdout.split()[-1]))
     if answer.returncode != 255:  # of the command, not of ssh
         return Seen(f"host {name}: has no {sys.executable}, wanted the same environment at the same path on all hosts")
     said = " ".join(answer.stderr.split())

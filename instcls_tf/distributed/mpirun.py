@@ -57,15 +57,13 @@ def command(hosts: Sequence[Host], words: Sequence[str], environment: Mapping[st
         local = ["-mca", "btl", "self,vader", "-mca", "oob_tcp_if_include", "127.0.0.0/8"]
         preload = environment.get("LD_PRELOAD")
         return [*every, *local, "env", *([f"LD_PRELOAD={preload}"] if preload else ["-u", "LD_PRELOAD"]), *words]
-    # Of an option that stands there twice, ssh takes the first.
-    of_ssh = f"-o BatchMode=yes -o ConnectTimeout=10 {environment.get(machines.SSH_ARGUMENTS, '')}".strip()
-    remote = ["-mca", "btl", "^openib", "-mca", "plm_rsh_args", of_ssh]
+    remote = ["-mca", "btl", "^openib", "-mca", "plm_rsh_args", machines.ssh_options(environment)]
     for name, value in _KEEPALIVE.items():
         remote += ["-mca", f"oob_tcp_keepalive_{name}", str(value)]
     if os.path.exists(os.path.join(sys.prefix, "bin", "orted")):
         remote += ["--prefix", sys.prefix]  # ssh does not have it on its PATH
     for name in environment:
-        if _PASSED_ON.fullmatch(name) and name != machines.SSH_ARGUMENTS:
+        if _PASSED_ON.fullmatch(name) and name != machines.USERS_SSH_OPTIONS:
             remote += ["-x", name]
     return [*every, *remote, *words]
 

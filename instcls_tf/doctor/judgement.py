@@ -94,7 +94,7 @@ def _threads(found: Sequence[dict[str, Any]]) -> Finding:
     crowded = [
         machine["host"]
         for machine in found
-        if machine["workers"] > min(machine["cores"], machine["cores" if machine["is_bound"] else "allowed_cores"])
+        if machine["workers"] > machine["cores" if machine["is_bound"] else "allowed_cores"]
     ]
     return judge(
         "threads", f"{threads[0]} per worker", {"threads": threads},

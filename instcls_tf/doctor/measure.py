@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from pathlib import Path
@@ -26,7 +25,6 @@ _REPEATS = 3
 _SMALLEST_BYTES, _LARGEST_BYTES = 2**17, 2**26
 _LONG_ENOUGH, _TIMES_THE_LATENCY = 0.1, 5
 _FILE_BYTES = 2**26
-_FAILED = 0.0  # bytes per second of a file that cannot be written or read
 _DECODING_SECONDS = 2.0
 
 
@@ -98,19 +96,18 @@ def workdir(folder: str) -> dict[str, Any]:
     except UserError as error:
         return {"problem": str(error)}
     path = Path(folder, ".doctor")
+    is_first, is_last = collectives.rank() == 0, collectives.rank() == collectives.size() - 1
     try:
-        written = _if_possible(_write, path, rank=0)
-        collectives.barrier()
-        read = _if_possible(_read, path, rank=collectives.size() - 1)
-        figures = [min(column) for column in zip(*workers.everybodys([written, read]))]
+        written = workers.all_or_none(lambda: _told(_write, path) if is_first else 0.0)
+        read = workers.all_or_none(lambda: _told(_read, path) if is_last else 0.0)
+    except UserError as error:
+        return {"problem": f"--workdir={shown(folder)}: {error}"}
     finally:
-        if collectives.rank() == 0:
+        if is_first:
             path.unlink(missing_ok=True)
             if is_new:
                 os.rmdir(folder)
-    if _FAILED in figures:
-        what = f"written by worker 0: {_FILE_BYTES // 2**20} MB" if figures[0] == _FAILED else "read by the last worker"
-        return {"problem": f"--workdir={shown(folder)}: a file there cannot be {what}"}
+    figures = [max(column) for column in zip(*workers.everybodys([written, read]))]
     status = os.statvfs(folder if os.path.exists(folder) else os.path.dirname(os.path.abspath(folder)))
     free = status.f_bavail * status.f_frsize
     return {
@@ -121,12 +118,18 @@ def workdir(folder: str) -> dict[str, Any]:
     }
 
 
-def _if_possible(measure: Callable[[Path], float], path: Path, rank: int) -> float:
-    """Bytes per second of one worker, `_FAILED` where it gets an error; infinite for the others."""
+def _told(measure: Callable[[Path], float], path: Path) -> float:
+    """Bytes per second.
+
+    Raises:
+      UserError: the file cannot be written or read.
+    """
     try:
-        return measure(path) if collectives.rank() == rank else math.inf
-    except OSError:
-        return _FAILED
+        return measure(path)
+    except OSError as error:
+        raise UserError(
+            f"worker {collectives.rank()} cannot keep {_FILE_BYTES // 2**20} MB there ({error.strerror})"
+        ) from error
 
 
 def _write(path: Path) -> float:

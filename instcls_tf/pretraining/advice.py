@@ -68,7 +68,7 @@ def sentences(config: PretrainConfig, source: Source, rate: Callable[[], float],
     if on_cpu and is_narrow and os.environ.get("TF_ENABLE_ONEDNN_OPTS") != "0":
         yield (
             f"--width_multiplier={config.width_multiplier:g} without a GPU: of so few channels oneDNN's convolutions"
-            f" have written beyond their memory, and results may be wrong; take"
+            " have written beyond their memory, and results may be wrong; take"
             f" --width_multiplier={_FEWEST_CHANNELS / 64:g}, or set TF_ENABLE_ONEDNN_OPTS=0, which is slower"
         )
     if side is None:

@@ -68,10 +68,10 @@ def test_a_host_that_lets_one_in_and_hangs(tmp_path, monkeypatch):
 
 def test_arguments_of_ssh_that_users_give_to_open_mpi(tmp_path, monkeypatch):
     """A port, a key: the look before the job uses them as well."""
-    monkeypatch.setenv("PATH", fake_ssh(tmp_path, f'echo "$@" > {tmp_path}/asked; echo 2 2'))
-    monkeypatch.setenv("OMPI_MCA_plm_rsh_args", "-p 2222 -i 'my key'")
+    monkeypatch.setenv("PATH", fake_ssh(tmp_path, f'echo "$@" > {tmp_path}/asked; echo 2'))
+    monkeypatch.setenv("OMPI_MCA_plm_rsh_args", "-p 2222 -i key")
     assert hosts.problems([hosts.Host("b", 1)]) == {}
-    assert " -p 2222 -i my key b " in (tmp_path / "asked").read_text()
+    assert " -p 2222 -i key b " in (tmp_path / "asked").read_text()
 
 
 def test_a_folder_of_the_job_that_is_not_shared(tmp_path, monkeypatch):

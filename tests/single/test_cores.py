@@ -7,13 +7,12 @@ import sys
 import pytest
 
 from instcls_tf.distributed import cores
-from instcls_tf.distributed.cores import share
 from instcls_tf.errors import UserError
 from tests.commands import ROOT
 
 
 @pytest.mark.parametrize(
-    ("cores", "allowed", "workers", "is_bound", "threads"),
+    ("count", "allowed", "workers", "is_bound", "threads"),
     [
         (8, 8, 2, False, 4),
         (8, 8, 3, False, 2),
@@ -26,8 +25,11 @@ from tests.commands import ROOT
         (64, 4, 8, False, 1),
     ],
 )
-def test_workers_share_the_cores(cores, allowed, workers, is_bound, threads):
-    assert share(cores, allowed, workers, is_bound) == threads
+def test_workers_share_the_cores(monkeypatch, count, allowed, workers, is_bound, threads):
+    monkeypatch.setattr(os, "cpu_count", lambda: count)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(allowed)))
+    monkeypatch.setattr(cores, "is_bound", lambda: is_bound)
+    assert cores.own_share(workers) == threads
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_good_machines():
         ("build", PROBLEM, {"kernels": []}, "kernels differ: worker 1 on b []"),
         ("build", WARNING, {"home_is_writable": False}, "the home folder cannot be written on b"),
         ("threads", PROBLEM, {"threads": 3}, "differ: worker 0 on a 4, worker 1 on b 3"),
-        ("threads", WARNING, {"cores": 1}, "more workers than cores on b"),
+        ("threads", WARNING, {"cores": 1, "allowed_cores": 1}, "more workers than cores on b"),
         ("threads", OK, {"allowed_cores": 1, "is_bound": True}, "4 per worker, who may run on some of the cores alone"),
         ("threads", OK, {"allowed_cores": 4}, "4 per worker, who share 4 of 8 on b"),
         ("threads", WARNING, {"allowed_cores": 1}, "more workers than cores on b"),
@@ -137,7 +137,7 @@ def test_a_disk_that_is_full(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "_write", write)
     folder = str(tmp_path / "run")
     found = measure.workdir(folder)
-    assert found == {"problem": f"--workdir={folder}: a file there cannot be written by worker 0: 64 MB"}
+    assert found == {"problem": f"--workdir={folder}: worker 0 cannot keep 64 MB there (No space left on device)"}
     assert judgement.of_workdir(folder, found).level == PROBLEM
     assert not os.path.exists(folder)
 

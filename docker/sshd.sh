@@ -12,12 +12,12 @@ fi
 state=$(mktemp -d)
 ssh-keygen -q -t ed25519 -N "" -f "$state/host_key"
 
+container=$(readlink /proc/self/ns/mnt)
+
 in_job() { # a job's processes in this container
   for place in /proc/[0-9]*; do
-    [ "$(readlink "$place/ns/mnt" 2>/dev/null)" = "$(readlink /proc/self/ns/mnt)" ] || continue
-    if tr '\0' '\n' <"$place/environ" 2>/dev/null | grep -q '^INSTCLS_JOB='; then
-      echo "${place#/proc/}"
-    fi
+    [ "$(readlink "$place/ns/mnt" 2>/dev/null)" = "$container" ] || continue
+    ! grep -qz '^INSTCLS_JOB=' "$place/environ" 2>/dev/null || echo "${place#/proc/}"
   done
 }
 

@@ -5,8 +5,8 @@
 #
 #   sudo IMAGE_STORAGE=/var/tmp/images ./scripts/test_image.sh      keeps base and layers there, for the next time
 #
-# Digits train in it as the image's user and as one that it does not know; nothing is left behind. Behind a proxy with
-# authorities of its own, PIP_CERT names the bundle, and PIP_CONFIG_FILE the settings of pip, both used for the build alone.
+# Digits train in it as the image's user and as one that it does not know, then on two containers, of which one is stopped;
+# nothing is left behind. Behind a proxy with authorities of its own, PIP_CERT names the bundle, and PIP_CONFIG_FILE the settings of pip, both used for the build alone.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 image=localhost/instcls-tf:cpu base=localhost/instcls-base:latest
@@ -56,7 +56,7 @@ trap 'exit 1' INT TERM
 timed() {
   local title=$1 start=$SECONDS
   shift
-  "$@" >"$work/log" 2>&1 </dev/null || { fail "$title: failed after $((SECONDS - start)) s"; }
+  "$@" >"$work/log" 2>&1 </dev/null || fail "$title: failed after $((SECONDS - start)) s"
   echo "$title: $((SECONDS - start)) s"
 }
 
@@ -169,7 +169,7 @@ servers_of() { # servers_of NAME: numbers of the processes of its docker/sshd.sh
 }
 
 stop_a_host() { # as `docker stop` does, while a job runs on both: it saves, and the second host ends after it
-  local job status=0
+  local job pid status=0
   inside a env INSTCLS_THREADS=1 python -m scripts.launch -H a:1,b:1 pretrain --flagfile=flags/presets/digits.flags --log_every=5 \
     --workdir=/runs/of_a_stopped_host &
   job=$!

@@ -20,6 +20,16 @@ FLAGS = flags.FLAGS
 # The whole recipe, so that presets can be given; what makes no difference to a step has no effect.
 _STEP_FLAGS = tuple(field.name for field in dataclasses.fields(PretrainConfig) if field.name != "workdir")
 _CHECKS_FLAGS = tuple(name for name in _STEP_FLAGS if name != "dataset")
+_ENCODER_FLAGS = (
+    "encoder",
+    "width_multiplier",
+    "stem",
+    "mlp_head",
+    "embedding_size",
+    "image_size",
+    "precision",
+    "seed",
+)
 _DTYPES = ("class_weights_dtype", "class_momentum_dtype", "class_products_dtype")
 _CLASSIFIER_FLAGS = ("embedding_size", "hard_negatives", "smoothing", "class_passes", *_DTYPES)
 
@@ -79,6 +89,18 @@ def _step() -> dict[str, Any]:
     return {"config": config, "num_instances": FLAGS.num_instances, "repeats": FLAGS.repeats}
 
 
+def _define_encoder() -> None:
+    pretraining.define(only=_ENCODER_FLAGS)
+    flags.DEFINE_integer("images", 32, "Images of a worker in a step, one BN group.")
+    flags.DEFINE_integer("repeats", 5, "Turns of each; a turn is five steps.")
+    _define_environments()
+
+
+def _encoder() -> dict[str, Any]:
+    config = pretraining.config_from_flags(workdir="unused", dataset=SYNTHETIC)
+    return {"config": config, **{name: FLAGS[name].value for name in ("images", "repeats", "environments")}}
+
+
 def _define_hard_negatives() -> None:
     flags.DEFINE_integer("num_instances", 50_000, _DESCRIPTIONS["num_instances"])
     flags.DEFINE_integer("repeats", 3, "Searches that are timed; their median counts.")
@@ -120,6 +142,11 @@ def _define_gallery() -> None:
 
 def _gallery() -> dict[str, Any]:
     return {"num_instances": FLAGS.num_instances, "folder": FLAGS.folder}
+
+
+def _define_environments() -> None:
+    text = "Folder of the virtual environments of other tools, made if they are not there; without it none is run."
+    paths.define("environments", None, text)
 
 
 def _define_num_instances(default: int) -> None:
@@ -177,8 +204,7 @@ def _define_duplicates() -> None:
     flags.DEFINE_integer("images", 1000, "Originals, drawn anew for each repeat.")
     flags.DEFINE_integer("copies", 10, "Planted copies of each of the five kinds.")
     flags.DEFINE_integer("repeats", 3, "Draws.")
-    text = "Folder of the virtual environments of other tools, made if they are not there; without it none is run."
-    paths.define("environments", None, text)
+    _define_environments()
     _define_folder("the images")
 
 
@@ -193,6 +219,7 @@ _SUBJECTS = {
     "input": (_define_input, _input),
     "classifier": (_define_classifier, _classifier),
     "step": (_define_step, _step),
+    "encoder": (_define_encoder, _encoder),
     "hard_negatives": (_define_hard_negatives, _hard_negatives),
     "checks": (_define_checks, _checks),
     "checkpoint": (_define_checkpoint, _checkpoint),

@@ -3,6 +3,7 @@
   input           reading, decoding and views of any images, against decoding alone, a cache and SimCLR's own
   classifier      the classifier's step, against three bare matrix products and plain data parallelism
   step            a whole training step by its parts, and what sending gradients early gains
+  encoder         images per second that the encoder trains on, in turns with PyTorch's ResNet
   hard_negatives  the exact search for hard negatives, against FAISS
   checks          what checks and stamps cost a step, and a checkpoint an epoch
   checkpoint      saving and reading N class weights and their momentum, against bare writing and reading
@@ -14,6 +15,7 @@ Each has flags of its own: python -m scripts.benchmark classifier --help
 
 Examples:
   horovodrun -np 2 python -m scripts.benchmark classifier --num_instances=262144 --batch_rows=1024
+  python -m scripts.benchmark encoder --image_size=128 --precision=mixed_bfloat16 --environments=peers
   python -m scripts.benchmark scaling --num_instances=65536,262144,1048576 --workers=2 --output=scaling.png
 """
 

@@ -21,8 +21,8 @@ def measure(subject: str, **settings: Any) -> Answer:
     """Measures a part by itself.
 
     Args:
-      subject: `input`, `classifier`, `step`, `hard_negatives`, `checks`, `checkpoint`, `gallery`, `memory`, `scaling`
-        or `duplicates`.
+      subject: `input`, `classifier`, `step`, `encoder`, `hard_negatives`, `checks`, `checkpoint`, `gallery`, `memory`,
+        `scaling` or `duplicates`.
       **settings: arguments of the function of that name below.
 
     Raises:
@@ -55,6 +55,14 @@ def _step(config: PretrainConfig, num_instances: int, repeats: int) -> Answer:
     from instcls_tf.benchmark.step import measure_step
 
     return Answer(measure_step(config, num_instances, repeats, source))
+
+
+def _encoder(config: PretrainConfig, images: int, repeats: int, environments: str | None) -> Answer:
+    config.validate()
+    _refuse_sizes(repeats=repeats)
+    from instcls_tf.benchmark.encoder import measure_encoder
+
+    return measure_encoder(config, images, repeats, environments)
 
 
 def _hard_negatives(num_instances: int, embedding_size: int, k: int, repeats: int) -> Answer:
@@ -125,6 +133,7 @@ _SUBJECTS: dict[str, Callable[..., Answer]] = {
     "input": _input,
     "classifier": _classifier,
     "step": _step,
+    "encoder": _encoder,
     "hard_negatives": _hard_negatives,
     "checks": _checks,
     "checkpoint": _checkpoint,

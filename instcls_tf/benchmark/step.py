@@ -33,6 +33,7 @@ import numpy as np
 import tensorflow as tf
 
 from instcls_tf.benchmark import fitting
+from instcls_tf.benchmark.encoder import encoder_step
 from instcls_tf.benchmark.timing import seconds_of
 from instcls_tf.classifier import softmax
 from instcls_tf.classifier.choice import passes_of
@@ -43,7 +44,7 @@ from instcls_tf.data import augment, pipeline
 from instcls_tf.data.order import Shares
 from instcls_tf.data.source import Source
 from instcls_tf.distributed import collectives, cores, workers
-from instcls_tf.encoder import bn_groups, networks
+from instcls_tf.encoder import networks
 from instcls_tf.optimizer import WarmupCosine
 from instcls_tf.plan import classifier_bytes
 from instcls_tf.plan.planner import CPU, make_plan
@@ -196,19 +197,8 @@ def _undivided(train_step: Callable, batches: Iterator, repeats: int) -> tuple[f
 def _encoder_alone(config: PretrainConfig, run: Run, views: tf.Tensor, repeats: int) -> float:
     images = tf.reshape(views, [-1, *views.shape[2:]])  # [b V, H, W, 3]
     gradient = tf.random.normal([images.shape[0], config.embedding_size], stddev=1e-6)
-    groups = groups_of(config)
-
-    @tf.function(
-        autograph=False,
-        input_signature=[tf.TensorSpec([None, *images.shape[1:]], tf.uint8), tf.TensorSpec([None, None])],
-    )
-    def encode(images: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
-        is_real = tf.ones([tf.shape(images)[0]], tf.bool)
-        encoded = bn_groups.encode(run.encoder, images, is_real, config.micro_batch * config.views, groups)
-        gradients = encoded.backpropagate(tf.ensure_shape(gradient, [None, config.embedding_size]))
-        run.optimizer.apply_gradients(zip(gradients, run.encoder.trainable_variables))
-        return encoded.embeddings[0, 0]
-
+    group_rows = config.micro_batch * config.views
+    encode = encoder_step(config, run.encoder, run.optimizer, groups_of(config), group_rows)
     return _seconds_alone(lambda: encode(images, gradient).numpy(), repeats)
 
 

@@ -1,13 +1,15 @@
 """The benchmarks of classifier and step: sensible figures at small sizes, and mistakes in one sentence."""
 
+import hashlib
 import json
 import math
 import re
+import sys
 
 import pytest
 import tensorflow as tf
 
-from instcls_tf.benchmark import timing
+from instcls_tf.benchmark import environments, timing
 from instcls_tf.benchmark.other_workers import OtherWorkers
 from instcls_tf.benchmark.sizes import ClassifierBenchmark
 from instcls_tf.benchmark.timing import seconds_of
@@ -142,6 +144,49 @@ def test_seconds_are_the_median_without_the_first_call(monkeypatch):
 
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
     assert seconds_of(action, 3) == 2 and durations == []
+
+
+ENCODER = ["--encoder=resnet18", "--width_multiplier=0.125", "--image_size=16", "--images=4", "--repeats=2"]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_encoder(num_workers):
+    finished = run_script("benchmark", "encoder", *ENCODER, "--precision=float32", workers=num_workers)
+    assert finished.status == 0, finished.output
+    result = json.loads(re.findall(r"{.*}", finished.stdout)[-1])
+    assert result["workers"] == num_workers and result["precision"] == "float32" and not result["ratio_to_peer"]
+    (figures,) = result["by_name"].values()
+    assert 0 < figures["slowest"] <= figures["images_per_second"] <= figures["fastest"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "sentence"),
+    [
+        ("--images=1", "--images=1: must be at least 2, over which BN takes its statistics"),
+        (
+            "--environments=peers",
+            "--width_multiplier=0.125: must be 1.0 with --environments: the ResNet that torchvision has",
+        ),
+    ],
+)
+def test_an_encoder_that_cannot_be_measured(flag, sentence):
+    finished = run_script("benchmark", "encoder", *ENCODER, flag)
+    assert finished.status == 2 and finished.stderr == f"error: {sentence}\n"
+
+
+def test_a_peer_that_does_not_start_is_a_failure(tmp_path):
+    """It is told beside the figures of the others."""
+    environment = tmp_path / "torch"
+    (environment / "bin").mkdir(parents=True)
+    (environment / "bin" / "python").symlink_to(sys.executable)  # which has no PyTorch
+    made_of = hashlib.sha256(repr((environments.PACKAGES["torch"], sys.version)).encode()).hexdigest()
+    (environment / "made_of").write_text(made_of)
+    words = ["--encoder=resnet18", "--image_size=32", "--images=2", "--repeats=1", f"--environments={tmp_path}"]
+    finished = run_script("benchmark", "encoder", *words)
+    assert finished.status == 0, finished.output
+    result = json.loads(finished.stdout.splitlines()[-1])
+    assert result["by_name"]["this design"]["images_per_second"] > 0
+    assert "No module named 'torch'" in result["by_name"]["PyTorch"]["failure"]
 
 
 STEP = ["--encoder=resnet18", "--stem=small", "--image_size=16", "--width_multiplier=0.25", "--repeats=2"]

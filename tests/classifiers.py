@@ -19,9 +19,7 @@ PASSES = (CompiledPasses, PortablePasses)
 
 def classifier(make_passes: Callable, **changes) -> ShardedClassifier:
     """One with the class weights of `weights`, which steps by those passes."""
-    # The kernels have no shift for small temperatures.
-    cold = {} if changes.get("temperature", 1) < 0.025 else {"make_passes": make_passes}
-    layer = ShardedClassifier(NUM_INSTANCES, SIZE, **cold, **changes)
+    layer = ShardedClassifier(NUM_INSTANCES, SIZE, make_passes=make_passes, **changes)
     layer.write(tf.range(NUM_INSTANCES), tf.constant(weights()))
     return layer
 

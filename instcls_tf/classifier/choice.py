@@ -18,9 +18,8 @@ def passes_of(name: str) -> MakePasses:
 
 
 def fastest_passes(classes: LocalClasses, softmax: Softmax) -> Passes:
-    """The compiled kernels where they are there and the temperature needs no shift, which they do not have."""
-    make = CompiledPasses if passes.available() and not softmax.needs_shift else PortablePasses
-    return make(classes, softmax)
+    """The compiled kernels where they are there."""
+    return (CompiledPasses if passes.available() else PortablePasses)(classes, softmax)
 
 
 _MAKERS: dict[str, MakePasses] = {

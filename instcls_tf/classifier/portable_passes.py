@@ -76,7 +76,7 @@ class PortablePasses:
         """The largest logit of each row, over all streamed classes and over its targets: an extra pass for small tau.
 
         Returns:
-          -inf where this worker has none.
+          -inf, or the lowest number there is, where this worker has none.
         """
         if not self._softmax.needs_shift:
             return None

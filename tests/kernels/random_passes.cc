@@ -1,4 +1,4 @@
-// Both passes of the kernels on random shapes, every array of its own and just as large as streamed_softmax.h says, for
+// All passes of the kernels on random shapes, every array of its own and just as large as streamed_softmax.h says, for
 // the compiler's sanitizers. What tiles of any width compute must be what one tile in each of two threads does.
 // Usage: random_passes COUNT [short]; `short` makes the momentum one number too small.
 
@@ -198,8 +198,9 @@ bool passes(int64_t missing) {
   pass.targets = {row.data(), column.data(), label.data(), is_own, static_cast<int64_t>(label.size())};
   pass.cross_entropy = between(0, 1);
   pass.smallest_norm = 1e-6f;
+  pass.shift_logits = pass.shift_targets = nullptr;
 
-  std::vector<float> expected_sums(rows);
+  std::vector<float> expected_sums(rows), largest(rows, -INFINITY);
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < num_streamed; ++j) {
       const int64_t first = (all ? j : streamed[j]) * size;
@@ -208,16 +209,33 @@ bool passes(int64_t missing) {
         cosine += embeddings[i * size + d] * weights.at(first + d);
         squares += weights.at(first + d) * weights.at(first + d);
       }
-      expected_sums[i] += std::exp(10 * cosine / std::sqrt(std::max(squares, 1e-12f)));
+      const float logit = 10 * cosine / std::sqrt(std::max(squares, 1e-12f));
+      largest[i] = std::max(largest[i], logit);
+      expected_sums[i] += std::exp(logit);
     }
 
   const int64_t middle = between(0, num_streamed);
+  // As at small temperatures, though these logits are within the range.
+  const bool shifted = num_streamed > 0 && between(0, 1);
+  Numbers<float> shift_logits(shifted ? padded_rows : 0, -INFINITY),
+      shift_targets(shifted ? padded_rows : 0, -INFINITY);
+  bool good = true;
+  if (shifted) {
+    kernels.maxima(pass, 0, middle, shift_logits, shift_targets);
+    kernels.maxima(pass, middle, num_streamed, shift_logits, shift_targets);
+    for (int64_t i = 0; i < rows; ++i) {
+      good &= close("maximum", shift_logits[i], largest[i], products == Storage::kBFloat16 ? 2e-1 : 1e-3, 1);
+      expected_sums[i] *= std::exp(-shift_logits[i]);
+    }
+    for (int64_t i = 0; i < padded_rows; ++i)  // rows without a label, and those that fill up
+      if (std::isinf(shift_targets[i])) shift_targets[i] = 0;
+    pass.shift_logits = shift_logits, pass.shift_targets = shift_targets;
+  }
   StoredTable weights_of_one(weights), momentum_of_one(momentum);
   const Results results = run(pass, momentum, embeddings, expected, rows, {0, num_streamed});
   pass.weights = weights_of_one.table, pass.tile_classes = INT64_MAX;
   const Results of_one = run(pass, momentum_of_one, embeddings, expected, rows, {0, middle, num_streamed});
 
-  bool good = true;
   // Rounded factors and, where a table keeps them, rounded results; a flipped bit of a result is one part in 128.
   const bool rounded = products == Storage::kBFloat16;
   for (int64_t i = 0; i < rows; ++i)

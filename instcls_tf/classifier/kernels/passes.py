@@ -41,13 +41,13 @@ class CompiledPasses:
 
     Args:
       classes: this worker's.
-      softmax: which one; of a temperature that needs no shift.
+      softmax: which one.
       kernels: which of `usable_kernels()`; empty for the fastest.
       tile_classes: classes of a tile; None for as many as suit the caches.
     """
 
     def __init__(self, classes: LocalClasses, softmax: Softmax, kernels: str = "", tile_classes: int | None = None):
-        self._classes = classes
+        self._classes, self._needs_shift = classes, softmax.needs_shift
         self._attributes = {
             "temperature": softmax.temperature,
             "cross_entropy": softmax.smoothing_loss == CROSS_ENTROPY,
@@ -58,17 +58,26 @@ class CompiledPasses:
         }
 
     def local_maxima(self, batch: Batch) -> Shift | None:
-        """None: no shift at the kernels' temperatures."""
-        return None
+        """The largest logit of each row, over all streamed classes and over its targets: an extra pass for small tau.
+
+        Returns:
+          -inf where this worker has none.
+        """
+        if not self._needs_shift:
+            return None
+        return Shift(*_operations().InstclsMaximaPass(**self._inputs(batch), **self._attributes))
 
     def forward(self, batch: Batch) -> PartialSums:
         """Streams this worker's classes once (steps 3 and 4)."""
-        return PartialSums(*_operations().InstclsForwardPass(**self._inputs(batch), **self._attributes))
+        return PartialSums(
+            *_operations().InstclsForwardPass(**self._inputs(batch), **_shift(batch), **self._attributes)
+        )
 
     def backward(self, batch: Batch, totals: Totals, sgd: Sgd) -> None:
         """Streams the classes again and moves them (steps 6 and 8)."""
         _operations().InstclsBackwardPass(
             **self._inputs(batch),
+            **_shift(batch),
             momentum=self._classes.momentum.values.handle,
             momentum_scales=_handles(self._classes.momentum.scales),
             exp_sum=totals.exp_sum,
@@ -92,6 +101,11 @@ class CompiledPasses:
             "target_label": batch.targets.label,
             "target_is_own": batch.targets.is_own,
         }
+
+
+def _shift(batch: Batch) -> dict[str, tf.Tensor]:
+    logits, targets = Shift(tf.zeros([0]), tf.zeros([0])) if batch.shift is None else batch.shift
+    return {"shift_logits": logits, "shift_targets": targets}
 
 
 def _handles(variable: tf.Variable | None) -> list[tf.Tensor]:

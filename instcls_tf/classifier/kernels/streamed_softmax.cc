@@ -39,7 +39,9 @@ constexpr int kLanes = 4, kVectors = 2;
 #endif
 // A block of kBlockRows x kVectors accumulators fills the registers.
 constexpr int kBlockRows = 6;
-constexpr float kMasked = -80.0f;  // below all logits, which are at least -40; exp of it is nothing
+// Below all logits, which are at least -40 without a shift; exp of it is nothing.
+constexpr float kMasked = -80.0f;
+constexpr float kLowest = -87.0f;  // exp of less is not a normal number
 
 typedef float Vector __attribute__((vector_size(4 * kLanes)));
 typedef float UnalignedVector __attribute__((vector_size(4 * kLanes), aligned(4)));
@@ -219,6 +221,14 @@ inline Vector exponential(Vector x) {
 }
 
 inline float exponential(float x) { return exponential(Vector{} + x)[0]; }
+
+// exp(logit - shift), which is at most 1 and may be as good as nothing. NaN stays.
+inline Vector exponential(Vector logit, Vector shift) {
+  const Vector x = logit - shift, lowest = Vector{} + kLowest;
+  return exponential(x < lowest ? lowest : x);
+}
+
+inline float exponential(float logit, float shift) { return exponential(Vector{} + logit, Vector{} + shift)[0]; }
 
 // ----------------------------------------------------------------------------------------------------------- tables
 
@@ -412,13 +422,20 @@ inline void add_row(float* to, float factor, const float* from, int64_t size) {
   for (int64_t d = 0; d < size; ++d) to[d] += factor * from[d];
 }
 
+// exp of a label's logit for the sum over labels
+template <bool shifted>
+inline float target_exponential(const Pass& pass, float logit, int64_t row) {
+  return shifted ? exponential(logit, pass.shift_targets[row]) : exponential(logit);
+}
+
 // Labels of a tile and a panel into the sums. Own classes are masked in `logits`, for the maximum of the others.
+template <bool shifted>
 void add_targets(const Pass& pass, const Sums& sums, int64_t first, int64_t last, int64_t begin, int64_t panel,
                  const float* directions, float* logits) {
   for_each_target(pass.targets, first, last, begin, panel, [&](int64_t j, int64_t i, int64_t t) {
     const int64_t row = panel * kPanel + i;
     const float logit = logits[j * kPanel + i], label = pass.targets.label[t];
-    const float term = pass.cross_entropy ? label * logit : label * exponential(logit);
+    const float term = label * (pass.cross_entropy ? logit : target_exponential<shifted>(pass, logit, row));
     sums.target_sum[row] += term;
     add_row(sums.target_weights + row * pass.padded_size, pass.cross_entropy ? label : term,
             directions + j * pass.padded_size, pass.padded_size);
@@ -426,12 +443,14 @@ void add_targets(const Pass& pass, const Sums& sums, int64_t first, int64_t last
   });
   // After all are read: a class may be a row's own and, wrongly given, its hard negative as well.
   for_each_target(pass.targets, first, last, begin, panel, [&](int64_t j, int64_t i, int64_t t) {
-    if (pass.targets.is_own[t]) logits[j * kPanel + i] = kMasked;
+    if (pass.targets.is_own[t]) logits[j * kPanel + i] = shifted ? -std::numeric_limits<float>::infinity() : kMasked;
   });
 }
 
-// Turns logits into exponentials; adds up the panel's exponentials and finds its largest logits.
-void exponentiate_and_sum(int64_t count, float* logits, double* exp_sum, float* max_negative) {
+// Turns logits into exponentials; adds up the panel's exponentials and finds its largest logits. `shift` is the
+// panel's.
+template <bool shifted>
+void exponentiate_and_sum(int64_t count, const float* shift, float* logits, double* exp_sum, float* max_negative) {
   for (int i = 0; i < kPanel; i += kVectors * kLanes) {
     Vector sums[kVectors], maxima[kVectors];
     for (int v = 0; v < kVectors; ++v) sums[v] = Vector{}, maxima[v] = load(max_negative + i + v * kLanes);
@@ -439,7 +458,8 @@ void exponentiate_and_sum(int64_t count, float* logits, double* exp_sum, float* 
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
         float* place = logits + j * kPanel + i + v * kLanes;
-        const Vector logit = load(place), value = exponential(logit);
+        const Vector logit = load(place);
+        const Vector value = shifted ? exponential(logit, load(shift + i + v * kLanes)) : exponential(logit);
         maxima[v] = larger(maxima[v], logit);
         sums[v] += value;
         store(place, value);
@@ -453,6 +473,29 @@ void exponentiate_and_sum(int64_t count, float* logits, double* exp_sum, float* 
 }
 
 template <typename Product>
+void maxima_pass(const Pass& pass, int64_t begin, int64_t end, float* of_all, float* of_targets) {
+  const int64_t width = std::min(pass.tile_classes, end - begin);
+  Tile tile(pass, width);
+  Array logits(width * kPanel);
+  for_each_tile(pass, begin, end, [&](int64_t begin, int64_t count, int64_t first, int64_t last) {
+    tile.read<Product>(pass, begin, count);
+    for (int64_t panel = 0; panel < pass.num_panels; ++panel) {
+      tile.multiply_by_panel<Product>(pass, count, panel, logits);
+      for (int64_t i = 0; i < kPanel; i += kLanes) {
+        float* place = of_all + panel * kPanel + i;
+        Vector maxima = load(place);
+        for (int64_t j = 0; j < count; ++j) maxima = larger(maxima, load(logits + j * kPanel + i));
+        store(place, maxima);
+      }
+      for_each_target(pass.targets, first, last, begin, panel, [&](int64_t j, int64_t i, int64_t) {
+        float& maximum = of_targets[panel * kPanel + i];
+        maximum = std::max(maximum, logits[j * kPanel + i]);
+      });
+    }
+  });
+}
+
+template <typename Product, bool shifted>
 void forward_pass(const Pass& pass, int64_t begin, int64_t end, const Sums& sums) {
   const int64_t width = std::min(pass.tile_classes, end - begin), padded = pass.padded_size;
   Tile tile(pass, width);
@@ -462,12 +505,14 @@ void forward_pass(const Pass& pass, int64_t begin, int64_t end, const Sums& sums
     tile.read<Product>(pass, begin, count);
     for (int64_t panel = 0; panel < pass.num_panels; ++panel) {
       tile.multiply_by_panel<Product>(pass, count, panel, logits);
-      add_targets(pass, sums, first, last, begin, panel, tile.directions, logits);
+      add_targets<shifted>(pass, sums, first, last, begin, panel, tile.directions, logits);
       double* exp_sum = sums.exp_sum + panel * kPanel;
-      exponentiate_and_sum(count, logits, exp_sum, sums.max_negative + panel * kPanel);
+      const float* shift = shifted ? pass.shift_logits + panel * kPanel : nullptr;
+      exponentiate_and_sum<shifted>(count, shift, logits, exp_sum, sums.max_negative + panel * kPanel);
       for_each_target(targets, first, last, begin, panel, [&](int64_t j, int64_t i, int64_t t) {
         if (!targets.is_own[t]) return;
-        const float own = exponential(sums.own_logit[panel * kPanel + i]);
+        const float logit = sums.own_logit[panel * kPanel + i];
+        const float own = shifted ? exponential(logit, shift[i]) : exponential(logit);
         logits[j * kPanel + i] = own;
         exp_sum[i] += own;
       });
@@ -501,7 +546,7 @@ void move_classes(const Pass& pass, const Update& update, int64_t begin, int64_t
   }
 }
 
-template <typename Product>
+template <typename Product, bool shifted>
 void backward_pass(const Pass& pass, const Update& update, int64_t begin, int64_t end) {
   const int64_t width = std::min(pass.tile_classes, end - begin), padded = pass.padded_size;
   Tile tile(pass, width);
@@ -515,10 +560,15 @@ void backward_pass(const Pass& pass, const Update& update, int64_t begin, int64_
       for_each_target(targets, first, last, begin, panel, [&](int64_t j, int64_t i, int64_t t) {
         const int64_t row = panel * kPanel + i;
         float share = targets.label[t];  // q_ij
-        if (!pass.cross_entropy) share *= exponential(logits[j * kPanel + i]) / update.target_sum[row];
+        if (!pass.cross_entropy)
+          share *= target_exponential<shifted>(pass, logits[j * kPanel + i], row) / update.target_sum[row];
         add_row(gradients + j * padded, -share * update.target_scale, update.embeddings + row * pass.size, pass.size);
       });
-      for (int64_t k = 0; k < count * kPanel; k += kLanes) store(logits + k, exponential(load(logits + k)));
+      const float* shift = shifted ? pass.shift_logits + panel * kPanel : nullptr;
+      for (int64_t k = 0; k < count * kPanel; k += kLanes) {
+        const Vector logit = load(logits + k);
+        store(logits + k, shifted ? exponential(logit, load(shift + k % kPanel)) : exponential(logit));
+      }
       if (Product::kPairs) pack_rows(logits, count, kPanel, logits);
       const int64_t depth = Product::kPairs ? kPanel / 2 : kPanel;
       multiply<Product, true>(count, padded, depth, {logits, depth, 1}, update.expected + panel * depth * padded,
@@ -528,17 +578,40 @@ void backward_pass(const Pass& pass, const Update& update, int64_t begin, int64_
   });
 }
 
+// Calls body(product, shifted) with a value of the type of product, and std::true_type or std::false_type.
+template <typename Body>
+void as_compiled(const Pass& pass, Body body) {
+  const auto of_product = [&](auto product) {
+    if (pass.shift_logits == nullptr)
+      body(product, std::false_type());
+    else
+      body(product, std::true_type());
+  };
+  if (pass.products == Storage::kFloat32)
+    of_product(FloatProduct());
+  else
+    of_product(PairProduct());
+}
+
+void maxima(const Pass& pass, int64_t begin, int64_t end, float* of_all, float* of_targets) {
+  (pass.products == Storage::kFloat32 ? maxima_pass<FloatProduct> : maxima_pass<PairProduct>)(pass, begin, end, of_all,
+                                                                                              of_targets);
+}
+
 void forward(const Pass& pass, int64_t begin, int64_t end, const Sums& sums) {
-  (pass.products == Storage::kFloat32 ? forward_pass<FloatProduct> : forward_pass<PairProduct>)(pass, begin, end, sums);
+  as_compiled(pass, [&](auto product, auto shifted) {
+    forward_pass<decltype(product), decltype(shifted)::value>(pass, begin, end, sums);
+  });
 }
 
 void backward(const Pass& pass, const Update& update, int64_t begin, int64_t end) {
-  (pass.products == Storage::kFloat32 ? backward_pass<FloatProduct> : backward_pass<PairProduct>)(pass, update, begin,
-                                                                                                  end);
+  as_compiled(pass, [&](auto product, auto shifted) {
+    backward_pass<decltype(product), decltype(shifted)::value>(pass, update, begin, end);
+  });
 }
 
 }  // namespace
 
-extern const Kernels INSTCLS_KERNELS{kName, kLanes, pack, forward, backward};
+extern const Kernels INSTCLS_KERNELS{kName, kLanes, pack, maxima, forward, backward};
 
 }  // namespace instcls

@@ -40,6 +40,9 @@ struct Pass {
   int64_t tile_classes;  // at most so many classes, 1 or more, are a tile, whose arrays are to stay in a cache
   Storage products;
   const float* panels;  // [num_panels, padded_size, kPanel] embeddings / tau, transposed; packed by Kernels::pack
+  // [num_panels * kPanel] each, what is subtracted before exp: from all logits, and from those of labels for their own
+  // sum. No logit of theirs is larger. Null where exp of every logit is within float32; the maxima pass needs none.
+  const float *shift_logits, *shift_targets;
   Targets targets;
   bool cross_entropy;
   float smallest_norm;  // shorter class weights are divided by it instead of by their length
@@ -74,6 +77,8 @@ struct Kernels {
   // Rounds a right factor [depth, columns] to bfloat16 in place, in the layout of the kernels, half as long. The depth
   // is a multiple of two vectors.
   void (*pack)(float* factor, int64_t depth, int64_t columns);
+  // Largest logits so far of the rows: of all streamed classes, and of the labels; both [num_panels * kPanel].
+  void (*maxima)(const Pass&, int64_t begin, int64_t end, float* of_all, float* of_targets);
   void (*forward)(const Pass&, int64_t begin, int64_t end, const Sums&);
   void (*backward)(const Pass&, const Update&, int64_t begin, int64_t end);
 };

@@ -133,9 +133,6 @@ struct Settings {
     TF_RETURN_IF_ERROR(context->GetAttr("cross_entropy", &cross_entropy));
     TF_RETURN_IF_ERROR(context->GetAttr("smallest_norm", &smallest_norm));
     TF_RETURN_IF_ERROR(context->GetAttr("tile_classes", &tile_classes));
-    if (!(temperature >= kSmallestTemperature))
-      return InvalidArgument("a temperature below ", kSmallestTemperature,
-                             " needs a shift, which the kernels do not have");
     tensorflow::DataType dtype;
     TF_RETURN_IF_ERROR(context->GetAttr("products_dtype", &dtype));
     products = dtype == tensorflow::DT_FLOAT ? Storage::kFloat32 : Storage::kBFloat16;
@@ -187,7 +184,20 @@ class Batch {
     if (pass.products == Storage::kBFloat16)
       settings.kernels->pack(panels->flat<float>().data(), pass.num_panels * pass.padded_size, kPanel);
     pass.panels = panels->flat<float>().data();
+    pass.shift_logits = pass.shift_targets = nullptr;
     return tensorflow::OkStatus();
+  }
+
+  // The inputs 7 and 8 of forward and backward, empty where the temperature needs no shift.
+  Status read_shift(OpKernelContext* context, const Settings& settings) {
+    const Tensor &logits = context->input(7), &targets = context->input(8);
+    if (logits.NumElements() == 0 && targets.NumElements() == 0 && settings.temperature >= kSmallestTemperature)
+      return tensorflow::OkStatus();
+    if (logits.NumElements() != batch_rows || targets.NumElements() != batch_rows)
+      return InvalidArgument("a temperature below ", kSmallestTemperature,
+                             " needs a shift, of one element per row of the batch");
+    TF_RETURN_IF_ERROR(padded_copy(context, logits, &pass.shift_logits));
+    return padded_copy(context, targets, &pass.shift_targets);
   }
 
   int64_t padded_rows() const { return pass.num_panels * kPanel; }
@@ -206,6 +216,14 @@ class Batch {
 
  private:
   static int64_t padded(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
+
+  Status padded_copy(OpKernelContext* context, const Tensor& from, const float** to) {
+    float* copy;
+    TF_RETURN_IF_ERROR(allocate(context, padded_rows(), &copy));
+    std::copy_n(from.flat<float>().data(), batch_rows, copy);
+    *to = copy;
+    return tensorflow::OkStatus();
+  }
 
   Tensor* keep() {
     tensors_.push_back(std::make_unique<Tensor>());
@@ -256,6 +274,41 @@ int64_t chunks(OpKernelContext* context, int64_t num_streamed) {
   return std::max<int64_t>(1, std::min(threads, num_streamed / kLeast));
 }
 
+class Maxima : public OpKernel {
+ public:
+  explicit Maxima(OpKernelConstruction* context) : OpKernel(context) {
+    OP_REQUIRES_OK(context, settings_.read(context));
+  }
+
+  void Compute(OpKernelContext* context) override {
+    Stored weights;
+    OP_REQUIRES_OK(context, weights.find(context, 0, "weight_scales"));
+    tensorflow::tf_shared_lock lock(*weights.values->mu());
+    const auto lock_scales = weights.lock_scales<tensorflow::tf_shared_lock>();
+    Batch batch;
+    OP_REQUIRES_OK(context, batch.read(context, settings_, weights));
+    const int64_t num_chunks = chunks(context, batch.num_streamed), padded_rows = batch.padded_rows();
+    // Of all streamed classes, and of the labels.
+    std::vector<std::vector<float>> maxima[2];
+    for (auto& part : maxima)
+      part.assign(num_chunks, std::vector<float>(padded_rows, -std::numeric_limits<float>::infinity()));
+    on_all_threads(context, batch.num_streamed, num_chunks, [&](int64_t chunk, int64_t begin, int64_t end) {
+      settings_.kernels->maxima(batch.pass, begin, end, maxima[0][chunk].data(), maxima[1][chunk].data());
+    });
+    for (int output = 0; output < 2; ++output) {
+      Tensor* tensor;
+      OP_REQUIRES_OK(context, context->allocate_output(output, {batch.batch_rows}, &tensor));
+      auto out = tensor->flat<float>();
+      out.setConstant(-std::numeric_limits<float>::infinity());
+      for (const std::vector<float>& part : maxima[output])
+        for (int64_t i = 0; i < batch.batch_rows; ++i) out(i) = std::max(out(i), part[i]);
+    }
+  }
+
+ private:
+  Settings settings_;
+};
+
 class Forward : public OpKernel {
  public:
   explicit Forward(OpKernelConstruction* context) : OpKernel(context) {
@@ -269,6 +322,7 @@ class Forward : public OpKernel {
     const auto lock_scales = weights.lock_scales<tensorflow::tf_shared_lock>();
     Batch batch;
     OP_REQUIRES_OK(context, batch.read(context, settings_, weights));
+    OP_REQUIRES_OK(context, batch.read_shift(context, settings_));
     const int64_t num_chunks = chunks(context, batch.num_streamed);
     const int64_t padded_rows = batch.padded_rows(), padded_size = batch.pass.padded_size;
     std::vector<std::vector<double>> exp_sums(num_chunks, std::vector<double>(padded_rows, 0.0));
@@ -334,12 +388,12 @@ class Backward : public OpKernel {
   void Compute(OpKernelContext* context) override {
     Stored weights, momentum;
     OP_REQUIRES_OK(context, weights.find(context, 0, "weight_scales"));
-    OP_REQUIRES_OK(context, momentum.find(context, 7, "momentum_scales"));
+    OP_REQUIRES_OK(context, momentum.find(context, 9, "momentum_scales"));
     OP_REQUIRES(context,
                 weights.values.get() != momentum.values.get() &&
                     (weights.scales == nullptr || weights.scales.get() != momentum.scales.get()),
                 InvalidArgument("class weights and momentum must be two variables"));
-    OP_REQUIRES(context, context->input(10).NumElements() == 1 && context->input(11).NumElements() == 1,
+    OP_REQUIRES(context, context->input(12).NumElements() == 1 && context->input(13).NumElements() == 1,
                 InvalidArgument("learning rate and seed must be scalars"));
     // A class that stood there twice would be moved by two threads at once.
     const Tensor& streamed = context->input(1);
@@ -356,7 +410,8 @@ class Backward : public OpKernel {
                 InvalidArgument("class weights and momentum must have one shape"));
     Batch batch;
     OP_REQUIRES_OK(context, batch.read(context, settings_, weights));
-    const Tensor &exp_sum = context->input(8), &target_sum = context->input(9);
+    OP_REQUIRES_OK(context, batch.read_shift(context, settings_));
+    const Tensor &exp_sum = context->input(10), &target_sum = context->input(11);
     OP_REQUIRES(context, exp_sum.NumElements() == batch.batch_rows && target_sum.NumElements() == batch.batch_rows,
                 InvalidArgument("the sums must have one element per row of the batch"));
     Update update;
@@ -364,8 +419,8 @@ class Backward : public OpKernel {
     update.embeddings = context->input(2).flat<float>().data();
     update.target_sum = target_sum.flat<float>().data();
     update.target_scale = 1.0f / (settings_.temperature * static_cast<float>(batch.batch_rows));
-    update.learning_rate = context->input(10).flat<float>()(0);
-    update.seed = static_cast<uint32_t>(context->input(11).flat<int32_t>()(0));
+    update.learning_rate = context->input(12).flat<float>()(0);
+    update.seed = static_cast<uint32_t>(context->input(13).flat<int32_t>()(0));
     update.momentum_factor = momentum_factor_;
     update.weight_decay = weight_decay_;
     update.first_class = first_class_;
@@ -420,8 +475,26 @@ REGISTER_KERNEL_BUILDER(Name("InstclsUsableKernels").Device(tensorflow::DEVICE_C
       .Attr("products_dtype: {float, bfloat16} = DT_FLOAT") \
       .Attr("kernels: string = ''") /* of which processors; the fastest that run here if empty */
 
-REGISTER_OP("InstclsForwardPass")
+// What a shift of logits needs where exp of the largest would leave float32.
+REGISTER_OP("InstclsMaximaPass")
     .INSTCLS_STREAM.Input("weight_scales: num_weight_scales * resource")
+    .Attr("num_weight_scales: int >= 0")
+    .Output("of_all: float")
+    .Output("of_targets: float")
+    .SetIsStateful()
+    .SetShapeFn([](InferenceContext* context) {
+      tensorflow::shape_inference::ShapeHandle embeddings;
+      TF_RETURN_IF_ERROR(context->WithRank(context->input(2), 2, &embeddings));
+      for (int output = 0; output < 2; ++output)
+        context->set_output(output, context->Vector(context->Dim(embeddings, 0)));
+      return tensorflow::OkStatus();
+    });
+REGISTER_KERNEL_BUILDER(Name("InstclsMaximaPass").Device(tensorflow::DEVICE_CPU), Maxima);
+
+REGISTER_OP("InstclsForwardPass")
+    .INSTCLS_STREAM.Input("shift_logits: float")
+    .Input("shift_targets: float")
+    .Input("weight_scales: num_weight_scales * resource")
     .Attr("num_weight_scales: int >= 0")
     .Output("exp_sum: float")
     .Output("target_sum: float")
@@ -440,7 +513,9 @@ REGISTER_OP("InstclsForwardPass")
 REGISTER_KERNEL_BUILDER(Name("InstclsForwardPass").Device(tensorflow::DEVICE_CPU), Forward);
 
 REGISTER_OP("InstclsBackwardPass")
-    .INSTCLS_STREAM.Input("momentum: resource")
+    .INSTCLS_STREAM.Input("shift_logits: float")
+    .Input("shift_targets: float")
+    .Input("momentum: resource")
     .Input("exp_sum: float")
     .Input("target_sum: float")
     .Input("learning_rate: float")

@@ -31,12 +31,13 @@ _ENCODER_FLAGS = (
     "seed",
 )
 _DTYPES = ("class_weights_dtype", "class_momentum_dtype", "class_products_dtype")
-_CLASSIFIER_FLAGS = ("embedding_size", "hard_negatives", "smoothing", "class_passes", *_DTYPES)
+_CLASSIFIER_FLAGS = ("embedding_size", "hard_negatives", "smoothing", "temperature", "class_passes", *_DTYPES)
 
 _DESCRIPTIONS = {
     **pretraining.DESCRIPTIONS,
     "num_instances": "N, the classes of all workers together.",
     "batch_rows": "B, rows (views) of the global batch.",
+    "temperature": "tau, which the cosines are divided by (Eq. 1). Below .025 each step has a pass of maxima more.",
     "bare": "Time three bare matrix products, whose logits take 4 B N / T bytes.",
     "plain": "Time plain data parallelism, each worker with all N classes.",
     "repeats": "Steps that are timed; their median counts.",

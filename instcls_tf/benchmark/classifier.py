@@ -194,6 +194,7 @@ def _make_layer(settings: ClassifierBenchmark) -> ShardedClassifier:
         settings.num_instances,
         settings.embedding_size,
         smoothing=settings.smoothing,
+        temperature=settings.temperature,
         weights_dtype=settings.class_weights_dtype,
         momentum_dtype=settings.class_momentum_dtype,
         products_dtype=settings.class_products_dtype,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from instcls_tf.checks import one_of, require
-from instcls_tf.config import CHOICES, PretrainConfig
+from instcls_tf.checks import above_zero, one_of, require
+from instcls_tf.config import CHOICES, INSTANCE, TEMPERATURES, PretrainConfig
 from instcls_tf.plan import answer
 from instcls_tf.report.answer import GIGABYTE
 
@@ -25,7 +25,7 @@ WARM_UP_INSTANCES = 8192
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierBenchmark:
-    """What is measured: N classes, B rows of the global batch, D columns, K hard negatives, alpha, timed steps.
+    """What is measured: N classes, B rows of the global batch, D columns, K hard negatives, alpha, tau, timed steps.
 
     With `as_worker_of` the share of one of so many workers is, by itself.
     """
@@ -35,6 +35,7 @@ class ClassifierBenchmark:
     embedding_size: int = PretrainConfig.embedding_size
     hard_negatives: int = PretrainConfig.hard_negatives
     smoothing: float = PretrainConfig.smoothing
+    temperature: float = TEMPERATURES[INSTANCE]
     class_weights_dtype: str = PretrainConfig.class_weights_dtype
     class_momentum_dtype: str = PretrainConfig.class_momentum_dtype
     class_products_dtype: str = PretrainConfig.class_products_dtype
@@ -65,6 +66,7 @@ class ClassifierBenchmark:
         num_workers = self.workers_of(num_workers)
         for name in ("batch_rows", "num_instances"):
             require(self, name, getattr(self, name) >= num_workers, f"at least the {num_workers} workers")
+        above_zero(self, "temperature")
         require(self, "smoothing", 0 <= self.smoothing < 1, "0 or more and below 1")
         if self.smoothing:
             in_range = 1 <= self.hard_negatives < self.num_instances

@@ -120,6 +120,7 @@ def test_hard_negatives_agree_with_faiss():
         ({"repeats": 0}, "--repeats=0: must be at least 1"),
         ({"class_momentum_dtype": "float16"}, "--class_momentum_dtype=float16: must be one of float32, bfloat16, int8"),
         ({"batch_rows": 2}, "--batch_rows=2: must be at least the 3 workers"),
+        ({"temperature": 0.0}, "--temperature=0.0: must be a number above 0"),
         ({"smoothing": 1.0}, "--smoothing=1.0: must be 0 or more and below 1"),
         ({"num_instances": 100}, "--hard_negatives=100: must be at least 1 and below --num_instances=100"),
         ({"num_instances": 2}, "--num_instances=2: must be at least the 3 workers"),

@@ -108,8 +108,8 @@ DESCRIPTIONS = {
     "class_momentum_dtype": "How the momentum of class weights is kept, likewise.",
     "class_products_dtype": "Number type of the factors in the classifier's matrix products; sums are kept in float32.",
     "class_passes": "What computes the classifier's passes: `auto` is the compiled kernels where they are there (CPUs),"
-    " else TensorFlow's operations; `operations` these; `xla` these, of which XLA makes one for each tile of classes; it"
-    " compiles for seconds first, on GPUs with ptxas and libdevice. The result is the same up to rounding.",
+    " else TensorFlow's operations; `operations` these; `xla` these, of which XLA makes one for each tile of classes;"
+    " it compiles for seconds first, on GPUs with ptxas and libdevice. The result is the same up to rounding.",
     "seed": "Random seed of weights, order and views.",
     "log_every": "Steps between two lines of metrics.jsonl.",
     "checkpoint_every": "Epochs between two checkpoints; 0 saves at the end only.",

@@ -2,7 +2,8 @@
 
 A step is that of a trained encoder and no more: forward in training mode, backward from a fixed gradient of the
 embeddings, the sum of the gradients over the workers, the optimiser's update. The views are random pixels in uint8.
-The peers run in processes of their own, which sleep while it is another's turn.
+The peers run in processes of their own, which sleep while it is another's turn; of this one, where there are several
+workers, Horovod looks for messages a thousand times a second meanwhile.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from instcls_tf.benchmark.environments import interpreter
 from instcls_tf.benchmark.timing import slowest
 from instcls_tf.checks import require_value
 from instcls_tf.config import MIXED_FLOAT16, PretrainConfig
-from instcls_tf.distributed import collectives, cores, workers
+from instcls_tf.distributed import collectives, device, workers
 from instcls_tf.encoder import bn_groups, networks
 from instcls_tf.errors import UserError
 from instcls_tf.optimizer import MomentumSGD
@@ -33,12 +34,13 @@ from instcls_tf.report.answer import Answer
 
 OURS = "this design"
 # By name: whether `torch.compile` makes it.
-_PEERS = {"PyTorch": False, "PyTorch, compiled": True}
+PEERS = {"PyTorch": False, "PyTorch, compiled": True}
+# So small that the weights of all timed steps stay sound.
+LEARNING_RATE = 1e-4
+GRADIENT = 1e-6
+
 _PROGRAM = os.path.join(os.path.dirname(__file__), "torch_encoder.py")
 _STEPS_A_TURN = 5
-# So small that the weights of all timed steps stay sound.
-_LEARNING_RATE = 1e-4
-_GRADIENT = 1e-6
 
 Turn = Callable[[int], float]  # makes so many steps, with all workers; the seconds that they took
 
@@ -68,35 +70,40 @@ def measure_encoder(config: PretrainConfig, images: int, repeats: int, environme
       environments: folder of the peers' environments, made if they are not there; None for this project alone.
 
     Returns:
-      By name `images_per_second` (median over the turns, of all workers), `slowest` and `fastest` turn, or `failure`;
-      `ratio_to_peer`, by name, of the medians.
+      `by_name`: `images_per_second` (median over the turns, of all workers), `slowest` and `fastest` turn, or the
+      `failure` of a peer; `ratio_to_peer`, by name, of the medians.
 
     Raises:
-      UserError: a setting is out of range, or PyTorch's ResNet has no such form.
+      UserError: a setting is out of range, or PyTorch's ResNet has no such form, or is no peer of workers on a GPU or
+        on several machines.
     """
     require_value("images", images, images >= 2, "at least 2, over which BN takes its statistics")
-    require_value("repeats", repeats, repeats >= 1, "at least 1")
     if environments is not None:
         _refuse_other_forms(config)
     workers.start(config.seed)
+    if environments is not None:
+        here = collectives.local_size() == collectives.size() and not tf.config.get_visible_devices("GPU")
+        require_value("environments", environments, here, "left out on GPUs and several machines, where no peer runs")
     sizes = Images(images, config.image_size)
-    turns: dict[str, Turn] = {OURS: _ours(config, sizes)}
-    failures: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
-        if environments is not None:
-            python = _python(environments)
-            for name, compiled in _PEERS.items():
+        turns, failures = {OURS: _ours(config, sizes)}, {}
+        for name, compiled in PEERS.items() if environments is not None else ():
+            try:
                 words = {**_words(config, sizes), "compiled": compiled}
-                try:
-                    turns[name] = stack.enter_context(_peer(words, python))
-                except UserError as error:
-                    failures[name] = str(error)
+                turns[name] = stack.enter_context(_peer(words, _python(str(environments))))
+            except UserError as error:
+                failures[name] = str(error)
         seconds: dict[str, list[float]] = {name: [] for name in turns}
-        for _ in range(repeats):
-            for name, turn in turns.items():
-                seconds[name].append(slowest(turn(_STEPS_A_TURN)))
+        for name in list(turns) * repeats:
+            if name in failures:
+                continue
+            try:
+                seconds[name].append(slowest(turns[name](_STEPS_A_TURN)))
+            except UserError as error:
+                failures[name] = str(error)
     in_a_turn = _STEPS_A_TURN * images * collectives.size()
-    return _answer(config, sizes, {name: [in_a_turn / one for one in all_] for name, all_ in seconds.items()}, failures)
+    rates = {name: [in_a_turn / one for one in all_] for name, all_ in seconds.items() if name not in failures}
+    return _answer(config, sizes, rates, failures)
 
 
 def _refuse_other_forms(config: PretrainConfig) -> None:
@@ -110,12 +117,12 @@ def _refuse_other_forms(config: PretrainConfig) -> None:
 
 def _ours(config: PretrainConfig, images: Images) -> Turn:
     encoder = networks.make_encoder(config, config.precision)
-    optimizer = MomentumSGD(_LEARNING_RATE, config.momentum, config.weight_decay)
+    optimizer = MomentumSGD(LEARNING_RATE, config.momentum, config.weight_decay)
     groups = bn_groups.Groups(several=False)
     step = encoder_step(config, encoder, optimizer, groups, images.number)
     shape = [images.number, images.pixels, images.pixels, 3]
     pixels = tf.cast(tf.random.uniform(shape, 0, 256, tf.int32), tf.uint8)
-    gradient = tf.random.normal([images.number, config.embedding_size], stddev=_GRADIENT)
+    gradient = tf.random.normal([images.number, config.embedding_size], stddev=GRADIENT)
 
     def turn(steps: int) -> float:
         collectives.barrier()
@@ -183,12 +190,14 @@ def _words(config: PretrainConfig, images: Images) -> dict[str, Any]:
         "images": images.number,
         "image_size": images.pixels,
         "precision": config.precision,
-        "threads": cores.threads_of_worker(collectives.local_size()),
+        "threads": device.threads(),
         "rank": collectives.rank(),
         "workers": collectives.size(),
         "port": port,
-        "learning_rate": _LEARNING_RATE,
-        "gradient": _GRADIENT,
+        "learning_rate": LEARNING_RATE,
+        "momentum": config.momentum,
+        "weight_decay": config.weight_decay,
+        "gradient": GRADIENT,
         "mean": networks.IMAGENET_MEAN,
         "std": networks.IMAGENET_STD,
     }
@@ -199,34 +208,46 @@ def _peer(words: dict[str, Any], python: str) -> Iterator[Turn]:
     """A peer beside this worker that takes turns when asked; all workers together.
 
     Raises:
-      UserError: it did not start, or ended.
+      UserError: on all of them, one did not start, or ended; also when it is asked.
     """
-    command = [python, _PROGRAM, json.dumps(words)]
-    with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True)
-        assert process.stdin is not None and process.stdout is not None
-        asked, told = process.stdin, process.stdout
+    with tempfile.TemporaryFile("w+") as said, contextlib.ExitStack() as stack:
 
-        def answer() -> str:
-            line = told.readline()
+        def start() -> Any:
+            command, pipe = [python, _PROGRAM, json.dumps(words)], subprocess.PIPE
+            try:
+                process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=said, text=True)
+            except OSError as error:
+                raise UserError(f"{python}: cannot be started ({error.strerror})") from error
+            stack.callback(_end, process)
+            return process
+
+        def answer(question: str = "") -> str:
+            with contextlib.suppress(BrokenPipeError):  # then there is no answer either
+                process.stdin.write(question)
+                process.stdin.flush()
+            line = process.stdout.readline()
             if not line:
                 said.seek(0)
-                raise UserError(f"it ended: {' '.join(said.read().split())[-200:]}")
+                last = " ".join(said.read().split())[-200:]
+                raise UserError(f"PyTorch ended with status {process.wait()}: {last}")
             return line
 
         def turn(steps: int) -> float:
-            print(steps, file=asked, flush=True)
-            return float(workers.all_or_none(answer))
+            collectives.barrier()
+            return float(workers.all_or_none(lambda: answer(f"{steps}\n")))
 
-        try:
-            workers.all_or_none(answer)
-            turn(2)
-            yield turn
-        finally:
-            with contextlib.suppress(BrokenPipeError):
-                asked.close()
-            process.wait()
-            told.close()
+        process = workers.all_or_none(start)
+        workers.all_or_none(answer)
+        turn(2)
+        yield turn
+
+
+def _end(process: Any) -> None:
+    """It ends when there is nobody to ask it."""
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
+    process.wait()
+    process.stdout.close()
 
 
 def _answer(config: PretrainConfig, images: Images, rates: dict[str, list[float]], failures: dict[str, str]) -> Answer:

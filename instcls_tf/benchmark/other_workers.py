@@ -7,7 +7,7 @@ import math
 import tensorflow as tf
 
 from instcls_tf.benchmark.sizes import ClassifierBenchmark
-from instcls_tf.config import INSTANCE, TEMPERATURES
+from instcls_tf.config import SMALLEST_UNSHIFTED_TEMPERATURE
 from instcls_tf.distributed import partition
 
 
@@ -33,7 +33,9 @@ class OtherWorkers:
             "rows": random.uniform([others, settings.hard_negatives], 0, num_instances, tf.int32),
         }
         # Cosines of random directions have the variance 1 / D.
-        exp = math.exp(1 / (2 * size * TEMPERATURES[INSTANCE] ** 2))
+        tau = settings.temperature
+        # With a shift no term of a sum is above 1.
+        exp = math.exp(1 / (2 * size * tau**2)) if tau >= SMALLEST_UNSHIFTED_TEMPERATURE else 1.0
         exp_sum, target_sum, own_logit = (num_instances - classes) * exp, 1.0, 0.0
         self._sums = {"sums": tf.constant([[exp_sum], [target_sum], [own_logit]])}
 
@@ -46,6 +48,5 @@ class OtherWorkers:
         return own + self._sums.get(name.rpartition("_")[2], 0.0)
 
     def largest(self, own: tf.Tensor, name: str) -> tf.Tensor:
-        """The others have no larger ones."""
-        del name
-        return tf.identity(own)
+        """The others have no larger ones; for the shift theirs are 0, as rows without a label here need one."""
+        return tf.maximum(own, 0.0) if name.endswith("_shift") else tf.identity(own)

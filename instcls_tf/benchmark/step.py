@@ -33,13 +33,12 @@ import numpy as np
 import tensorflow as tf
 
 from instcls_tf.benchmark import fitting
-from instcls_tf.benchmark.encoder import encoder_step
+from instcls_tf.benchmark.encoder import GRADIENT, LEARNING_RATE, encoder_step
 from instcls_tf.benchmark.timing import seconds_of
-from instcls_tf.classifier import softmax
 from instcls_tf.classifier.choice import passes_of
 from instcls_tf.classifier.labels import ListsOfRows
 from instcls_tf.classifier.sharded_classifier import ShardedClassifier
-from instcls_tf.config import PretrainConfig
+from instcls_tf.config import SMALLEST_UNSHIFTED_TEMPERATURE, PretrainConfig
 from instcls_tf.data import augment, pipeline
 from instcls_tf.data.order import Shares
 from instcls_tf.data.source import Source
@@ -51,9 +50,6 @@ from instcls_tf.plan.planner import CPU, make_plan
 from instcls_tf.pretraining.activations import groups_of
 from instcls_tf.pretraining.state import Run, make_run
 from instcls_tf.pretraining.train_step import make_train_step
-
-# So small that the weights of all timed steps stay sound.
-_LEARNING_RATE = 1e-4
 
 
 def measure_step(
@@ -124,7 +120,7 @@ def planned_bytes(config: PretrainConfig, num_instances: int) -> int:
 
 
 def _make_run(config: PretrainConfig, num_instances: int) -> Run:
-    run = make_run(config, num_instances, WarmupCosine(_LEARNING_RATE, 0, 1_000_000))
+    run = make_run(config, num_instances, WarmupCosine(LEARNING_RATE, 0, 1_000_000))
     if run.classifier is None:
         raise ValueError(f"method={config.method!r}: the parts of the instance classification are measured")
     run.classifier.initialize_gaussian()
@@ -173,19 +169,19 @@ def _train_step(config: PretrainConfig, run: Run, sum_gradients: Callable) -> Ca
 
 def _finished(train_step: Callable, batch: tuple[tf.Tensor, tf.Tensor]) -> float:
     """The loss of a step, which is there when the step is done."""
-    return float(train_step(*batch, _LEARNING_RATE).output.loss)
+    return float(train_step(*batch, LEARNING_RATE).output.loss)
 
 
 def _undivided(train_step: Callable, batches: Iterator, repeats: int) -> tuple[float, float]:
     """Seconds of a whole step, and of waiting for its batch."""
-    train_step(*next(batches), _LEARNING_RATE).output.loss.numpy()
+    train_step(*next(batches), LEARNING_RATE).output.loss.numpy()
     times = []
     collectives.barrier()
     before = time.perf_counter()
     for _ in range(repeats):
         batch = next(batches)
         ready = time.perf_counter()
-        train_step(*batch, _LEARNING_RATE).output.loss.numpy()
+        train_step(*batch, LEARNING_RATE).output.loss.numpy()
         after = time.perf_counter()
         times.append((after - before, ready - before))
         before = after
@@ -196,7 +192,7 @@ def _undivided(train_step: Callable, batches: Iterator, repeats: int) -> tuple[f
 
 def _encoder_alone(config: PretrainConfig, run: Run, views: tf.Tensor, repeats: int) -> float:
     images = tf.reshape(views, [-1, *views.shape[2:]])  # [b V, H, W, 3]
-    gradient = tf.random.normal([images.shape[0], config.embedding_size], stddev=1e-6)
+    gradient = tf.random.normal([images.shape[0], config.embedding_size], stddev=GRADIENT)
     group_rows = config.micro_batch * config.views
     encode = encoder_step(config, run.encoder, run.optimizer, groups_of(config), group_rows)
     return _seconds_alone(lambda: encode(images, gradient).numpy(), repeats)
@@ -232,7 +228,7 @@ def _classifier_alone(config: PretrainConfig, num_local: int, instance_ids: tf.T
         shape = [num_rows, max(1, config.hard_negatives // workers)]
         hard_negatives = ListsOfRows(tf.random.uniform(shape, 0, num_local, tf.int32))
     embeddings = tf.random.normal([num_rows, config.embedding_size])
-    return _seconds_alone(lambda: layer(embeddings, ids, hard_negatives, _LEARNING_RATE).loss.numpy(), repeats)
+    return _seconds_alone(lambda: layer(embeddings, ids, hard_negatives, LEARNING_RATE).loss.numpy(), repeats)
 
 
 def _seconds_alone(action: Callable[[], object], repeats: int) -> float:
@@ -276,7 +272,7 @@ def _messages(config: PretrainConfig, run: Run, instances: int, all_rows: int) -
         [(add, [statistics + 1], tf.float32)],
         [(gather, [rows, size], tf.float32), (gather, [rows, 2], tf.int32)],
         *(lists if config.smoothing else []),
-        *(maxima if config.temperature < softmax.SMALLEST_UNSHIFTED_TEMPERATURE else []),
+        *(maxima if config.temperature < SMALLEST_UNSHIFTED_TEMPERATURE else []),
         [(add, [3, all_rows], tf.float32), (largest, [all_rows], tf.float32)],
         [(add, [all_rows, size], tf.float32)],
         [(add, variable.shape, tf.float32) for variable in run.encoder.trainable_variables],

@@ -1,15 +1,16 @@
 """PyTorch's side of `benchmark encoder`: a program of its own, run by a Python that has PyTorch and not TensorFlow.
 
 torchvision's ResNet with the same projection head, `DistributedDataParallel` over Gloo where there are several workers,
-tensors as channels_last, SGD with momentum and decay. Its words are one JSON object, `Settings` of `encoder.py` and the
-place among the workers. It prints a line when it is ready; for each number of steps that it reads then, it makes them
-and prints the seconds that they took.
+tensors as channels_last, SGD with momentum and decay. Its words are one JSON object, `_words` of `encoder.py`. It
+prints a line when it is ready; for each number of steps that it reads then, it makes them and prints the seconds that
+they took.
 """
 
 import contextlib
 import json
 import sys
 import time
+from datetime import timedelta
 
 
 def main() -> None:
@@ -29,12 +30,13 @@ def main() -> None:
     if words["workers"] > 1:
         address = f"tcp://127.0.0.1:{words['port']}"
         torch.distributed.init_process_group(
-            "gloo", init_method=address, rank=words["rank"], world_size=words["workers"]
+            "gloo", address, timedelta(minutes=2), world_size=words["workers"], rank=words["rank"]
         )
         model = torch.nn.parallel.DistributedDataParallel(model)
     if words["compiled"]:
         model = torch.compile(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=words["learning_rate"], momentum=0.9, weight_decay=1e-4)
+    sgd = {"lr": words["learning_rate"], "momentum": words["momentum"], "weight_decay": words["weight_decay"]}
+    optimizer = torch.optim.SGD(model.parameters(), **sgd)
     size = words["image_size"]
     # In memory as TensorFlow has them: channels last.
     pixels = torch.randint(0, 256, (words["images"], size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)

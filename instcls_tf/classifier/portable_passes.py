@@ -1,4 +1,4 @@
-"""The two passes of the streamed softmax by TensorFlow's own operations: for GPUs, small temperatures, any machine.
+"""The two passes of the streamed softmax by TensorFlow's own operations: for GPUs, and any machine without the kernels.
 
 XLA may compile what is done with a tile: then a device is sent a few operations for each instead of fifty.
 

@@ -28,11 +28,7 @@ import tensorflow as tf
 
 from instcls_tf.classifier.labels import Targets
 from instcls_tf.classifier.local_classes import LocalClasses, Sgd
-from instcls_tf.config import MARGINAL
-
-# Down to this temperature exp(l) and its sums over any number of classes stay within float32, since |l| <= 1 / tau:
-# no shift is needed. Below it the rows' true maxima are.
-SMALLEST_UNSHIFTED_TEMPERATURE = 0.025
+from instcls_tf.config import MARGINAL, SMALLEST_UNSHIFTED_TEMPERATURE
 
 
 @dataclasses.dataclass(frozen=True)

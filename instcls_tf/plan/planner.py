@@ -13,7 +13,7 @@ from typing import Callable, NamedTuple
 
 from instcls_tf.checks import require_value, writable_on_gpu
 from instcls_tf.classifier.tiles import FLOAT_BYTES
-from instcls_tf.config import FLOAT32, NEVER, RANDOM, RAW_RUNNING_BN, PretrainConfig
+from instcls_tf.config import FLOAT32, NEVER, RANDOM, RAW_RUNNING_BN, SMALLEST_UNSHIFTED_TEMPERATURE, PretrainConfig
 from instcls_tf.encoder.sizes import sizes_of
 from instcls_tf.errors import UserError
 from instcls_tf.plan.classifier_bytes import (
@@ -184,6 +184,7 @@ def _wire_of_a_step(config: PretrainConfig, num_workers: int) -> dict[str, int]:
         "softmax sums and maximum": 4 * batch_rows * _FLOAT,
         "gradient of the embeddings": batch_rows * config.embedding_size * _FLOAT,
         "encoder gradients": sizes.parameters * _FLOAT,
+        **({"softmax maxima": 2 * batch_rows * _FLOAT} if config.temperature < SMALLEST_UNSHIFTED_TEMPERATURE else {}),
         "BN statistics": (sizes.statistics + 1) * _FLOAT,
     }
     sent = {name: gather_bytes(total, num_workers) for name, total in gathered.items()}

@@ -12,7 +12,7 @@ import math
 from typing import NamedTuple
 
 from instcls_tf.classifier.tiles import FLOAT_BYTES
-from instcls_tf.config import PretrainConfig
+from instcls_tf.config import SMALLEST_UNSHIFTED_TEMPERATURE, PretrainConfig
 from instcls_tf.distributed import partition
 from instcls_tf.plan import planner
 
@@ -22,7 +22,8 @@ TERMS = (ENCODER, CLASSIFIER, SEARCH, CLASSIFIER_MESSAGES, ENCODER_MESSAGES)
 
 # Multiplications and additions of a row and a class in each matrix product of D columns.
 _OPERATIONS = 2
-# Matrix products of a step: logits twice and both gradients; plain data parallelism keeps its logits.
+# Matrix products of a step: logits twice and both gradients, and at small temperatures logits once more, for their
+# maxima; plain data parallelism keeps its logits.
 _PRODUCTS, _PLAIN_PRODUCTS = 4, 3
 # Of the encoder's time, what passes after the first gradients are there.
 _BACKWARD_SHARE = 2 / 3
@@ -72,7 +73,8 @@ def classifier_operations(config: PretrainConfig, num_instances: int, num_worker
     """Multiplications and additions in the products of the fullest worker's classes, of a step; as `step` has it."""
     _, classes = partition.bounds(config.sampled_classes or num_instances, num_workers, 0)
     rows = min(config.batch_size, num_instances) * config.views
-    return _PRODUCTS * _OPERATIONS * rows * classes * config.embedding_size
+    products = _PRODUCTS + (config.temperature < SMALLEST_UNSHIFTED_TEMPERATURE)
+    return products * _OPERATIONS * rows * classes * config.embedding_size
 
 
 def share_of(config: PretrainConfig, num_instances: int, num_workers: int) -> dict[str, int]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from instcls_tf.config import PretrainConfig
+from instcls_tf.config import SMALLEST_UNSHIFTED_TEMPERATURE, PretrainConfig
 from instcls_tf.sweep.trials import Trial, digest, identity
 
 # Three epochs, the first of which compiles graphs and fills caches; of long ones a few steps.
@@ -52,8 +52,11 @@ class Pace(NamedTuple):
 
 def group_of(trial: Trial, cores: int, side_by_side: int) -> str:
     """What identifies the trials that share a calibration."""
-    recipe = identity(trial.setting.config, _NO_TIME)
-    return digest({"recipe": recipe, "dataset": trial.dataset, "cores": cores, "side_by_side": side_by_side})
+    config = trial.setting.config
+    what = {"recipe": identity(config, _NO_TIME), "dataset": trial.dataset, "cores": cores}
+    # The one change of a temperature that takes time.
+    shift = {"shift": True} if config.temperature < SMALLEST_UNSHIFTED_TEMPERATURE else {}
+    return digest({**what, "side_by_side": side_by_side, **shift})
 
 
 def calibration_config(trial: Trial, folder: str) -> PretrainConfig:

@@ -9,7 +9,7 @@ import sys
 import pytest
 import tensorflow as tf
 
-from instcls_tf.benchmark import environments, timing
+from instcls_tf.benchmark import encoder, environments, timing
 from instcls_tf.benchmark.other_workers import OtherWorkers
 from instcls_tf.benchmark.sizes import ClassifierBenchmark
 from instcls_tf.benchmark.timing import seconds_of
@@ -190,6 +190,40 @@ def test_a_peer_that_does_not_start_is_a_failure(tmp_path):
     assert "No module named 'torch'" in result["by_name"]["PyTorch"]["failure"]
 
 
+STAND_IN = """
+import sys
+print("ready", flush=True)
+for line in sys.stdin:
+    if int(line) > 5:
+        sys.exit("out of memory")
+    print(0.5 * int(line), flush=True)
+"""
+
+
+def test_a_peer_takes_turns(monkeypatch, tmp_path):
+    (tmp_path / "peer.py").write_text(STAND_IN)
+    monkeypatch.setattr(encoder, "_PROGRAM", str(tmp_path / "peer.py"))
+    with encoder._peer({}, sys.executable) as turn:
+        assert [turn(3), turn(1)] == [1.5, 0.5]
+        for _ in range(2):  # when it ends, and when it has ended
+            with pytest.raises(UserError, match=r"^PyTorch ended with status 1: out of memory$"):
+                turn(6)
+    with pytest.raises(UserError, match=r"^/nowhere: cannot be started"), encoder._peer({}, "/nowhere"):
+        pass
+
+
+def test_a_peer_that_ends_leaves_the_figures_of_the_others(monkeypatch, tmp_path):
+    (tmp_path / "peer.py").write_text(STAND_IN.replace("> 5", "== 5"))  # a turn, but not the first two steps
+    monkeypatch.setattr(encoder, "_PROGRAM", str(tmp_path / "peer.py"))
+    monkeypatch.setattr(encoder, "_python", lambda environments: sys.executable)
+    config = PretrainConfig(encoder="resnet18", image_size=16)
+    result = encoder.measure_encoder(config, images=2, repeats=2, environments=str(tmp_path)).result
+    assert set(result["by_name"]["this design"]) == {"images_per_second", "slowest", "fastest"}
+    failure = {"failure": "PyTorch ended with status 1: out of memory"}
+    assert result["by_name"] == {**result["by_name"], "PyTorch": failure, "PyTorch, compiled": failure}
+    assert result["ratio_to_peer"] == {}
+
+
 STEP = ["--encoder=resnet18", "--stem=small", "--image_size=16", "--width_multiplier=0.25", "--repeats=2"]
 PARTS = ("data_wait_seconds", "encoder_seconds", "classifier_seconds", "communication_seconds")
 
@@ -244,6 +278,15 @@ def test_one_worker_s_share_of_a_classifier():
     assert result["planned_bytes"] == classifier_bytes.peak_bytes(3001, 4, 34, 16, 7, threads=result["threads"])
     for name in ("bare_matmul_seconds", "seconds_per_step", "plain_seconds_per_step"):
         assert result[name] > 0, name
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.001])
+def test_one_worker_s_share_at_a_small_temperature(temperature):
+    """Most rows have no label on its classes, and so no maximum of their own."""
+    words = ["--as_worker_of=4", "--batch_rows=34", "--smoothing=0", "--nobare", "--noplain"]
+    finished = run_script("benchmark", "classifier", *SIZES, *words, f"--temperature={temperature}")
+    assert finished.status == 0, finished.output
+    assert json.loads(finished.stdout.splitlines()[-1])["seconds_per_step"] > 0
 
 
 def test_what_other_workers_send_completes_the_batch():

@@ -15,7 +15,7 @@ from instcls_tf.classifier.local_classes import LocalClasses, Sgd
 from instcls_tf.classifier.portable_passes import PortablePasses
 from instcls_tf.classifier.softmax import Batch, Softmax, Totals
 from instcls_tf.classifier.table import Table
-from instcls_tf.config import SMOOTHING_LOSSES
+from instcls_tf.config import SMALLEST_UNSHIFTED_TEMPERATURE, SMOOTHING_LOSSES
 from instcls_tf.distributed import partition
 from tests import reference
 from tests.reference import relative_error
@@ -209,7 +209,7 @@ def test_shift_keeps_the_worst_row_finite(smoothing_loss, temperature, own, xla)
     passes = PortablePasses(local, which, xla=xla)
     batch = Batch(tf.constant([[1.0, 0.0]]), select_targets(tf.constant([[own]]), tf.constant([[1.0]])))
     shift = passes.local_maxima(batch)
-    assert (shift is not None) == (temperature < softmax.SMALLEST_UNSHIFTED_TEMPERATURE)
+    assert (shift is not None) == (temperature < SMALLEST_UNSHIFTED_TEMPERATURE)
     sums = passes.forward(batch._replace(shift=shift))
     totals = Totals(sums.exp_sum, sums.target_sum)
     loss = softmax.loss_per_row(totals, shift, smoothing_loss)
@@ -221,7 +221,7 @@ def test_shift_keeps_the_worst_row_finite(smoothing_loss, temperature, own, xla)
 
 def test_no_shift_is_needed_from_its_limit_on():
     # A thousand million classes at exp(1 / tau), and one at exp(-1 / tau), which must not be flushed to zero.
-    largest = np.exp(1 / softmax.SMALLEST_UNSHIFTED_TEMPERATURE)
+    largest = np.exp(1 / SMALLEST_UNSHIFTED_TEMPERATURE)
     assert 1e9 * largest < np.finfo(np.float32).max / 1e3
     assert 1 / largest > 1e3 * np.finfo(np.float32).tiny
 

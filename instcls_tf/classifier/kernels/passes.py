@@ -1,4 +1,4 @@
-"""The two passes of `softmax.py` by the compiled kernels: one operation each, for CPUs.
+"""The passes of `softmax.py` by the compiled kernels: one operation each, for CPUs.
 
 The kernels do the work of a tile (products, exp, sums, labels, SGD) while it is in the caches of a core; TensorFlow's
 operations write and read each of these to memory. They compute the same to float32 rounding; tests hold both

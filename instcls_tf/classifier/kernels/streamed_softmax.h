@@ -30,7 +30,7 @@ struct Targets {
   int64_t count;
 };
 
-// What both passes need.
+// What all passes need.
 struct Pass {
   Table weights;
   const int32_t* streamed;  // [n] local classes, or null for all of them in order

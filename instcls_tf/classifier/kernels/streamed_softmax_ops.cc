@@ -125,7 +125,7 @@ Status own_alone(OpKernelContext* context, Var* variable) {
   return tensorflow::OkStatus();
 }
 
-// The attributes that both passes have.
+// The attributes that all passes have.
 struct Settings {
   Status read(OpKernelConstruction* context) {
     TF_RETURN_IF_ERROR(find_kernels(context, &kernels));
@@ -147,7 +147,7 @@ struct Settings {
   Storage products;
 };
 
-// A worker's inputs, the same for both passes, padded and transposed for the kernels.
+// A worker's inputs, the same for all passes, padded and transposed for the kernels.
 class Batch {
  public:
   Status read(OpKernelContext* context, const Settings& settings, const Stored& weights) {

@@ -52,6 +52,17 @@ def test_messages_of_a_step():
     assert set(planner.GATHERED) & wire.keys() == set(gathers)
 
 
+def test_a_small_temperature_takes_a_product_and_a_message_more():
+    """Logits for the maxima, and two of them of each of 16 rows, at log2(4) latencies."""
+    terms, cold = (
+        step_model.step(config, 100, 4, RATES, APART).terms for config in (TINY, TINY.replace(temperature=0.02))
+    )
+    assert cold[CLASSIFIER] == pytest.approx(5 / 4 * terms[CLASSIFIER])
+    of_maxima = planner.reduce_bytes(2 * 16 * 4, 4) / 1e5 + 2 * 0.25
+    assert cold[CLASSIFIER_MESSAGES] == pytest.approx(terms[CLASSIFIER_MESSAGES] + of_maxima)
+    assert all(cold[name] == terms[name] for name in (ENCODER, SEARCH, ENCODER_MESSAGES))
+
+
 def test_one_worker_sends_nothing():
     step = step_model.step(TINY, 100, 1, RATES, Setting())
     assert step.terms[CLASSIFIER_MESSAGES] == step.terms[ENCODER_MESSAGES] == step.hidden == 0

@@ -3,7 +3,7 @@
   input           reading, decoding and views of any images, against decoding alone, a cache and SimCLR's own
   classifier      the classifier's step, against three bare matrix products and plain data parallelism
   step            a whole training step by its parts, and what sending gradients early gains
-  encoder         images per second that the encoder trains on, in turns with PyTorch's ResNet
+  encoder         images per second that the encoder trains on; with --environments in turns with PyTorch's ResNet
   hard_negatives  the exact search for hard negatives, against FAISS
   checks          what checks and stamps cost a step, and a checkpoint an epoch
   checkpoint      saving and reading N class weights and their momentum, against bare writing and reading

@@ -61,8 +61,9 @@ def measure_classifier(settings: ClassifierBenchmark) -> Answer:
       came after the process had started), `peak_bytes_above_state` (of that, what class weights and momentum do not
       account for), `planned_bytes` (what `plan` says of `peak_bytes`), `needed_bytes`, `bare_needed_bytes` and
       `plain_needed_bytes` (planned, with room for what formulas do not count) beside `free_bytes`, `bare_free_bytes`
-      and `plain_free_bytes` (of a worker, before it began), `kernels`, `threads`, `workers`, `as_worker_of`,
-      `collectives_included` (not with `as_worker_of`) and `local_instances`, the classes of the fullest worker.
+      and `plain_free_bytes` (of a worker, before it began), `kernels`, `threads`, `temperature`, `workers`,
+      `as_worker_of`, `collectives_included` (not with `as_worker_of`) and `local_instances`, the classes of the fullest
+      worker.
     """
     workers.start()
     settings.validate(collectives.size())
@@ -82,6 +83,7 @@ def measure_classifier(settings: ClassifierBenchmark) -> Answer:
         "num_instances": settings.num_instances,
         "local_instances": partition.bounds(settings.num_instances, num_workers, 0)[1],
         "batch_rows": settings.batch_rows,
+        "temperature": settings.temperature,
         "threads": cores.threads_of_worker(collectives.local_size()),
         "kernels": _computed_by(settings),
         "planned_bytes": planned,
@@ -250,7 +252,7 @@ def _bare_products(settings: ClassifierBenchmark) -> dict[str, float]:
 
 def _plain_step(settings: ClassifierBenchmark) -> dict[str, float]:
     """Seconds of a step in which each worker holds all classes and its share of the rows."""
-    layer = DataParallelClassifier(settings.num_instances, settings.embedding_size)
+    layer = DataParallelClassifier(settings.num_instances, settings.embedding_size, temperature=settings.temperature)
     with _share(settings)():
         embeddings, ids, _ = _batch(settings)
     seconds = seconds_of(lambda: layer.step(embeddings, ids, tf.constant(0.1)).numpy(), settings.repeats)

@@ -89,8 +89,8 @@ def measure_encoder(config: PretrainConfig, images: int, repeats: int, environme
         turns, failures = {OURS: _ours(config, sizes)}, {}
         for name, compiled in PEERS.items() if environments is not None else ():
             try:
-                words = {**_words(config, sizes), "compiled": compiled}
-                turns[name] = stack.enter_context(_peer(words, _python(str(environments))))
+                python = _python(str(environments))
+                turns[name] = stack.enter_context(_peer({**_words(config, sizes), "compiled": compiled}, python))
             except UserError as error:
                 failures[name] = str(error)
         seconds: dict[str, list[float]] = {name: [] for name in turns}
@@ -234,12 +234,19 @@ def _peer(words: dict[str, Any], python: str) -> Iterator[Turn]:
 
         def turn(steps: int) -> float:
             collectives.barrier()
-            return float(workers.all_or_none(lambda: answer(f"{steps}\n")))
+            return workers.all_or_none(lambda: _seconds(answer(f"{steps}\n")))
 
         process = workers.all_or_none(start)
         workers.all_or_none(answer)
         turn(2)
         yield turn
+
+
+def _seconds(line: str) -> float:
+    try:
+        return float(line)
+    except ValueError as error:
+        raise UserError(f"PyTorch said {line.strip()[:200]!r}, wanted seconds") from error
 
 
 def _end(process: Any) -> None:
@@ -263,7 +270,9 @@ def _answer(config: PretrainConfig, images: Images, rates: dict[str, list[float]
     lines += [f"| {name} | {failure} | | |" for name, failure in failures.items()]
     by_name = {name: one._asdict() for name, one in figures.items()}
     result = {
+        "encoder": config.encoder,
         "workers": collectives.size(),
+        "threads": device.threads(),
         "images": images.number,
         "image_size": images.pixels,
         "precision": config.precision,

@@ -34,8 +34,8 @@ class OtherWorkers:
         }
         # Cosines of random directions have the variance 1 / D.
         tau = settings.temperature
-        # With a shift no term of a sum is above 1.
-        exp = math.exp(1 / (2 * size * tau**2)) if tau >= SMALLEST_UNSHIFTED_TEMPERATURE else 1.0
+        # No cosine is above 1, and with a shift no term of a sum.
+        exp = math.exp(min(1 / (2 * size * tau), 1) / tau) if tau >= SMALLEST_UNSHIFTED_TEMPERATURE else 1.0
         exp_sum, target_sum, own_logit = (num_instances - classes) * exp, 1.0, 0.0
         self._sums = {"sums": tf.constant([[exp_sum], [target_sum], [own_logit]])}
 

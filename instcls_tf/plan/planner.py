@@ -181,10 +181,10 @@ def _wire_of_a_step(config: PretrainConfig, num_workers: int) -> dict[str, int]:
     if config.batch_contrast:  # embeddings, id and rank, and five numbers of each row
         gathered["batch contrast"] = batch_rows * (config.embedding_size * _FLOAT + 2 * _INT + 5 * _FLOAT)
     reduced = {
+        **({"softmax maxima": 2 * batch_rows * _FLOAT} if config.temperature < SMALLEST_UNSHIFTED_TEMPERATURE else {}),
         "softmax sums and maximum": 4 * batch_rows * _FLOAT,
         "gradient of the embeddings": batch_rows * config.embedding_size * _FLOAT,
         "encoder gradients": sizes.parameters * _FLOAT,
-        **({"softmax maxima": 2 * batch_rows * _FLOAT} if config.temperature < SMALLEST_UNSHIFTED_TEMPERATURE else {}),
         "BN statistics": (sizes.statistics + 1) * _FLOAT,
     }
     sent = {name: gather_bytes(total, num_workers) for name, total in gathered.items()}

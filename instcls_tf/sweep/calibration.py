@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from instcls_tf.config import SMALLEST_UNSHIFTED_TEMPERATURE, PretrainConfig
+from instcls_tf.config import INSTANCE, SMALLEST_UNSHIFTED_TEMPERATURE, PretrainConfig
 from instcls_tf.sweep.trials import Trial, digest, identity
 
 # Three epochs, the first of which compiles graphs and fills caches; of long ones a few steps.
@@ -55,7 +55,8 @@ def group_of(trial: Trial, cores: int, side_by_side: int) -> str:
     config = trial.setting.config
     what = {"recipe": identity(config, _NO_TIME), "dataset": trial.dataset, "cores": cores}
     # The one change of a temperature that takes time.
-    shift = {"shift": True} if config.temperature < SMALLEST_UNSHIFTED_TEMPERATURE else {}
+    has_shift = config.method == INSTANCE and config.temperature < SMALLEST_UNSHIFTED_TEMPERATURE
+    shift = {"shift": True} if has_shift else {}
     return digest({**what, "side_by_side": side_by_side, **shift})
 
 

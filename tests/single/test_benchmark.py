@@ -208,6 +208,12 @@ def test_a_peer_takes_turns(monkeypatch, tmp_path):
         for _ in range(2):  # when it ends, and when it has ended
             with pytest.raises(UserError, match=r"^PyTorch ended with status 1: out of memory$"):
                 turn(6)
+    (tmp_path / "peer.py").write_text(STAND_IN.replace("print(0.5", "print('hello', 0.5"))
+    with (
+        pytest.raises(UserError, match=r"^PyTorch said 'hello 1.0', wanted seconds$"),
+        encoder._peer({}, sys.executable),
+    ):
+        pass
     with pytest.raises(UserError, match=r"^/nowhere: cannot be started"), encoder._peer({}, "/nowhere"):
         pass
 

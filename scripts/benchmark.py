@@ -11,12 +11,10 @@
   memory          the largest N under a memory limit, against plain data parallelism; some minutes
   scaling         seconds per step and memory per worker against N; some minutes
   duplicates      precision and recall on planted copies, against other tools
-Each has flags of its own: python -m scripts.benchmark classifier --help
-
-Examples:
+Each has flags of its own. Examples:
+  python -m scripts.benchmark classifier --help
   horovodrun -np 2 python -m scripts.benchmark classifier --num_instances=262144 --batch_rows=1024
   python -m scripts.benchmark encoder --image_size=128 --precision=mixed_bfloat16 --environments=peers
-  python -m scripts.benchmark scaling --num_instances=65536,262144,1048576 --workers=2 --output=scaling.png
 """
 
 from flags import benchmark, command

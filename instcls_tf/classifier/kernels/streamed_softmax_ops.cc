@@ -255,6 +255,20 @@ class Batch {
   std::vector<std::unique_ptr<Tensor>> tensors_;
 };
 
+// What a pass that moves nothing reads: the class weights, locked as long as this lives, and the batch that meets them.
+struct Reading {
+  Status open(OpKernelContext* context, const Settings& settings) {
+    TF_RETURN_IF_ERROR(weights.find(context, 0, "weight_scales"));
+    lock = std::make_unique<tensorflow::tf_shared_lock>(*weights.values->mu());
+    lock_scales = weights.lock_scales<tensorflow::tf_shared_lock>();
+    return batch.read(context, settings, weights);
+  }
+
+  Stored weights;  // outlives the locks
+  std::unique_ptr<tensorflow::tf_shared_lock> lock, lock_scales;
+  Batch batch;
+};
+
 // Runs body(chunk, begin, end) on equal shares of the streamed classes, one per thread.
 template <typename Body>
 void on_all_threads(OpKernelContext* context, int64_t total, int64_t num_chunks, Body body) {
@@ -281,12 +295,9 @@ class Maxima : public OpKernel {
   }
 
   void Compute(OpKernelContext* context) override {
-    Stored weights;
-    OP_REQUIRES_OK(context, weights.find(context, 0, "weight_scales"));
-    tensorflow::tf_shared_lock lock(*weights.values->mu());
-    const auto lock_scales = weights.lock_scales<tensorflow::tf_shared_lock>();
-    Batch batch;
-    OP_REQUIRES_OK(context, batch.read(context, settings_, weights));
+    Reading reading;
+    OP_REQUIRES_OK(context, reading.open(context, settings_));
+    Batch& batch = reading.batch;
     const int64_t num_chunks = chunks(context, batch.num_streamed), padded_rows = batch.padded_rows();
     // Of all streamed classes, and of the labels.
     std::vector<std::vector<float>> maxima[2];
@@ -316,12 +327,9 @@ class Forward : public OpKernel {
   }
 
   void Compute(OpKernelContext* context) override {
-    Stored weights;
-    OP_REQUIRES_OK(context, weights.find(context, 0, "weight_scales"));
-    tensorflow::tf_shared_lock lock(*weights.values->mu());
-    const auto lock_scales = weights.lock_scales<tensorflow::tf_shared_lock>();
-    Batch batch;
-    OP_REQUIRES_OK(context, batch.read(context, settings_, weights));
+    Reading reading;
+    OP_REQUIRES_OK(context, reading.open(context, settings_));
+    Batch& batch = reading.batch;
     OP_REQUIRES_OK(context, batch.read_shift(context, settings_));
     const int64_t num_chunks = chunks(context, batch.num_streamed);
     const int64_t padded_rows = batch.padded_rows(), padded_size = batch.pass.padded_size;

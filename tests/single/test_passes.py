@@ -10,20 +10,21 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from instcls_tf.classifier import softmax, stochastic_rounding
+from instcls_tf.classifier import stochastic_rounding
 from instcls_tf.classifier.kernels import build
 from instcls_tf.classifier.kernels.passes import CompiledPasses
 from instcls_tf.classifier.labels import ListsOfRows, Targets, label_distribution, select_targets
-from instcls_tf.classifier.local_classes import LocalClasses, Sgd
+from instcls_tf.classifier.local_classes import LocalClasses
 from instcls_tf.classifier.portable_passes import PortablePasses
 from instcls_tf.classifier.sharded_classifier import ShardedClassifier
+from instcls_tf.classifier.shift import SMALLEST_UNSHIFTED_TEMPERATURE
 from instcls_tf.classifier.softmax import Batch, Shift, Softmax, Totals
 from instcls_tf.classifier.stochastic_rounding import Draw
 from instcls_tf.classifier.table import Table
 from instcls_tf.compiler import Library
-from instcls_tf.config import SMALLEST_UNSHIFTED_TEMPERATURE, SMOOTHING_LOSSES
+from instcls_tf.config import SMOOTHING_LOSSES
 from tests import reference
-from tests.kernels import FAMILIES, skip_unless_usable
+from tests.kernels import FAMILIES, classes_of, passes_of_family, step_of
 from tests.reference import relative_error
 
 RATE = 0.3
@@ -32,14 +33,12 @@ RATE = 0.3
 SIZES = [(3, 1, 1, 1), (53, 12, 8, 3), (97, 65, 17, 5), (1601, 130, 130, 9), (70, 64, 1030, 2)]
 # The lower one needs a shift; long rows near their classes leave no gradient then.
 SIZES_AND_TEMPERATURES = [*((sizes, 0.15) for sizes in SIZES), *((sizes, 0.02) for sizes in SIZES[:4])]
-TILE_CLASSES = 61  # odd, and no multiple of any block of the kernels
 
 
 @pytest.fixture(params=FAMILIES)
 def compiled(request):
     """Makes the passes of one family of processors, with small tiles."""
-    skip_unless_usable(request.param)
-    return functools.partial(CompiledPasses, kernels=request.param, tile_classes=TILE_CLASSES)
+    return passes_of_family(request.param)
 
 
 def make(num_instances: int, size: int, **changes) -> tuple[ShardedClassifier, np.ndarray]:
@@ -48,16 +47,6 @@ def make(num_instances: int, size: int, **changes) -> tuple[ShardedClassifier, n
     layer = ShardedClassifier(num_instances, size, **changes)
     layer.write(tf.range(num_instances), tf.constant(weights, tf.float32))
     return layer, weights.astype(np.float32)
-
-
-def classes_of(weights, momentum=None) -> LocalClasses:
-    weights = tf.Variable(weights, dtype=tf.float32)
-    momentum = tf.Variable(tf.zeros_like(weights)) if momentum is None else momentum
-    return LocalClasses(Table(weights), Table(momentum), 0)
-
-
-def step_of(learning_rate=0.0, momentum_factor=0.0, seed=0) -> Sgd:
-    return Sgd(tf.constant(learning_rate), momentum_factor, 0.0, tf.constant(seed))
 
 
 def batch(weights: np.ndarray, rows: int, num_hard_negatives: int):
@@ -165,47 +154,6 @@ def test_partial_sums_are_those_of_the_portable_passes(compiled):
         sums, expected = (passes.forward(part._replace(shift=whole)) for passes in both)
         for name, values in expected._asdict().items():
             np.testing.assert_allclose(getattr(sums, name), values, rtol=2e-5, atol=2e-4, err_msg=name)
-
-
-@pytest.mark.parametrize("smoothing_loss", SMOOTHING_LOSSES)
-@pytest.mark.parametrize("temperature", [0.001, 0.02, 0.0249, 0.025])
-@pytest.mark.parametrize("own", [0, 1])
-def test_a_shift_keeps_the_worst_row_finite(compiled, smoothing_loss, temperature, own):
-    """The own class opposite to the embedding, another one on it: exp of the logits spans more than float32."""
-    which = Softmax(temperature, smoothing_loss)
-    w = np.array([[1.0, 0.0], [1.0, 0.0]], np.float32)
-    w[own] *= -1
-    local = classes_of(w)
-    passes = compiled(local, which)
-    batch = Batch(tf.constant([[1.0, 0.0]]), select_targets(tf.constant([[own]]), tf.constant([[1.0]])))
-    batch = batch._replace(shift=passes.local_maxima(batch))
-    sums = passes.forward(batch)
-    totals = Totals(sums.exp_sum, sums.target_sum)
-    assert sums.max_negative.numpy() == pytest.approx(1 / temperature) == -sums.own_logit.numpy()
-    loss = softmax.loss_per_row(totals, batch.shift, smoothing_loss)
-    assert loss.numpy() == pytest.approx(2 / temperature, rel=1e-5)
-    np.testing.assert_allclose(softmax.embedding_gradient(sums, totals, which), [[2 / temperature, 0]], rtol=1e-5)
-    passes.backward(batch, totals, step_of(0.1))
-    np.testing.assert_allclose(local.momentum.values, 0, atol=1e-5 / temperature)
-
-
-@pytest.mark.parametrize("temperature", [0.001, 0.15])
-def test_the_largest_negative_may_be_opposite(compiled, temperature):
-    """Of two classes the own one is on the embedding, and is not taken for the other."""
-    passes = compiled(classes_of([[1.0, 0.0], [-1.0, 0.0]]), Softmax(temperature, "marginal"))
-    batch = Batch(tf.constant([[1.0, 0.0]]), select_targets(tf.constant([[0]]), tf.constant([[1.0]])))
-    sums = passes.forward(batch._replace(shift=passes.local_maxima(batch)))
-    assert sums.max_negative.numpy() == pytest.approx(-1 / temperature) == -sums.own_logit.numpy()
-
-
-@pytest.mark.parametrize("temperature", [0.15, 0.02])
-def test_what_is_not_a_number_stays(compiled, temperature):
-    """So that a run stops: no maximum and no lower bound may swallow it."""
-    embeddings = tf.constant([[1.0, 0.0], [0.6, 0.8]])
-    passes = compiled(classes_of([[1.0, 0.0], [np.nan, 1.0], [0.0, 1.0]]), Softmax(temperature, "marginal"))
-    batch = Batch(embeddings, select_targets(tf.constant([[0], [2]]), tf.ones([2, 1])))
-    sums = passes.forward(batch._replace(shift=passes.local_maxima(batch)))
-    assert np.isnan(sums.exp_sum).all()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])

@@ -69,9 +69,6 @@ CHOICES = {
 
 # tau where --temperature is left out. SimCLR's paper has .1 on ImageNet and .5 on CIFAR-10; DIET's logits have none.
 TEMPERATURES = {INSTANCE: 0.15, SIMCLR: 0.2, MOCO_V2: 0.2, PIC: 0.2, DIET: 1.0}
-# Down to this one exp(l) and its sums over any number of classes stay within float32, since |l| <= 1 / tau: no shift is
-# needed. Below it the rows' true maxima are, for which a step has a product and a message more.
-SMALLEST_UNSHIFTED_TEMPERATURE = 0.025
 ADAMW_WEIGHT_DECAY = 0.05  # DIET's for AdamW, which decouples it from the gradient
 # Published for 1.28 million images; fewer take a part of them that is as large or larger.
 LARGEST_QUEUE, LARGEST_WINDOW = 2**16, 2**17

@@ -7,7 +7,7 @@ import math
 import tensorflow as tf
 
 from instcls_tf.benchmark.sizes import ClassifierBenchmark
-from instcls_tf.config import SMALLEST_UNSHIFTED_TEMPERATURE
+from instcls_tf.classifier.shift import needs_shift
 from instcls_tf.distributed import partition
 
 
@@ -35,7 +35,7 @@ class OtherWorkers:
         # Cosines of random directions have the variance 1 / D.
         tau = settings.temperature
         # No cosine is above 1, and with a shift no term of a sum.
-        exp = math.exp(min(1 / (2 * size * tau), 1) / tau) if tau >= SMALLEST_UNSHIFTED_TEMPERATURE else 1.0
+        exp = 1.0 if needs_shift(tau) else math.exp(min(1 / (2 * size * tau), 1) / tau)
         exp_sum, target_sum, own_logit = (num_instances - classes) * exp, 1.0, 0.0
         self._sums = {"sums": tf.constant([[exp_sum], [target_sum], [own_logit]])}
 

@@ -38,7 +38,8 @@ from instcls_tf.benchmark.timing import seconds_of
 from instcls_tf.classifier.choice import passes_of
 from instcls_tf.classifier.labels import ListsOfRows
 from instcls_tf.classifier.sharded_classifier import ShardedClassifier
-from instcls_tf.config import SMALLEST_UNSHIFTED_TEMPERATURE, PretrainConfig
+from instcls_tf.classifier.shift import needs_shift
+from instcls_tf.config import PretrainConfig
 from instcls_tf.data import augment, pipeline
 from instcls_tf.data.order import Shares
 from instcls_tf.data.source import Source
@@ -272,7 +273,7 @@ def _messages(config: PretrainConfig, run: Run, instances: int, all_rows: int) -
         [(add, [statistics + 1], tf.float32)],
         [(gather, [rows, size], tf.float32), (gather, [rows, 2], tf.int32)],
         *(lists if config.smoothing else []),
-        *(maxima if config.temperature < SMALLEST_UNSHIFTED_TEMPERATURE else []),
+        *(maxima if needs_shift(config.temperature) else []),
         [(add, [3, all_rows], tf.float32), (largest, [all_rows], tf.float32)],
         [(add, [all_rows, size], tf.float32)],
         [(add, variable.shape, tf.float32) for variable in run.encoder.trainable_variables],

@@ -28,7 +28,8 @@ import tensorflow as tf
 
 from instcls_tf.classifier.labels import Targets
 from instcls_tf.classifier.local_classes import LocalClasses, Sgd
-from instcls_tf.config import MARGINAL, SMALLEST_UNSHIFTED_TEMPERATURE
+from instcls_tf.classifier.shift import needs_shift
+from instcls_tf.config import MARGINAL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Softmax:
     @property
     def needs_shift(self) -> bool:
         """Whether exp of a logit can leave the range of float32."""
-        return self.temperature < SMALLEST_UNSHIFTED_TEMPERATURE
+        return needs_shift(self.temperature)
 
 
 class Shift(NamedTuple):

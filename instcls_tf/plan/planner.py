@@ -12,8 +12,9 @@ import math
 from typing import Callable, NamedTuple
 
 from instcls_tf.checks import require_value, writable_on_gpu
+from instcls_tf.classifier.shift import needs_shift
 from instcls_tf.classifier.tiles import FLOAT_BYTES
-from instcls_tf.config import FLOAT32, NEVER, RANDOM, RAW_RUNNING_BN, SMALLEST_UNSHIFTED_TEMPERATURE, PretrainConfig
+from instcls_tf.config import FLOAT32, NEVER, RANDOM, RAW_RUNNING_BN, PretrainConfig
 from instcls_tf.encoder.sizes import sizes_of
 from instcls_tf.errors import UserError
 from instcls_tf.plan.classifier_bytes import (
@@ -181,7 +182,7 @@ def _wire_of_a_step(config: PretrainConfig, num_workers: int) -> dict[str, int]:
     if config.batch_contrast:  # embeddings, id and rank, and five numbers of each row
         gathered["batch contrast"] = batch_rows * (config.embedding_size * _FLOAT + 2 * _INT + 5 * _FLOAT)
     reduced = {
-        **({"softmax maxima": 2 * batch_rows * _FLOAT} if config.temperature < SMALLEST_UNSHIFTED_TEMPERATURE else {}),
+        **({"softmax maxima": 2 * batch_rows * _FLOAT} if needs_shift(config.temperature) else {}),
         "softmax sums and maximum": 4 * batch_rows * _FLOAT,
         "gradient of the embeddings": batch_rows * config.embedding_size * _FLOAT,
         "encoder gradients": sizes.parameters * _FLOAT,

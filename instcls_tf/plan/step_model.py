@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from instcls_tf.classifier.shift import needs_shift
 from instcls_tf.classifier.tiles import FLOAT_BYTES
-from instcls_tf.config import SMALLEST_UNSHIFTED_TEMPERATURE, PretrainConfig
+from instcls_tf.config import PretrainConfig
 from instcls_tf.distributed import partition
 from instcls_tf.plan import planner
 
@@ -73,7 +74,7 @@ def classifier_operations(config: PretrainConfig, num_instances: int, num_worker
     """Multiplications and additions in the products of the fullest worker's classes, of a step; as `step` has it."""
     _, classes = partition.bounds(config.sampled_classes or num_instances, num_workers, 0)
     rows = min(config.batch_size, num_instances) * config.views
-    products = _PRODUCTS + (config.temperature < SMALLEST_UNSHIFTED_TEMPERATURE)
+    products = _PRODUCTS + needs_shift(config.temperature)
     return products * _OPERATIONS * rows * classes * config.embedding_size
 
 

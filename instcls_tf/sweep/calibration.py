@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from instcls_tf.config import INSTANCE, SMALLEST_UNSHIFTED_TEMPERATURE, PretrainConfig
+from instcls_tf.classifier.shift import needs_shift
+from instcls_tf.config import INSTANCE, PretrainConfig
 from instcls_tf.sweep.trials import Trial, digest, identity
 
 # Three epochs, the first of which compiles graphs and fills caches; of long ones a few steps.
@@ -55,7 +56,7 @@ def group_of(trial: Trial, cores: int, side_by_side: int) -> str:
     config = trial.setting.config
     what = {"recipe": identity(config, _NO_TIME), "dataset": trial.dataset, "cores": cores}
     # The one change of a temperature that takes time.
-    has_shift = config.method == INSTANCE and config.temperature < SMALLEST_UNSHIFTED_TEMPERATURE
+    has_shift = config.method == INSTANCE and needs_shift(config.temperature)
     shift = {"shift": True} if has_shift else {}
     return digest({**what, "side_by_side": side_by_side, **shift})
 

@@ -13,9 +13,10 @@ from instcls_tf.classifier import portable_passes, softmax
 from instcls_tf.classifier.labels import label_distribution, select_targets
 from instcls_tf.classifier.local_classes import LocalClasses, Sgd
 from instcls_tf.classifier.portable_passes import PortablePasses
+from instcls_tf.classifier.shift import SMALLEST_UNSHIFTED_TEMPERATURE
 from instcls_tf.classifier.softmax import Batch, Softmax, Totals
 from instcls_tf.classifier.table import Table
-from instcls_tf.config import SMALLEST_UNSHIFTED_TEMPERATURE, SMOOTHING_LOSSES
+from instcls_tf.config import SMOOTHING_LOSSES
 from instcls_tf.distributed import partition
 from tests import reference
 from tests.reference import relative_error

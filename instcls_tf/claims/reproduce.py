@@ -104,7 +104,7 @@ def plan(claims: list[Claim], scale: Scale, at: Places) -> Answer:
     todo = _missing(claims, scale, found)
     words = [command[2:] for run in todo for command in run.commands(at.dataset, at.workdir)]
     lines = [shlex.join(["python", "-m", *command]) for command in words]
-    pace = _seconds_per_epoch(scale, found)
+    pace = _seconds_per_pass(scale, found)
     hours = [hours_of(run, scale, pace) for run in todo]
     total = None if None in hours else sum(hour for hour in hours if hour is not None)
     if total is None:
@@ -124,9 +124,10 @@ def _missing(claims: list[Claim], scale: Scale, results: dict[str, dict[str, Any
     return [run for key, run in runs.items() if key not in results]
 
 
-def _seconds_per_epoch(scale: Scale, results: dict[str, dict[str, Any]]) -> float | None:
+def _seconds_per_pass(scale: Scale, results: dict[str, dict[str, Any]]) -> float | None:
     """The median over the runs that are made, of one core; None before the first."""
-    paces = [cpu_seconds_of(line) / line["epochs"] for line in results.values() if line["scale"] == scale.name]
+    of_scale = [line for line in results.values() if line["scale"] == scale.name]
+    paces = [cpu_seconds_of(line) / (line["epochs"] * line["passes_per_image"]) for line in of_scale]
     return float(np.median(paces)) if paces else None
 
 

@@ -98,15 +98,16 @@ def passes_per_image(config: PretrainConfig) -> float:
     return config.views * (1 + _BACKWARD) + prior
 
 
-def hours_of(run: Run, scale: Scale, seconds: float | None) -> float | None:
+def hours_of(run: Run, scale: Scale, seconds_per_pass: float | None) -> float | None:
     """About how long it takes; None where nobody has measured a run of that scale.
 
     Args:
       run: the run.
       scale: its scale.
-      seconds: of an epoch, as runs of this scale have taken.
+      seconds_per_pass: of all images through the encoder once (`passes_per_image`), as runs of this scale have taken.
     """
-    of_epoch = scale.seconds_per_epoch if seconds is None else seconds
+    measured = None if seconds_per_pass is None else seconds_per_pass * passes_per_image(run.config)
+    of_epoch = scale.seconds_per_epoch if measured is None else measured
     return None if of_epoch is None else run.epochs * of_epoch / 3600
 
 

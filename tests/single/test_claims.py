@@ -12,7 +12,7 @@ from scipy import stats
 from flags.sweep import config_of
 from instcls_tf.claims import page, reproduce, verdicts
 from instcls_tf.claims.ledger import KNN, LINEAR, Arm, Claim, Scale, read_ledger
-from instcls_tf.claims.runs import Run, passes_per_image, run_of, runs_of
+from instcls_tf.claims.runs import Run, hours_of, passes_per_image, run_of, runs_of
 from instcls_tf.config import PretrainConfig
 from instcls_tf.errors import UserError
 from instcls_tf.plan import planner
@@ -243,10 +243,21 @@ def test_hours_follow_from_the_runs_that_are_made(tmp_path):
     results = tmp_path / "results.jsonl"
     at = reproduce.Places("runs", str(results), None)
     assert reproduce.plan(claims, scale, at).result == {"runs": 20, "hours": None}
-    results.write_text(json.dumps({"key": first.key, "scale": "digits", "epochs": 6, "cpu_seconds": 60.0}) + "\n")
+    # A minute for 6 epochs, in which the prior took two passes: 3 seconds for each of 20 passes.
+    line = {"key": first.key, "scale": "digits", "epochs": 6, "passes_per_image": 20 / 6, "cpu_seconds": 60.0}
+    results.write_text(json.dumps(line) + "\n")
     answer = reproduce.plan(claims, scale, at).result
     assert answer["runs"] == 19
-    assert answer["hours"] == pytest.approx((9 * 6 + 10 * 25) * 10 / 3600 / reproduce.allowed())
+    # Two views forward and backward; five of these runs of each length begin with the prior's two passes.
+    passes = 6 * (9 * 6 + 10 * 25) + 2 * (4 + 5)
+    assert answer["hours"] == pytest.approx(passes * 3 / 3600 / reproduce.allowed())
+
+
+def test_runs_with_more_views_take_more_hours():
+    scale = LEDGER.scales["digits"]
+    two, eight = (Run("digits", {**scale.flags, "views": views}, 10, 0) for views in (2, 8))
+    assert hours_of(two, scale, 3.0) == pytest.approx(3 * (10 * 6 + 2) / 3600)
+    assert hours_of(eight, scale, 3.0) == pytest.approx(3 * (10 * 24 + 2) / 3600)
 
 
 def test_figures_stand_beside_the_page(tmp_path):

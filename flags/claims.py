@@ -14,11 +14,13 @@ FLAGS = flags.FLAGS
 def define() -> None:
     """The flags of `reproduce`."""
     flags.DEFINE_string("claim", None, "The claim's id, or `all`.")
-    flags.DEFINE_string("scale", "digits", "`digits` (minutes), `cifar10` (hours) or `imagenet` (--dry_run only).")
+    flags.DEFINE_string(
+        "scale", "digits", "`digits` (minutes), `cifar10` or `fashion` (hours), `imagenet` (--dry_run only)."
+    )
     flags.DEFINE_string(
         "dataset",
         None,
-        "Images of --scale=cifar10, with train and test: the first 500 of each class, and all 10,000.",
+        "Images of --scale=cifar10 or fashion, with train and test: the first 500 of each class, and all 10,000.",
     )
     paths.define("workdir", "runs/claims", "Folder that holds the runs.")
     paths.define("claims", "docs/claims.yaml", "What the paper claims.")
@@ -45,6 +47,6 @@ def answer() -> Answer:
     at = reproduce.Places(FLAGS.workdir, FLAGS.results, FLAGS.dataset)
     if FLAGS.dry_run:
         return reproduce.plan(chosen, scale, at)
-    if scale.name == "cifar10" and FLAGS.dataset is None:
-        raise UserError("--dataset is missing: wanted folder:PATH, the images of --scale=cifar10")
+    if scale.name in ("cifar10", "fashion") and FLAGS.dataset is None:
+        raise UserError(f"--dataset is missing: wanted folder:PATH, the images of --scale={scale.name}")
     return reproduce.reproduce(chosen, scale, at)

@@ -60,8 +60,9 @@ def test_nothing_is_made_twice(made):
     assert json.loads(run(folder, "--dry_run").stdout.splitlines()[-1])["runs"] == 0
 
 
-def test_cifar10_needs_its_images(tmp_path):
-    finished = run_script("reproduce", "--claim=all", "--scale=cifar10", f"--workdir={tmp_path / 'runs'}")
+@pytest.mark.parametrize("scale", ["cifar10", "fashion"])
+def test_a_scale_needs_its_images(scale, tmp_path):
+    finished = run_script("reproduce", "--claim=all", f"--scale={scale}", f"--workdir={tmp_path / 'runs'}")
     assert finished.status == 2
-    assert "--dataset is missing" in finished.stderr
+    assert f"--dataset is missing: wanted folder:PATH, the images of --scale={scale}" in finished.stderr
     assert not any(tmp_path.iterdir())

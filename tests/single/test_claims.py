@@ -20,7 +20,8 @@ from instcls_tf.sweep.summary import Estimate
 from tests.commands import ROOT
 
 CLAIMS, RESULTS, PAGE = (str(ROOT / "docs" / name) for name in ("claims.yaml", "results.jsonl", "results.md"))
-INSTANCES = {"digits": 1437, "cifar10": 5000, "imagenet": 1_281_167}
+INSTANCES = {"digits": 1437, "cifar10": 5000, "fashion": 5000, "imagenet": 1_281_167}
+RECIPES = {"digits": 12, "cifar10": 12, "fashion": 5, "imagenet": 12}  # at least
 LEDGER = read_ledger(CLAIMS)
 
 
@@ -32,9 +33,9 @@ def all_runs() -> list[Run]:
 
 @pytest.mark.parametrize("scale", list(LEDGER.scales))
 def test_every_run_is_a_recipe_that_can_be_planned(scale):
-    dataset = {"cifar10": "folder:/data/cifar5k"}.get(scale)
+    dataset = {"cifar10": "folder:/data/cifar5k", "fashion": "folder:/data/fashion5k"}.get(scale)
     first_seeds = {run.key: run for run in all_runs() if run.scale == scale and run.seed == 0}
-    assert len(first_seeds) >= 12
+    assert len(first_seeds) >= RECIPES[scale]
     for run in first_seeds.values():
         config = config_of(run.words(dataset, "runs/x"))
         config.validate()
@@ -221,7 +222,7 @@ def test_no_yaml(tmp_path):
 def test_unknown_claims_and_scales():
     with pytest.raises(UserError, match=r"--claim=table99: is not in .*, wanted one of all, table4_prior, "):
         LEDGER.chosen("table99")
-    with pytest.raises(UserError, match="--scale=cifar: wanted one of digits, cifar10, imagenet"):
+    with pytest.raises(UserError, match="--scale=cifar: wanted one of digits, cifar10, fashion, imagenet"):
         LEDGER.scale("cifar")
 
 

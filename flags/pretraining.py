@@ -55,7 +55,8 @@ DESCRIPTIONS = {
     "exposures": "The run is longer than --epochs if it takes that to show so many images in all, each time with all"
     " its views: a few images are shown for more epochs than many.",
     "extend_epochs": "Epochs after those, with a warm-up and a cosine of their own: a finished run goes on when it is"
-    " given them. The result is that of --epochs and --extend_epochs together, not of one longer run.",
+    " given them. The result is that of --epochs and --extend_epochs together, not of one longer run. Once they have"
+    " begun, their number stays.",
     "extend_from": "Folder of a run on an earlier state of the set. Images that it knows, by their bytes, keep class"
     " weights and momentum, wherever they lie now; new ones get theirs from its network; those that are gone lose them."
     " A run of its own begins with that, in --workdir.",

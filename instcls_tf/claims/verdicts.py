@@ -8,6 +8,8 @@ from instcls_tf.claims.ledger import Arm, Claim, Scale
 from instcls_tf.claims.runs import run_of
 from instcls_tf.sweep.summary import Estimate, mean_with_interval, paired_difference
 
+# Fewer agree by chance: accuracies are multiples of one test image.
+FEWEST_PAIRS = 3
 HOLDS, DOES_NOT, NOT_RESOLVED, NOT_RUN = "holds", "does not hold", "not resolved", "not run"
 
 
@@ -57,15 +59,15 @@ def verdicts_of(claim: Claim, scale: Scale, metric: str, results: dict[str, dict
             values = [values_of(claim.arms[name], scale, epochs, metric, results, seeds) for name in (better, worse)]
             difference = paired_difference(*values)
             pairs = len(values[0].keys() & values[1].keys())
-            found.append(Verdict(better, worse, epochs, metric, difference, pairs, word_of(difference)))
+            found.append(Verdict(better, worse, epochs, metric, difference, pairs, word_of(difference, pairs)))
     return found
 
 
-def word_of(difference: Estimate | None) -> str:
-    """A claim holds if all of the interval is above 0, and does not if all of it is below."""
+def word_of(difference: Estimate | None, pairs: int) -> str:
+    """A claim holds if all of the interval is above 0, and does not if all of it is below; it takes three pairs."""
     if difference is None:
         return NOT_RUN
     mean, interval = difference
-    if interval is None or abs(mean) <= interval:
+    if pairs < FEWEST_PAIRS or interval is None or abs(mean) <= interval:
         return NOT_RESOLVED
     return HOLDS if mean > 0 else DOES_NOT

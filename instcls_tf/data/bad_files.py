@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -25,16 +26,22 @@ class BadFiles:
     """What all workers together could not read.
 
     Args:
-      workdir: the run's folder; what its list holds already counts as well.
+      workdir: the run's folder.
       source: the images, of whose `bad` this keeps account.
       max_fraction: of the source's instances, above which the run ends.
+      goes_on: whether the run has a past there, a checkpoint: what its list holds then counts as well. Else the list is
+        removed; its images may have been mended, and all are read once more.
     """
 
-    def __init__(self, workdir: str, source: Source, max_fraction: float):
+    def __init__(self, workdir: str, source: Source, max_fraction: float, goes_on: bool = True):
         self._path = os.path.join(workdir, BAD_FILES_NAME)
         self._source, self._max_fraction = source, max_fraction
         self._reasons: dict[str, str] = {}  # by the name as it is written
-        if os.path.exists(self._path):
+        if not goes_on:
+            if collectives.rank() == 0:
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(self._path)
+        elif os.path.exists(self._path):
             with open(self._path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
                 self._remember(line for line in file.read().split("\n") if line)
         self._told = 0

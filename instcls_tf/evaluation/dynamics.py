@@ -75,7 +75,8 @@ def dynamics_of_run(workdir: str, data_dir: str | None, instances: int) -> list[
     if collectives.size() > 1:
         raise UserError("dynamics: looks at a run with one worker, start it without a launcher")
     rates = {line["step"]: line["learning_rate"] for line in read_metrics(workdir) if "learning_rate" in line}
-    steps = pipeline.steps_per_epoch(source.num_instances, config.batch_size)
+    window = config.window(source.num_instances)
+    steps = pipeline.steps_per_epoch(source.num_instances, config.batch_size, None if window is None else window[0])
     found, before = [], None
     for done, prefix in enumerate(prefixes, start=1):
         step = checkpoint_choice.step_of(prefix)

@@ -20,6 +20,7 @@ from instcls_tf.distributed import collectives, workers
 from instcls_tf.encoder import networks
 from instcls_tf.evaluation import weight_index
 from instcls_tf.evaluation.knn import nearest
+from instcls_tf.initial.start import initialize_encoder
 from instcls_tf.run import checkpoint
 from instcls_tf.run.encoder import load_encoder
 from instcls_tf.run.workdir import load_classification
@@ -86,8 +87,10 @@ def similarities_of_run(
 
 
 def _initial_weights(config: PretrainConfig, source: Source) -> tuple[tf.keras.Model, tf.Tensor]:
-    """The random network and the class weights `[N, D]` with which a run of this recipe starts, on every worker."""
+    """The network and the class weights `[N, D]` with which a run of this recipe starts, on every worker."""
     encoder = networks.make_encoder(config)
+    if config.init:
+        initialize_encoder(encoder, config.init)
     classifier = ShardedClassifier(source.num_instances, config.embedding_size, seed=config.seed)
     initialize_classifier(config, classifier, encoder, source)
     return encoder, collectives.all_gather(tf.convert_to_tensor(classifier.local_weights), "initial_weights")

@@ -59,7 +59,7 @@ class InstanceClassification:
     def note(self) -> str:
         """Between what the loss will move."""
         layer = self.classifier
-        expected = expected_losses(layer.num_instances, layer.embedding_size, layer.temperature)
+        expected = expected_losses(layer.num_instances, layer.embedding_size, layer.temperature, layer.sampled_classes)
         return (
             f"for orientation, the loss of Eq. 1 from Gaussian class weights starts near"
             f" {expected['loss_expected_start']:.2f}, cannot fall below about {expected['loss_floor']:.2f}"

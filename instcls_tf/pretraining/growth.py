@@ -81,7 +81,8 @@ def find(config: PretrainConfig, hashes: np.ndarray, progress: Progress) -> Grow
       progress: of hashing the other run's images, where it has not kept their hashes.
 
     Raises:
-      UserError: the other run has no checkpoint, knows none of the images, or is not known by the bytes of its images.
+      UserError: the other run has no checkpoint, no class weights yet, knows none of the images, or is not known by the
+        bytes of its images.
     """
     other = str(config.extend_from)
     prefix = _newest_of(other)
@@ -94,7 +95,19 @@ def find(config: PretrainConfig, hashes: np.ndarray, progress: Progress) -> Grow
             f"--extend_from={other}: knows none of the {len(known)} images of --dataset={config.dataset}, wanted a run"
             f" on an earlier state of the same set"
         )
+    workers.all_or_none(lambda: _refuse_no_weights(other, prefix, int(known.max())))
     return Growth(prefix, known, len(before))
+
+
+def _refuse_no_weights(other: str, prefix: str, row: int) -> None:
+    """All class weights are 0 in the epochs of `--contrast_epochs`."""
+    with checkpoint.damage_is_a_user_error(prefix):
+        weights = read_rows(prefix, CLASS_WEIGHTS_KEY, row, row + 1)
+    if not weights.numpy().any():
+        raise UserError(
+            f"--extend_from={other}: its classes have no weights yet, they get them after its --contrast_epochs: train"
+            f" it further, or take its encoder alone with --init={other}"
+        )
 
 
 def _newest_of(other: str) -> str:

@@ -11,11 +11,12 @@ from instcls_tf.data.source import Source
 from instcls_tf.distributed import collectives, workers
 from instcls_tf.errors import UserError
 from instcls_tf.pretraining import agreement
+from instcls_tf.pretraining.steps import Steps
 from instcls_tf.progress import Progress
 from instcls_tf.run import checkpoint_choice
 from instcls_tf.run.checkpoint_manifest import Origin
 from instcls_tf.run.lock import WorkdirLock
-from instcls_tf.run.workdir import extend_run, recipe_of, refuse_other_recipe, run_flags_path, run_id
+from instcls_tf.run.workdir import extend_run, load_run, recipe_of, refuse_other_recipe, run_flags_path, run_id
 
 
 class Opened(NamedTuple):
@@ -83,6 +84,7 @@ def _take(opened: Opened, config: PretrainConfig, source: Source, progress: Prog
                 )
             return opened
         choice = checkpoint_choice.choose(config.workdir, whole=True, wanted=Origin(run_id=run_id(config.workdir)))
+        _refuse_another_extension(config, source, choice.prefix)
         if extend_run(config):
             regular = config.for_instances(source.num_instances).epochs
             progress.say(f"{config.workdir}: extended to {regular} + {config.extend_epochs} epochs")
@@ -92,6 +94,19 @@ def _take(opened: Opened, config: PretrainConfig, source: Source, progress: Prog
     for warning in choice.warnings:
         progress.say(f"warning: {warning}")
     return opened._replace(resuming=True, prefix=choice.prefix)
+
+
+def _refuse_another_extension(config: PretrainConfig, source: Source, prefix: str | None) -> None:
+    """One that has begun stays as long as it is: its rates follow one cosine from its first step to its last."""
+    before, step = load_run(config.workdir).extend_epochs, _step(prefix) or 0
+    steps = Steps(config.for_instances(source.num_instances), source.num_instances)
+    regular = steps.total - steps.extension
+    if before != config.extend_epochs and step > regular:
+        raise UserError(
+            f"--extend_epochs={config.extend_epochs}: the extension of {config.workdir} by {before} has begun (step"
+            f" {step}, it starts at {regular}) and its learning rate runs down to its end: give the same, or begin"
+            f" another run from this one with --init={config.workdir}, or --extend_from, which keeps the class weights"
+        )
 
 
 def _step(prefix: str | None) -> int | None:

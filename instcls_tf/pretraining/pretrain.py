@@ -113,7 +113,7 @@ def _pretrain(
         _report_changes(source, source.write_manifest(config.workdir), progress)
         if hashes is not None:
             contents.write(contents.contents_path(config.workdir), hashes)
-    bad_files = BadFiles(config.workdir, source, config.max_bad_fraction)
+    bad_files = BadFiles(config.workdir, source, config.max_bad_fraction, goes_on=prefix is not None)
     stop = StopRequest(run, config.workdir, progress)
     signals.defer()  # from here on there is something to lose
 

@@ -56,7 +56,7 @@ class EpochReporter:
         self._log = MetricsLog(config.workdir, first_step) if is_chief else None
         # For Eq. 1 alone
         is_classification = config.method == INSTANCE and not config.batch_contrast
-        sizes = (steps.num_instances, config.embedding_size, config.temperature)
+        sizes = (steps.num_instances, config.embedding_size, config.temperature, config.sampled_classes)
         self._expected = expected_losses(*sizes) if is_classification else {}
         self._outputs: list[LossOutput] = []
         self._images = self._skipped = 0

@@ -26,7 +26,8 @@ class Steps:
     @property
     def per_epoch(self) -> int:
         """Steps of an epoch."""
-        return round(self.num_instances / self._listed) * self._per_pass
+        window = self.config.window(self.num_instances)
+        return steps_per_epoch(self.num_instances, self.config.batch_size, None if window is None else window[0])
 
     @property
     def _listed(self) -> int:

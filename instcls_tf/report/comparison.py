@@ -93,18 +93,23 @@ def _draw(
     queries = queries[:: max(1, len(queries) // _PICTURED_QUERIES)][:_PICTURED_QUERIES]
     _, neighbours = nearest(train_features.vectors, test_features.vectors[queries], _PICTURED_NEIGHBOURS)
     is_same_class = train_features.labels[neighbours] == test_features.labels[queries][:, np.newaxis]
-    query_images = _images(test, config.image_size, queries)
-    neighbour_images = _images(train, config.image_size, neighbours.ravel()).reshape(
+    query_images = _images(test, config.image_size, queries, len(test_features.labels))
+    neighbour_images = _images(train, config.image_size, neighbours.ravel(), len(train_features.labels)).reshape(
         *neighbours.shape, *query_images.shape[1:]
     )
     pictures.draw_run(path, curves, config, train.num_instances, query_images, neighbour_images, is_same_class)
 
 
-def _images(source: Source, image_size: int, ids: np.ndarray) -> np.ndarray:
-    """Some images of a source, `[len(ids), S, S, 3]` uint8."""
-    wanted, images = set(ids.tolist()), {}
+def _images(source: Source, image_size: int, rows: np.ndarray, num_rows: int) -> np.ndarray:
+    """The images behind some rows of features, `[len(rows), S, S, 3]` uint8; those that cannot be read have no row."""
+    most_missing = source.num_instances - num_rows
+    candidates = {row + missing for row in set(rows.tolist()) for missing in range(most_missing + 1)}
+    images, ids = {}, []
     for batch, batch_ids, _ in pipeline.inference_batches(source, image_size=image_size, batch_size=256):
         for image, instance_id in zip(batch.numpy(), batch_ids.numpy().tolist()):
-            if instance_id in wanted:
+            if instance_id != pipeline.PADDING_ID:
+                ids.append(instance_id)
+            if instance_id in candidates:
                 images[instance_id] = image
-    return np.stack([images[i] for i in ids.tolist()])
+    ids.sort()
+    return np.stack([images[ids[row]] for row in rows.tolist()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import numpy as np
@@ -10,6 +11,7 @@ from instcls_tf.errors import UserError
 from instcls_tf.report.answer import Answer, Picture
 from instcls_tf.report.figures import new_figure, save_figure
 from instcls_tf.run.metrics import read_metrics
+from instcls_tf.run.workdir import load_run
 
 
 def correlation_of_run(workdir: str) -> Answer:
@@ -43,7 +45,11 @@ def accuracies_of_run(workdir: str) -> dict[str, list[float]]:
     """
     columns: dict[str, list[float]] = {"epoch": [], "instance_top1": [], "knn_top1": []}
     since: list[float] = []
-    for line in read_metrics(workdir):
+    # Before, it is the share of views that find their image among the batch: another quantity.
+    lines, contrasts = read_metrics(workdir), load_run(workdir).contrast_epochs
+    for line in lines:
+        if line.get("epoch", math.inf) <= contrasts:
+            continue
         if "instance_top1" in line:
             since.append(line["instance_top1"])
         if since and {"epoch", "knn_top1"} <= line.keys():

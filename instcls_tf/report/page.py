@@ -146,6 +146,19 @@ def _line(lines: list[dict], key: str, name: str = "") -> Line:
     return Line(name or key, [step for step, _ in kept], [value for _, value in kept])
 
 
+def _instance_accuracy(run: _Run) -> list[Line]:
+    """In the epochs of NT-Xent alone it is another quantity: views are told from those of the batch."""
+    contrasts = [line for line in run.lines if _is_contrast(line, run.config)]
+    rest = [line for line in run.lines if not _is_contrast(line, run.config)]
+    found = [_line(contrasts, "instance_top1", "images told from the batch's")] if contrasts else []
+    return [*found, _line(rest, "instance_top1", "images told from all others")]
+
+
+def _is_contrast(line: dict[str, float], config: PretrainConfig) -> bool:
+    epoch = line.get("epoch", math.inf)
+    return _is_number(epoch) and epoch <= config.contrast_epochs
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -154,7 +167,7 @@ def _charts(run: _Run) -> str:
     lines = run.lines
     charts = [
         _loss_chart(run),
-        chart("Instance accuracy", "step", "fraction", [_line(lines, "instance_top1", "images told from all others")]),
+        chart("Instance accuracy", "step", "fraction", _instance_accuracy(run)),
         chart("k-NN accuracy", "step", "fraction", [_line(lines, "knn_top1", "20-NN on the test split")]),
         chart("Throughput", "step", "images per second", [_line(lines, "images_per_second")]),
     ]
@@ -185,7 +198,8 @@ def _marks(run: _Run) -> list[Mark]:
     values: dict[str, float] = {}
     if run.config.method == INSTANCE and run.source is not None:
         config = run.config
-        values = expected_losses(run.source.num_instances, config.embedding_size, config.temperature)
+        sizes = (run.source.num_instances, config.embedding_size, config.temperature, config.sampled_classes)
+        values = expected_losses(*sizes)
     for line in run.lines:
         values.update({key: line[key] for key in _MARKS if _is_number(line.get(key))})
     return [Mark(name, values[key]) for key, name in _MARKS.items() if key in values]

@@ -9,7 +9,7 @@ import numpy as np
 
 from instcls_tf.config import INSTANCE, PretrainConfig
 from instcls_tf.report.figures import add_legend, new_figure, save_figure
-from instcls_tf.run import expected_loss
+from instcls_tf.run.expected_loss import expected_losses
 from instcls_tf.run.metrics import metrics_path, read_metrics
 
 
@@ -51,14 +51,14 @@ def draw_run(
 def _draw_curves(
     axes: Any, curves: dict[str, dict[str, np.ndarray]], config: PretrainConfig, num_instances: int
 ) -> None:
-    sizes = (num_instances, config.embedding_size, config.temperature)
+    sizes = (num_instances, config.embedding_size, config.temperature, config.sampled_classes)
     lines = [axes.plot(metrics["epoch"], metrics["loss"])[0] for metrics in curves.values()]
     title, names = f"{num_instances} images, {config.method}", [*curves]
     if config.method == INSTANCE:
         title = f"{num_instances}-way instance classification"
         names += ["expected start (Gaussian class weights)", "floor of Eq. 1"]
-        lines.append(axes.axhline(expected_loss.expected_start(*sizes), color="grey", linestyle=":"))
-        lines.append(axes.axhline(expected_loss.expected_floor(*sizes), color="grey", linestyle="--"))
+        for value, style in zip(expected_losses(*sizes).values(), (":", "--")):
+            lines.append(axes.axhline(value, color="grey", linestyle=style))
     axes.set(xlabel="epoch", ylabel="loss", title=title, ylim=(0, None))
     add_legend(axes, lines, names)
 

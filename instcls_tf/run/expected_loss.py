@@ -24,9 +24,16 @@ def expected_floor(num_instances: int, embedding_size: int, temperature: float) 
     return math.log1p(math.exp(min(700.0, log_negatives - 1.0 / temperature)))
 
 
-def expected_losses(num_instances: int, embedding_size: int, temperature: float) -> dict[str, float]:
+def compared_classes(num_instances: int, sampled_classes: int) -> int:
+    """How many classes the softmax of a row runs over: all, or its own and a sample (`--sampled_classes`)."""
+    return min(num_instances, sampled_classes + 1) if sampled_classes else num_instances
+
+
+def expected_losses(
+    num_instances: int, embedding_size: int, temperature: float, sampled_classes: int = 0
+) -> dict[str, float]:
     """Both marks, under the names that `metrics.jsonl` gives them."""
-    sizes = (num_instances, embedding_size, temperature)
+    sizes = (compared_classes(num_instances, sampled_classes), embedding_size, temperature)
     return {"loss_expected_start": expected_start(*sizes), "loss_floor": expected_floor(*sizes)}
 
 
@@ -38,7 +45,7 @@ def unexpected(loss: float, num_instances: int, config: PretrainConfig) -> str:
       num_instances: N.
       config: the recipe.
     """
-    classes = min(num_instances, config.sampled_classes + 1) if config.sampled_classes else num_instances
+    classes = compared_classes(num_instances, config.sampled_classes)
     sizes = (classes, config.embedding_size, config.temperature)
     start, floor = expected_start(*sizes), expected_floor(*sizes)
     if loss > start + _ABOVE_START:

@@ -12,7 +12,7 @@ from instcls_tf.config import INSTANCE, PretrainConfig
 from instcls_tf.sweep.trials import Trial, digest, identity
 
 # Three epochs, the first of which compiles graphs and fills caches; of long ones a few steps.
-_EPOCHS, _MOST_STEPS = 3, 200
+_EPOCHS, _MOST_STEPS = 3, 600
 # What changes no time: a group of settings that differ in nothing else is measured once.
 _NO_TIME = {
     "workdir",
@@ -79,14 +79,21 @@ def pace_of(lines: list[dict[str, float]]) -> Pace:
     """The pace of a calibration.
 
     Args:
-      lines: its `metrics.jsonl`, with a line for each step. Whole epochs after the first count where there are some, so
-        that the search for hard negatives and checkpoints do; else the second half of the steps.
+      lines: its `metrics.jsonl`, with a line for each step. Whole epochs after the first count where there are some, or
+        as many steps as one has, so that the search for hard negatives and the checkpoint do once for each; of longer
+        epochs, steps in the midst of one.
     """
     seconds = {round(line["step"]): line["seconds"] for line in lines}
     last = lines[-1]
     steps, per_epoch = round(last["step"]), round(last["step"] / last["epoch"])
     whole = steps // per_epoch
-    begin, end = (per_epoch, whole * per_epoch) if whole >= 2 else (steps // 2, steps)
+    if whole >= 2:
+        begin, end = per_epoch, whole * per_epoch
+    elif 2 * steps >= 3 * per_epoch:
+        begin, end = steps - per_epoch, steps
+    else:
+        end = min(steps, per_epoch - 1)
+        begin = end // 2
     per_step = (seconds[end] - seconds[begin]) / (end - begin)
     rates = [line["images_per_second"] for line in lines if begin < line["step"] <= end]
     before = max(0.0, seconds[begin] - begin * per_step)

@@ -189,6 +189,19 @@ def test_hashes_of_another_number_of_images_are_refused(runs, tmp_path):
     assert not (tmp_path / "second").exists()
 
 
+def test_a_run_without_class_weights_is_refused(tmp_path):
+    """Within `--contrast_epochs` they are 0, and would stay so."""
+    write_scans(tmp_path / "photos", range(60), "scan")
+    recipe = {**RECIPE, "dataset": f"folder:{tmp_path / 'photos'}"}
+    early = {"contrast_epochs": 2, "max_steps": 3}
+    finished = run_script("pretrain", *flags_of(tmp_path / "first", **early, **recipe))
+    assert finished.status == 0, finished.output
+    finished = run_script("pretrain", *flags_of(tmp_path / "second", extend_from=tmp_path / "first", **recipe))
+    assert finished.status == 2, finished.output
+    assert f"--extend_from={tmp_path / 'first'}: its classes have no weights yet" in finished.stderr
+    assert not (tmp_path / "second").exists()
+
+
 def test_a_run_does_not_grow_into_itself(runs):
     flags = {**RECIPE, "dataset": f"folder:{runs / 'now'}", "extend_from": runs / "first"}
     finished = run_script("pretrain", *flags_of(runs / "first", **flags))

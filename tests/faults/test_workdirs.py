@@ -139,7 +139,7 @@ def test_other_flags(damaged, flag, before, now):
 
 
 def test_a_finished_run_is_extended(past, tmp_path):
-    """`--extend_epochs` is a longer recipe that says so: the run goes on at its full rate; it cannot become shorter."""
+    """`--extend_epochs` is a longer recipe that says so: the run goes on at its full rate; begun, it stays as long."""
     shutil.copytree(past.whole, tmp_path / "run")
     run = Damaged(tmp_path / "run", past.photos)
     finished = run.resume(max_steps=12, extend_epochs=1)
@@ -150,6 +150,10 @@ def test_a_finished_run_is_extended(past, tmp_path):
     assert rates[8] < 0.01 and rates[9] == pytest.approx(0.05)
     sentence = sentence_of(run.resume(max_steps=12))
     assert "belongs to a run with --extend_epochs=1, this one has --extend_epochs=0" in sentence
+    recipe = (run.workdir / "run.flags").read_bytes()
+    sentence = sentence_of(run.resume(max_steps=15, extend_epochs=2))
+    assert f"--extend_epochs=2: the extension of {run.workdir} by 1 has begun (step 12, it starts at 9)" in sentence
+    assert (run.workdir / "run.flags").read_bytes() == recipe and run.steps() == [9, 12]
 
 
 class OwnPhotos(Damaged):

@@ -32,3 +32,15 @@ def test_names_cannot_reach_the_terminal_as_escape_codes(tmp_path):
     sentence = f"2 of 4 images cannot be read, see {tmp_path}/bad_files.txt: " + r"'\x1b]0;x\x07\x1b[2J.jpg', b.jpg"
     with pytest.raises(UserError, match=re.escape(sentence) + "$"):
         BadFiles(str(tmp_path), source, 0.25).check()
+
+
+def test_a_run_without_a_past_forgets_the_list(tmp_path):
+    """Images that were mended since a first start do not count against the second."""
+    source = DigitsSource("dark", None, np.zeros([4, 8, 8, 3], np.uint8), np.full([4], -1, np.int32))
+    (tmp_path / BAD_FILES_NAME).write_text("a.jpg\tempty\nb.jpg\tempty\n")
+    assert len(BadFiles(str(tmp_path), source, 0.25)) == 2
+    afresh = BadFiles(str(tmp_path), source, 0.25, goes_on=False)
+    assert len(afresh) == 0 and not (tmp_path / BAD_FILES_NAME).exists()
+    source.bad.add("b.jpg", "empty")
+    afresh.check()
+    assert (tmp_path / BAD_FILES_NAME).read_text() == "b.jpg\tempty\n"

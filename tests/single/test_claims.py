@@ -153,8 +153,15 @@ def test_pairs_are_of_the_same_seed():
 
 
 def test_an_interval_that_just_reaches_nothing():
-    assert verdicts.word_of(Estimate(0.01, 0.01)) == "not resolved"
-    assert verdicts.word_of(Estimate(0.01, 0.0099)) == "holds"
+    assert verdicts.word_of(Estimate(0.01, 0.01), 3) == "not resolved"
+    assert verdicts.word_of(Estimate(0.01, 0.0099), 3) == "holds"
+
+
+def test_two_pairs_resolve_nothing():
+    """That both differ by the same number of test images is no wonder."""
+    assert verdicts.word_of(Estimate(0.01, 0.0), 2) == "not resolved"
+    assert verdicts.word_of(Estimate(0.01, None), 1) == "not resolved"
+    assert verdicts.word_of(None, 0) == "not run"
 
 
 def test_a_row_of_the_page():

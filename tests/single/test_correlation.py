@@ -7,11 +7,13 @@ import json
 import numpy as np
 import pytest
 
+from instcls_tf.config import PretrainConfig
 from instcls_tf.errors import UserError
 from instcls_tf.report.correlation import accuracies_of_run, correlation, draw_correlation
 
 
-def write_metrics(folder, lines: list[dict]) -> None:
+def write_metrics(folder, lines: list[dict], **settings) -> None:
+    (folder / "run.flags").write_text(PretrainConfig(workdir=str(folder), **settings).as_flags())
     text = "".join(json.dumps({"step": step, **line}) + "\n" for step, line in enumerate(lines))
     (folder / "metrics.jsonl").write_text(text + '{}\n{"cut')
 
@@ -37,6 +39,19 @@ def test_instance_accuracy_is_the_mean_since_the_last_measurement(tmp_path):
     assert correlation(columns) == pytest.approx(deviations / (3 * instance.std() * semantic.std()))
     draw_correlation(str(tmp_path / "x.png"), columns)
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_epochs_of_contrast_do_not_count(tmp_path):
+    """Their instance accuracy is that within a batch."""
+    lines = [
+        {"epoch": 1.0, "instance_top1": 0.9, "knn_top1": 0.1},
+        {"epoch": 2.0, "instance_top1": 0.8, "knn_top1": 0.2},
+        {"epoch": 3.0, "instance_top1": 0.1, "knn_top1": 0.3},
+        {"epoch": 4.0, "instance_top1": 0.2, "knn_top1": 0.4},
+        {"epoch": 5.0, "instance_top1": 0.3, "knn_top1": 0.5},
+    ]
+    write_metrics(tmp_path, lines, contrast_epochs=2)
+    assert accuracies_of_run(str(tmp_path))["instance_top1"] == [0.1, 0.2, 0.3]
 
 
 def test_a_constant_has_no_correlation(tmp_path):

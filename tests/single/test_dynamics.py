@@ -137,6 +137,15 @@ def test_of_a_run(run, tmp_path):
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_epochs_of_a_sliding_window(tmp_path):
+    """They are the run's, which are not N over the batch."""
+    changes = {"method": "pic", "pic_window": 128, "pic_stride": 16, "batch_size": 100, "epochs": 1}
+    config = PretrainConfig(**{**TINY, **changes, "workdir": str(tmp_path)})
+    metrics = instcls_tf.pretrain(config)
+    (line,) = dynamics.dynamics_of_run(str(tmp_path), None, instances=100)
+    assert (line["step"], line["epoch"]) == (metrics["step"], 1.0)
+
+
 def test_checkpoints_of_another_run_are_left_out(run, tmp_path):
     shutil.copytree(run.workdir, tmp_path / "run")
     flags = tmp_path / "run" / "run.flags"

@@ -34,6 +34,16 @@ def test_start_and_floor_are_what_random_vectors_give():
     assert floor == pytest.approx(expected_loss.expected_floor(3000, 32, 0.3), abs=0.1)
 
 
+def test_a_sample_of_classes_is_what_a_row_is_compared_with():
+    """Its own class and 512 others, whatever N is; never more than there are."""
+    sampled = expected_loss.expected_losses(100_000, 128, 0.15, sampled_classes=512)
+    assert sampled == expected_loss.expected_losses(513, 128, 0.15)
+    assert sampled["loss_expected_start"] == pytest.approx(math.log(513) + 1 / (2 * 128 * 0.15**2))
+    assert expected_loss.expected_losses(100, 128, 0.15, sampled_classes=100) == expected_loss.expected_losses(
+        100, 128, 0.15
+    )
+
+
 def test_edges_stay_finite():
     assert expected_loss.expected_start(1, 128, 0.15) == pytest.approx(1 / (2 * 128 * 0.15**2))
     assert 0 <= expected_loss.expected_floor(2, 128, 0.15) < 0.01

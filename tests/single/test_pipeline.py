@@ -71,6 +71,9 @@ def tfds_source(tmp_path_factory):
 
 def test_steps_per_epoch():
     assert [steps_per_epoch(n, 4) for n in (1, 4, 5, 8, 9)] == [1, 1, 2, 2, 3]
+    # PIC's: 3 windows of 33 make the 99 visits of an epoch, in 9 steps each.
+    assert steps_per_epoch(100, 4, window=33) == 27
+    assert steps_per_epoch(100, 4, window=100) == steps_per_epoch(100, 4)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 17, 255, 257, 1437])

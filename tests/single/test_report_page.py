@@ -103,6 +103,16 @@ def test_images_that_are_gone(tmp_path):
     assert "no such folder" in section(text, "What the network saw") and "<b>" not in text
 
 
+def test_epochs_of_contrast_tell_images_from_the_batch(tmp_path):
+    begin_run(PretrainConfig(**_recipe(tmp_path)).replace(contrast_epochs=1))
+    log(tmp_path, line(3, instance_top1=0.75), line(4, instance_top1=0.5), line(5, instance_top1=0.25))
+    text = section(written(tmp_path), "Training")
+    assert "images told from the batch&#x27;s" in text and "images told from all others" in text
+    table = re.search(r"Instance accuracy as a table.*?</table>", text)[0]
+    rows = ["<td>3</td><td>0.75</td><td></td>", "<td>4</td><td>0.5</td><td></td>", "<td>5</td><td></td><td>0.25</td>"]
+    assert all(row in table for row in rows)
+
+
 def test_the_classification_within_a_loss_with_contrast(tmp_path):
     begin_run(PretrainConfig(**_recipe(tmp_path)).replace(batch_contrast=2.0))
     log(tmp_path, line(1, loss=10.0, contrast_loss=1.5), line(2, loss=9.0, contrast_loss="?"))

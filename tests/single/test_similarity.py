@@ -11,8 +11,10 @@ from instcls_tf.config import PretrainConfig
 from instcls_tf.data.sources import DigitsSource, open_source
 from instcls_tf.encoder.networks import build_encoder
 from instcls_tf.errors import UserError
+from instcls_tf.evaluation import similarity
 from instcls_tf.evaluation.similarity import gap_of_weights, measure_similarities, similarities_of_run
 from instcls_tf.evaluation.weight_index import Index
+from instcls_tf.initial.start import keep_starting_weights, starting_weights_path
 from instcls_tf.report.similarity import draw_histograms, draw_index
 from instcls_tf.run.workdir import run_flags_path
 from tests import reference
@@ -104,6 +106,20 @@ def test_measures_about_as_many_instances_as_asked(source, instances, batches):
     measure_similarities(CONFIG, source, encoder, vectors(2), instances, training=True)
     assert len(encoder.calls) == batches
     assert all(training for _, training in encoder.calls)
+
+
+def test_a_run_from_given_weights_is_compared_with_these(source, tmp_path):
+    """Not with those of a random network, which it has never had."""
+    recipe = {"encoder": "resnet18", "width_multiplier": 0.125, "stem": "small", "embedding_size": SIZE}
+    given = build_encoder(**recipe)
+    keep_starting_weights(str(tmp_path), given)
+    config = CONFIG.replace(init=starting_weights_path(str(tmp_path)), classifier_init="raw_fixed_bn", **recipe)
+    encoder, weights = similarity._initial_weights(config, source)
+    for found, wanted in zip(encoder.trainable_variables, given.trainable_variables):
+        np.testing.assert_array_equal(found, wanted)
+    images = tf.constant(source.images)
+    cosines = tf.reduce_sum(tf.math.l2_normalize(given(images), axis=1) * tf.math.l2_normalize(weights, axis=1), axis=1)
+    np.testing.assert_allclose(cosines, 1, atol=1e-5)
 
 
 def test_histograms_are_a_picture(source, tmp_path):

@@ -155,6 +155,17 @@ def test_the_pace_of_long_epochs_is_that_of_later_steps():
     assert mean_pace([Pace(1, 2, 3), Pace(3, 4, 5)]) == Pace(2, 3, 4)
 
 
+def test_the_pace_of_an_epoch_and_a_half_has_one_search_in_it():
+    """A prior and a search of 20 seconds with the first step, one of 10 with that of the next epoch."""
+    pace = pace_of(lines_of([21, 1, 1, 1, 1, 1, 11, 1, 1, 1], per_epoch=6))
+    assert pace.seconds_per_epoch == pytest.approx(16)
+
+
+def test_the_pace_of_less_than_an_epoch_and_a_half_has_none():
+    pace = pace_of(lines_of([21, 1, 1, 1, 1, 1, 1, 1, 11, 1], per_epoch=8))
+    assert pace.seconds_per_epoch == pytest.approx(8)
+
+
 def test_settings_that_take_the_same_time_share_a_calibration(spec):
     ours, simclr = search_trials(spec)
     assert group_of(ours, 1, 2) != group_of(simclr, 1, 2)

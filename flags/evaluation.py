@@ -51,7 +51,9 @@ def define_images() -> None:
     """A run, and any split of any dataset."""
     define_run()
     flags.DEFINE_string("dataset", None, "The images; by default the run's own (same forms as in pretrain).")
-    flags.DEFINE_string("split", "train", "Which split of the dataset.")
+    flags.DEFINE_string(
+        "split", None, "Which split; by default what the run was trained on, `train` of another dataset."
+    )
     _define_center_crop_fraction()
 
 

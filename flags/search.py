@@ -60,8 +60,6 @@ def search_settings() -> dict[str, Any]:
     kind = evaluation.choice("features", KINDS)
     return {
         **_images(),
-        # An index that is there has its own.
-        "split": FLAGS.split if FLAGS["split"].present else None,
         "kind": kind if FLAGS["features"].present else None,
         "index_path": FLAGS.index,
         "add": [os.path.expanduser(path) for path in FLAGS.add],

@@ -40,7 +40,7 @@ def interpreter(folder: str, name: str, say: Callable[[str], None]) -> str:
     Raises:
       UserError: it cannot be made.
     """
-    own = os.path.join(folder, name)
+    own = os.path.join(os.path.abspath(folder), name)  # it may be run elsewhere
     python, stamp = os.path.join(own, "bin", "python"), os.path.join(own, _STAMP)
     made_of = hashlib.sha256(repr((PACKAGES[name], sys.version)).encode()).hexdigest()
     if _read(stamp) == made_of:

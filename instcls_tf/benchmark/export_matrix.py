@@ -61,6 +61,7 @@ def measure_exports(
     Raises:
       UserError: an environment cannot be made, or something fails in one.
     """
+    environments = os.path.abspath(environments)
     os.makedirs(environments, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=environments) as folder:
         say("exporting")

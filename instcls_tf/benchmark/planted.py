@@ -71,9 +71,12 @@ def plant(images: str, folder: str, originals: int, copies: int, seed: int = 0) 
       seed: of the draws.
 
     Raises:
-      UserError: there are fewer images than copies.
+      UserError: the folder cannot be read, or there are fewer images than copies.
     """
-    paths = list(list_images(images).paths)
+    try:
+        paths = list(list_images(images).paths)
+    except OSError as error:
+        raise UserError(f"--dataset=folder:{images}: cannot be read ({error.strerror})") from error
     wanted = copies * len(CHANGES)
     if min(originals, len(paths)) < wanted:
         raise UserError(f"--dataset=folder:{images}: has {len(paths)} images, wanted at least {wanted} of --images")

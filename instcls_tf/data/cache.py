@@ -11,21 +11,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import math
 import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import PIL
 
 from instcls_tf import stamps
-from instcls_tf.config import CACHE_IN_MEMORY, SIMCLR_VIEWS, PretrainConfig
+from instcls_tf.config import CACHE_IN_MEMORY, PretrainConfig
 from instcls_tf.data import cache_file, pillow_reading
 from instcls_tf.data.cache_file import CacheFile, Making
 from instcls_tf.data.folder import FolderSource, of_files
+from instcls_tf.data.limits import limits_of
 from instcls_tf.data.source import Source, file_identity
 from instcls_tf.data.threads import parallel_calls, without_autotuner
 from instcls_tf.distributed import collectives, partition, workers
@@ -33,37 +32,11 @@ from instcls_tf.distributed.memory import free_bytes
 from instcls_tf.errors import UserError, shown
 from instcls_tf.progress import Progress
 
-# The smallest crops in use, SimCLR's and SwAV's; for smaller ones the cache would be many times larger.
-_LEAST_AREA = 0.08
 # Of the free memory; the run needs the rest.
 _SHARE = 0.6
 _AT_ONCE = 1024
 # What pixels depend on besides the images: another version of these makes other ones.
-_CODE = ("cache.py", "cache_file.py", "decoding.py", "image_header.py", "pillow_reading.py", "resizing.py")
-
-
-class Limits(NamedTuple):
-    """How small an image may become: an image with fewer pixels, or a shorter side below, stays as it is."""
-
-    pixels: int
-    side: int
-
-    def shortened(self, sizes: np.ndarray) -> np.ndarray:
-        """The heights and widths, int64 `[N, 2]`, that images of some sizes are kept with."""
-        whole = np.maximum(sizes, 1).astype(np.float64)
-        scale = np.maximum(np.sqrt(self.pixels / whole.prod(axis=1)), self.side / whole.min(axis=1))
-        return np.where(scale[:, None] < 1.0, np.maximum(np.rint(whole * scale[:, None]), 1.0), sizes).astype(np.int64)
-
-
-def limits_of(config: PretrainConfig) -> Limits:
-    """What the views of a recipe can show of an image.
-
-    The smallest crop, `crop_min_area` of the image, is still shown with all pixels of a view; and so is the centred
-    square that class weights are taken from.
-    """
-    area = max(config.crop_min_area, _LEAST_AREA) if config.augmentation == SIMCLR_VIEWS else 1.0
-    side = config.image_size / config.center_crop_fraction
-    return Limits(math.ceil(config.image_size**2 / area), math.ceil(side))
+_CODE = ("cache.py", "cache_file.py", "decoding.py", "image_header.py", "limits.py", "pillow_reading.py", "resizing.py")
 
 
 def with_cache(config: PretrainConfig, source: Source, visible: bool = True) -> FolderSource:

@@ -55,6 +55,19 @@ def open_source(
     return open_tfds(dataset, split, data_dir, reading)
 
 
+def chosen_split(config: PretrainConfig, dataset: str | None, split: str | None) -> str:
+    """The split that is meant: the given one, or what the run was trained on; of other images, `train`.
+
+    Args:
+      config: the run's recipe.
+      dataset: None for the run's own.
+      split: None if it is not given.
+    """
+    is_other = dataset is not None and dataset != config.dataset
+    is_tfds = config.dataset != "digits" and not config.dataset.startswith((folder.PREFIX, records.PREFIX))
+    return split or (config.tfds_split if is_tfds and not is_other else "train")
+
+
 def open_training_source(
     config: PretrainConfig, data_dir: str | None = None, workdir: str | None = None, begins: bool = False
 ) -> Source:
@@ -69,11 +82,9 @@ def open_training_source(
     Raises:
       UserError: see `open_source`.
     """
-    is_tfds = config.dataset != "digits" and not config.dataset.startswith((folder.PREFIX, records.PREFIX))
-    split = config.tfds_split if is_tfds else "train"
     return open_source(
         config.dataset,
-        split,
+        chosen_split(config, None, None),
         data_dir or config.data_dir,
         workdir=None if begins else workdir or config.workdir,
         reading=reading_of(config),

@@ -13,7 +13,7 @@ from instcls_tf.data.decoding import reading_of
 from instcls_tf.data.labelled import open_fraction
 from instcls_tf.data.names import names_of
 from instcls_tf.data.source import notes_of
-from instcls_tf.data.sources import open_source
+from instcls_tf.data.sources import chosen_split, open_source
 from instcls_tf.distributed import collectives, workers
 from instcls_tf.errors import UserError
 from instcls_tf.evaluation import feature_store, features, finetune, linear
@@ -40,7 +40,7 @@ def extract_of_run(
     workdir: str,
     dataset: str | None,
     data_dir: str | None,
-    split: str,
+    split: str | None,
     output: str,
     center_crop_fraction: float | None = None,
     wanted: str | None = None,
@@ -51,7 +51,7 @@ def extract_of_run(
       workdir: the run's folder.
       dataset: its images; None for the run's own.
       data_dir: TFDS's folder; None for the run's own.
-      split: which part.
+      split: which part; None for what the run was trained on, `train` of another dataset.
       output: see `feature_store.write_output`.
       center_crop_fraction: what is seen of an image; None for the run's own.
       wanted: the format; None for what the name of `output` says.
@@ -60,7 +60,7 @@ def extract_of_run(
       UserError: no run, no checkpoint, no such dataset, or `output` exists.
     """
     config = judged_config(workdir, center_crop_fraction)
-    dataset = dataset or config.dataset
+    split, dataset = chosen_split(config, dataset, split), dataset or config.dataset
     source = open_source(dataset, split, data_dir or config.data_dir, reading=reading_of(config))
     feature_store.refuse_occupied(output)
     chosen = feature_store.format_of(output, wanted)

@@ -91,11 +91,16 @@ def _compute(folder: str, encoder: tf.keras.Model, source: Source, settings: dic
     writer = _Writer(folder, source.num_instances) if collectives.rank() == 0 else None
     backbone, projection = encoder.get_layer("backbone"), encoder.get_layer("projection")
     both = tf.keras.Model(backbone.input, [backbone.output, projection(backbone.output)])
-    for batch in features.stream(both, source, **settings, progress=progress):
+    try:
+        for batch in features.stream(both, source, **settings, progress=progress):
+            if writer:
+                writer.write(batch)
         if writer:
-            writer.write(batch)
-    if writer:
-        writer.close()
+            writer.close()
+    except BaseException:  # an interruption, or a file that is damaged: what is there is of no use
+        if writer:
+            writer.abandon()
+        raise
     collectives.barrier()
 
 
@@ -121,6 +126,10 @@ class _Writer:
                 self._arrays[kind] = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
             self._arrays[kind][batch.ids] = rows
         self._labels[batch.ids], self._seen[batch.ids] = batch.labels, True
+
+    def abandon(self) -> None:
+        """Removes what was written."""
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
     def close(self) -> None:
         ids = np.flatnonzero(self._seen).astype(np.int32)
@@ -154,7 +163,7 @@ def _load(path: str, mmap_mode: Literal["r"] | None = None) -> Any:
         return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
     except ValueError as error:
         raise UserError(f"{path}: holds pickled objects or is no NumPy file, wanted plain arrays") from error
-    except (OSError, EOFError) as error:
+    except Exception as error:  # of NumPy and zipfile, about a file that is not as it was written
         raise UserError(f"{path}: cannot read features ({getattr(error, 'strerror', None) or error})") from error
 
 
@@ -182,6 +191,8 @@ def load_features(path: str, kind: str = BACKBONE) -> features.Features:
             vectors, labels = file[kind], file["labels"]
         except ValueError as error:
             raise UserError(f"{path}: holds pickled objects, wanted plain arrays") from error
+        except Exception as error:  # of zipfile and zlib
+            raise UserError(f"{path}: cannot read features ({error})") from error
     if vectors.ndim != 2 or labels.shape != vectors.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(
             f"{path}: wanted {kind} [N, F] and integer labels [N], found {vectors.shape} and {labels.shape}"

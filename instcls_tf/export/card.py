@@ -7,6 +7,7 @@ import os
 import sys
 from typing import Any
 
+from instcls_tf.config import DIET
 from instcls_tf.export.self_check import CARD_NAME, COSINE_DISTANCE, RELATIVE_ERROR
 from instcls_tf.export.subject import Subject
 
@@ -95,6 +96,9 @@ def _facts(card: dict[str, Any]) -> str:
         else recipe["method"],
         "network": ", ".join(f"{name} {recipe[name]}" for name in _NETWORK if name in recipe) or card["architecture"],
         "features": f"float32, {card['feature_size']} of the backbone",
+        "projection": "untrained: the method leaves it as it was drawn, use the features"
+        if recipe.get("method") == DIET
+        else f"float32, {card['projection_size']} of the head",
         "input": f"{about['pixels']}; seen at {about['size'][0]} x {about['size'][1]} pixels, the centred square of"
         f" {about['center_crop_fraction']} of the shorter side, resize {about['resize']}",
         "data": f"{recipe.get('dataset', 'unknown')} (digest {origin.get('data_digest') or 'unknown'})",

@@ -1,7 +1,8 @@
 """What exported models do to images before the network sees them: the centred square, resized, rounded.
 
 Pixel for pixel what the evaluation's images are (`data.augment`, preset "none"), so that a classifier fitted on
-extracted features fits an exported model's as well.
+extracted features fits an exported model's as well. Only arrays of the very size that the encoder sees are taken for
+images that were prepared already.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ def central_square(
     fraction: float,
     resize: Resize = resize_to_square,
     is_rounded: bool = True,
+    passes_prepared: bool = True,
 ) -> tf.Tensor:
-    """Whole images to what the encoder sees. One of the right size counts as prepared and passes unchanged.
+    """Whole images to what the encoder sees.
 
     Args:
       images: uint8 `[b, h, w, 3]`.
@@ -30,12 +32,13 @@ def central_square(
       fraction: side of the square as a fraction of the shorter side.
       resize: `resize_to_square`, or `resize_in_products` for formats that have nothing like its operations.
       is_rounded: False leaves the fractions that resizing brings.
+      passes_prepared: images of S x S pixels count as prepared and pass unchanged; files are none of these.
 
     Returns:
       uint8 `[b, S, S, 3]`; float32 without rounding.
     """
     height, width = tf.shape(images)[1], tf.shape(images)[2]
-    is_prepared = (height == image_size) & (width == image_size)
+    is_prepared = (height == image_size) & (width == image_size) & passes_prepared
     side = tf.where(is_prepared, image_size, centre_side(height, width, fraction))
     top, left = (height - side) // 2, (width - side) // 2
     square = images[:, top : top + side, left : left + side]

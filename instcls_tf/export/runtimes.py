@@ -70,14 +70,20 @@ def _saved_model(tf: Any, folder: str, card: dict) -> Model:
 
     def model(images: np.ndarray) -> dict[str, np.ndarray]:
         # All signatures and, where nothing is to be resized, both ways without one have to agree; the worst is told.
+        # Arrays of the network's size are not cut any more, as files of it are.
         served = signatures["serving_default"](images=tf.constant(images))
         encoded = tf.stack([tf.io.encode_png(image) for image in images] + [tf.constant(b"no image")])
         of_bytes = signatures["jpeg"](image_bytes=encoded)
         if of_bytes["ok"].numpy().tolist() != [True] * len(images) + [False]:
             raise UserError(f"{shown(folder)}: the signature jpeg takes no PNG, or something else for one")
-        found = {name: [served[name], of_bytes[name][:-1]] for name in ("features", "projection")}
+        is_prepared = list(images.shape[1:3]) == card["input"]["size"]
+        is_cut = is_prepared and card["input"]["center_crop_fraction"] != 1
+        found = {name: [served[name]] for name in ("features", "projection")}
         found["projection"].append(signatures["projection"](images=tf.constant(images))["projection"])
-        if list(images.shape[1:3]) == card["input"]["size"]:
+        if not is_cut:
+            for name, values in found.items():
+                values.append(of_bytes[name][:-1])
+        if is_prepared:
             features = loaded.backbone(tf.constant(images))
             found["features"].append(features)
             found["projection"].append(loaded.projection(features))

@@ -55,7 +55,7 @@ def export_saved_model(
       bool [batch]. A file that cannot be read gives rows of zeros and false. A JPEG is turned as its EXIF says.
 
     BN is in inference mode there. Images of another size than `image_size` are cropped to a central square, as where
-    the run is judged, and resized; images of that very size count as prepared. With TensorFlow alone,
+    the run is judged, and resized; arrays of that very size count as prepared, files do not. With TensorFlow alone,
     `tf.saved_model.load` gives `backbone(images, training)` of prepared images, uint8 or float32, and
     `projection(features)`, both differentiable. `tf.keras.models.load_model` of Keras 2 gives the encoder.
 
@@ -128,8 +128,9 @@ def _signatures(subject: Subject, backbone: tf.keras.Model, projection: tf.keras
         features = backbone(square, training=False)  # [b, F]
         return {"features": features, "projection": projection(features, training=False)}
 
-    def prepare(images: tf.Tensor) -> tf.Tensor:
-        return central_square(images, subject.image_size, subject.center_crop_fraction)
+    def prepare(images: tf.Tensor, are_files: bool = False) -> tf.Tensor:
+        size, fraction = subject.image_size, subject.center_crop_fraction
+        return central_square(images, size, fraction, passes_prepared=not are_files)
 
     images_spec = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
 
@@ -145,7 +146,7 @@ def _signatures(subject: Subject, backbone: tf.keras.Model, projection: tf.keras
         image = read_image(encoded, subject.max_pixels, subject.background)
         ok = tf.size(image) > 0
         nothing = tf.zeros([1, 1, 3], tf.uint8)
-        return prepare(tf.cond(ok, lambda: image, lambda: nothing)[None])[0], ok
+        return prepare(tf.cond(ok, lambda: image, lambda: nothing)[None], are_files=True)[0], ok
 
     @tf.function(autograph=False, input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
     def serve_files(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -68,7 +68,10 @@ def gallery_of_run(workdir: str, data_dir: str | None, output: str | None, setti
     )
     if collectives.rank() > 0:
         return None
-    chosen = subject.some_of(source, stored.ids, settings.max_images)
+    ids = subject.known_ids(workdir, config, stored.ids)
+    if len(ids) < len(stored.ids):
+        progress.say(f"{len(stored.ids) - len(ids)} image(s) were added since the run, and are not shown")
+    chosen = subject.some_of(source, ids, settings.max_images)
     if len(chosen.ids) < 2:
         raise UserError(f"--dataset={config.dataset}: {len(chosen.ids)} image(s) can be read, wanted at least 2")
     parent = os.path.dirname(os.path.abspath(output))
@@ -168,7 +171,7 @@ def _about(chosen: subject.Shown, settings: GallerySettings, sentence: str) -> s
             f"{count:,} of {total:,} images, evenly spread (--max_images={count}); neighbours and duplicates are looked"
             f" for among these. {sentence}"
         )
-    return f"{count:,} of {total:,} images; the others cannot be read. {sentence}"
+    return f"{count:,} of {total:,} images; the others cannot be read, or were added since the run. {sentence}"
 
 
 def neighbour_rows(exhibit: pages.Exhibit, rows: int = _REPORTED) -> list[page.Neighbours]:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from instcls_tf.config import INSTANCE, PretrainConfig
 from instcls_tf.data import pipeline
 from instcls_tf.data.labelled import take
 from instcls_tf.data.source import Source
@@ -49,14 +50,25 @@ def some_of(source: Source, ids: np.ndarray, most: int) -> Shown:
     return Shown(source, rows, np.asarray(ids)[rows])
 
 
+def known_ids(workdir: str, config: PretrainConfig, ids: np.ndarray) -> np.ndarray:
+    """Those of `ids` that have a class in the run's newest checkpoint; all where the method has no classes."""
+    if config.method != INSTANCE:
+        return ids
+    return ids[ids < _num_classes(checkpoint.newest(workdir))]
+
+
+def _num_classes(prefix: str) -> int:
+    return int(tf.train.load_checkpoint(prefix).get_variable_to_shape_map()[CLASS_WEIGHTS_KEY][0])
+
+
 def class_weights(prefix: str, shown: Shown) -> np.ndarray:
     """Class weights of the images that are shown, `[n, D]` float32.
 
     Raises:
       UserError: the checkpoint was made for other images.
     """
-    total = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()[CLASS_WEIGHTS_KEY][0]
-    if total != shown.source.num_instances:
+    total = _num_classes(prefix)
+    if total > shown.source.num_instances:
         raise UserError(f"{prefix}: was made for {total} instances, the dataset has {shown.source.num_instances} now")
     blocks = range(0, total, _BLOCK_ROWS)
     rows = ((begin, read_rows(prefix, CLASS_WEIGHTS_KEY, begin, min(begin + _BLOCK_ROWS, total))) for begin in blocks)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from instcls_tf.config import PretrainConfig
+from instcls_tf.config import CACHE_IN_MEMORY, PretrainConfig
 from instcls_tf.data.folder import refuse_picture_among_images
+from instcls_tf.data.limits import limits_of
 from instcls_tf.data.source import Source
 from instcls_tf.distributed import cores
 from instcls_tf.distributed.memory import free_bytes
@@ -73,6 +74,9 @@ def plan_run(
     }
     picture = Picture(output, lambda path: draw_memory(path, curves, [limit], title)) if output else None
     text = _text(plan, answer, memory_limit)
+    if config.cache == CACHE_IN_MEMORY:
+        answer["most_cache_bytes"] = 3 * limits_of(config).pixels * num_instances
+        text += f"\nNot in it: --cache=ram, at most about {_gigabytes(answer['most_cache_bytes'])} GB on each machine"
     if source is not None:
         _refuse_too_large_for_one(config, num_instances, measure_seconds)
         found = measured.measure_hours(config, num_instances, source, measure_seconds)

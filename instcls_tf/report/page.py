@@ -31,11 +31,9 @@ from instcls_tf.report.answer import Picture
 from instcls_tf.report.charts import Line, Mark, chart
 from instcls_tf.run.expected_loss import expected_losses
 from instcls_tf.run.metrics import metrics_path, read_metrics
-from instcls_tf.run.workdir import has_checkpoints, load_run, run_flags_path
+from instcls_tf.run.workdir import RESULTS, has_checkpoints, load_run, run_flags_path
 
 _MARKS = {"loss_expected_start": "expected start", "loss_floor": "floor"}
-# What commands leave in a workdir, and in which order it is told.
-_RESULTS = ("report", "knn_eval", "linear_eval", "finetune", "detect", "similarity", "correlation")
 _MOST_RESULTS = 40
 _VIEWED_IMAGES, _VIEWS = 5, 7
 _PACKAGES = ("instcls-tf", "tensorflow", "numpy", "keras-cv", "horovod")
@@ -211,7 +209,7 @@ def _marks(run: _Run) -> list[Mark]:
 def _results(workdir: str) -> str:
     """What commands have left in the workdir, as tables."""
     found = []
-    for name in _RESULTS:
+    for name in RESULTS:
         values = _numbers_of(os.path.join(workdir, f"{name}.json"))
         if values:
             rows = [(key, value) for key, value in values.items()][:_MOST_RESULTS]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from instcls_tf import files
+from instcls_tf.data.decoding import DEFAULT_READING, Reading, reading_of
 from instcls_tf.data.listed_files import listed_files
 from instcls_tf.data.names import names_of
 from instcls_tf.data.sources import open_source
@@ -16,6 +17,7 @@ from instcls_tf.distributed import workers
 from instcls_tf.errors import UserError
 from instcls_tf.report.answer import Answer, Picture
 from instcls_tf.report.thumbnails import figure, section, thumbnails_of, write_page
+from instcls_tf.run.workdir import load_run
 from instcls_tf.search.commands import Searched, search_in_run
 
 
@@ -36,7 +38,9 @@ def write_hits(path: str, searched: Searched, data_dir: str | None = None) -> No
     asked = _of_files(searched.queries)  # as the search takes them: a file, or else the name of an image
     names = [query for query in searched.queries if not os.path.isfile(query)]
     names += [hit.name for hits in searched.hits for hit in hits]
-    images = thumbnails_by_name(names, searched.among.origin, data_dir)
+    config = load_run(searched.among.workdir)
+    origin = searched.among.origin
+    images = thumbnails_by_name(names, origin, data_dir or config.data_dir, reading_of(config))
     parts = []
     for query, hits in zip(searched.queries, searched.hits):
         found = [figure(images.get(hit.name), hit.name, f"{hit.cosine:.4f}") for hit in hits]
@@ -45,7 +49,10 @@ def write_hits(path: str, searched: Searched, data_dir: str | None = None) -> No
 
 
 def thumbnails_by_name(
-    names: list[str], origin: tuple[str, str] | None = None, data_dir: str | None = None
+    names: list[str],
+    origin: tuple[str, str] | None = None,
+    data_dir: str | None = None,
+    reading: Reading = DEFAULT_READING,
 ) -> dict[str, str]:
     """Data URIs of images that the dataset and split `origin` has under these names, or else of files.
 
@@ -54,7 +61,7 @@ def thumbnails_by_name(
     if origin is None:
         return _of_files(names)
     try:
-        source = open_source(*origin, data_dir)
+        source = open_source(*origin, data_dir, reading=reading)
     except UserError:  # an index may outlive the images that it was made of
         return _of_files([name for name in names if os.path.isabs(name)])
     wanted = set(names)

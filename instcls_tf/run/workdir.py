@@ -36,8 +36,10 @@ _LATER = "center_crop_fraction"
 _RUN_ID = "# run "
 # What a run leaves that would be taken for its successor's.
 _OF_THE_RUN = ("manifest.tsv", "contents.npy", "bad_files.txt")
+# What commands leave in a workdir: their results, and in which order these are told.
+RESULTS = ("report", "knn_eval", "linear_eval", "finetune", "detect", "similarity", "correlation")
 # And what would be shown as its successor's; it may be a user's where no run has begun.
-_RESULTS = ("start.safetensors", "report.json", "report.html")
+_RESULTS = ("start.safetensors", "report.html", *(f"{name}.json" for name in RESULTS))
 # The folder in a workdir that holds the checkpoints of its run.
 CHECKPOINTS_NAME = "checkpoints"
 # The last line that a run.flags had for certain before files ended with a mark.

@@ -14,7 +14,7 @@ from instcls_tf.data.decoding import reading_of
 from instcls_tf.data.listing import list_images
 from instcls_tf.data.names import names_of
 from instcls_tf.data.source import Source
-from instcls_tf.data.sources import open_source
+from instcls_tf.data.sources import chosen_split, open_source
 from instcls_tf.distributed import collectives, workers
 from instcls_tf.errors import UserError, shown
 from instcls_tf.evaluation.recipes import BACKBONE
@@ -83,8 +83,7 @@ def search_in_run(
         index = Index.load(str(index_path), workdir)
         _refuse_contradictions(index, str(index_path), split, kind, center_crop_fraction)
     else:
-        split = split or "train"
-        source = _open(workdir, dataset, split, data_dir, center_crop_fraction)
+        source, split = _open(workdir, dataset, split, data_dir, center_crop_fraction)
         _refuse_early(queries, k, source, len(added))
         if index_path is not None:
             workers.on_rank_0(lambda: files.refuse_unwritable(str(index_path), "index"))
@@ -128,10 +127,12 @@ def _add(index: Index, paths: list[str]) -> bool:
 
 
 def _open(
-    workdir: str, dataset: str | None, split: str, data_dir: str | None, center_crop_fraction: float | None
-) -> Source:
+    workdir: str, dataset: str | None, split: str | None, data_dir: str | None, center_crop_fraction: float | None
+) -> tuple[Source, str]:
     config = judged_config(workdir, center_crop_fraction)
-    return open_source(dataset or config.dataset, split, data_dir or config.data_dir, reading=reading_of(config))
+    split = chosen_split(config, dataset, split)
+    source = open_source(dataset or config.dataset, split, data_dir or config.data_dir, reading=reading_of(config))
+    return source, split
 
 
 def _files_of(paths: Sequence[str]) -> list[str]:
@@ -139,7 +140,11 @@ def _files_of(paths: Sequence[str]) -> list[str]:
     found = []
     for path in paths:
         if os.path.isdir(path):
-            found += [os.path.join(os.path.abspath(path), name) for name in list_images(path).paths]
+            try:
+                names = list_images(path).paths
+            except OSError as error:
+                raise UserError(f"--add={shown(path)}: cannot be read ({error.strerror})") from error
+            found += [os.path.join(os.path.abspath(path), name) for name in names]
         elif os.path.exists(path):
             found.append(os.path.abspath(path))
         else:

@@ -7,18 +7,20 @@ neighbours: of what is usual among these images.
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from instcls_tf.data.decoding import reading_of
+from instcls_tf.data.folder import FolderSource
 from instcls_tf.data.names import names_of
 from instcls_tf.data.source import Source, notes_of
-from instcls_tf.data.sources import open_source
+from instcls_tf.data.sources import chosen_split, open_source
 from instcls_tf.data.squares import squares_of
 from instcls_tf.distributed import collectives, workers
-from instcls_tf.errors import UserError
+from instcls_tf.errors import UserError, shown, some_of
 from instcls_tf.evaluation.feature_store import stored_features
 from instcls_tf.evaluation.recipes import BACKBONE
 from instcls_tf.evaluation.subject import judged_config
@@ -113,7 +115,7 @@ class Duplicates(NamedTuple):
 def duplicates_of_run(
     workdir: str,
     dataset: str | None,
-    split: str,
+    split: str | None,
     data_dir: str | None,
     against: tuple[str | None, str] | None,
     settings: Settings,
@@ -124,23 +126,26 @@ def duplicates_of_run(
     Args:
       workdir: the run's folder.
       dataset: its images; None for the run's own.
-      split: which part.
+      split: which part; None for what the run was trained on, `train` of another dataset.
       data_dir: TFDS's folder; None for the run's own.
       against: a dataset (None for the same) and its split, whose images must not be in this one.
       settings: how to look.
       center_crop_fraction: what the encoder sees of an image; None for the run's own.
 
     Raises:
-      UserError: no run, no checkpoint, no such dataset, or a setting is out of range.
+      UserError: no run, no checkpoint, no such dataset, the two have files in common, or a setting is out of range.
     """
     settings.validate()
     hashing()
     config = judged_config(workdir, center_crop_fraction)
+    split = chosen_split(config, dataset, split)
     dataset, data_dir = dataset or config.dataset, data_dir or config.data_dir
     wanted = [(dataset, split), *([(against[0] or dataset, against[1])] if against else [])]
     if len(set(wanted)) < len(wanted):
         raise UserError(f"--against={split}: is the split itself, wanted another split or --against_dataset")
     sources = [open_source(name, part, data_dir, reading=reading_of(config)) for name, part in wanted]
+    if against:
+        _refuse_common_files(*sources)
     progress = workers.start(config.seed, notes_of(*sources))
     encoder = load_encoder(workdir)
     seen = {"image_size": config.image_size, "center_crop_fraction": config.center_crop_fraction}
@@ -156,6 +161,19 @@ def duplicates_of_run(
     found = find(images, settings, age, progress)
     progress.close()
     return found
+
+
+def _refuse_common_files(source: Source, other: Source) -> None:
+    """A file is no copy of itself: it would be listed to be dropped, and no other would be left."""
+    if not (isinstance(source, FolderSource) and isinstance(other, FolderSource)):
+        return
+    files = [{os.path.realpath(os.path.join(each.root, path)) for path in each.paths} for each in (source, other)]
+    common = sorted(files[0] & files[1])
+    if common:
+        raise UserError(
+            f"--against: {len(common)} file(s) are on both sides ({some_of(map(shown, common))}), wanted two folders"
+            f" without a common file"
+        )
 
 
 def _images(

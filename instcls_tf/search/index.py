@@ -17,7 +17,7 @@ from instcls_tf.data.decoding import Reading, reading_of
 from instcls_tf.data.listed_files import listed_files
 from instcls_tf.data.names import names_of
 from instcls_tf.data.source import Source, notes_of
-from instcls_tf.data.sources import DigitsSource, open_source
+from instcls_tf.data.sources import DigitsSource, chosen_split, open_source
 from instcls_tf.distributed import workers
 from instcls_tf.encoder.networks import encoder_digest
 from instcls_tf.errors import UserError, shown
@@ -96,7 +96,7 @@ class Index:
         cls,
         workdir: str,
         dataset: str | None = None,
-        split: str = "train",
+        split: str | None = None,
         *,
         data_dir: str | None = None,
         kind: str = BACKBONE,
@@ -109,7 +109,7 @@ class Index:
         Args:
           workdir: the run's folder.
           dataset: as `--dataset` names it; None for the run's own.
-          split: which part.
+          split: which part; None for what the run was trained on, `train` of another dataset.
           data_dir: TFDS's folder; None for the run's own.
           kind: `backbone`, or `projection`: the head's output, to which class weights are compared.
           center_crop_fraction: what is seen of an image; None for the run's own.
@@ -118,6 +118,7 @@ class Index:
           UserError: no run, no checkpoint or no such dataset.
         """
         config = judged_config(workdir, center_crop_fraction)
+        split = chosen_split(config, dataset, split)
         source = open_source(dataset or config.dataset, split, data_dir or config.data_dir, reading=reading_of(config))
         return cls.of_source(workdir, source, split, kind=kind, center_crop_fraction=center_crop_fraction)
 

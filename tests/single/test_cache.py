@@ -12,9 +12,10 @@ from PIL import Image
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data import cache, cache_file
 from instcls_tf.data.augment import views_of
-from instcls_tf.data.cache import Limits, limits_of, with_cache
+from instcls_tf.data.cache import with_cache
 from instcls_tf.data.decoding import Reading
 from instcls_tf.data.folder import FolderSource, open_folder
+from instcls_tf.data.limits import Limits, limits_of
 from instcls_tf.data.pipeline import training_batches
 from instcls_tf.errors import UserError
 

@@ -24,12 +24,13 @@ from instcls_tf.search import age
 from instcls_tf.search.age import Age
 from instcls_tf.search.age import judged as judged_age
 from instcls_tf.search.candidates import Neighbours, neighbours_by_features, pairs_of_neighbours, pairs_to_compare
-from instcls_tf.search.duplicates import Images, find, joined, usual_cosines
+from instcls_tf.search.duplicates import Images, _refuse_common_files, find, joined, usual_cosines
 from instcls_tf.search.groups import connected, dropped
 from instcls_tf.search.neighbours import unit_rows
 from instcls_tf.search.settings import Settings
 from instcls_tf.search.signatures import signatures_of
 from tests.encoders import trained_encoder
+from tests.end_to_end.runs import write_images
 from tests.single.test_verify import scene
 
 OLD_ENOUGH = Age(0.8, 0.1, 100, False)
@@ -259,3 +260,18 @@ def test_precision_and_recall():
     assert (result["precision"], result["recall"], result["wrong_pairs"]) == ([0.3333], [0.5], 2)
     assert result["recall_by_kind"]["encoded"] == 1.0 and result["recall_by_kind"]["mirrored"] == 0.0
     assert judged([(planted, Told(set(), 0.0, "no network"))]) == {"failure": "no network"}
+
+
+def test_a_file_is_no_copy_of_itself(tmp_path):
+    """It would be listed to be dropped, as a copy of what is protected, and no other would be left."""
+    write_images(tmp_path, ["a.png", "2023/b.png", "2023/c.png"])
+    (tmp_path / "link").symlink_to(tmp_path / "2023")
+    whole = open_source(f"folder:{tmp_path}")
+    for other in ("2023", "2023/", "link"):
+        with pytest.raises(
+            UserError, match=r"^--against: 2 file\(s\) are on both sides \(.*2023/b\.png, .*2023/c\.png\)"
+        ):
+            _refuse_common_files(whole, open_source(f"folder:{tmp_path}/{other}"))
+    write_images(tmp_path / "elsewhere", ["b.png", "c.png"])
+    _refuse_common_files(open_source(f"folder:{tmp_path}/2023"), open_source(f"folder:{tmp_path}/elsewhere"))
+    _refuse_common_files(whole, open_source("digits"))

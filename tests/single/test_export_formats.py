@@ -14,6 +14,7 @@ import tensorflow as tf
 from instcls_tf.encoder import networks
 from instcls_tf.errors import UserError
 from instcls_tf.export import numpy_resnet, onnx_model, runtimes, self_check, tensor_file
+from instcls_tf.export.card import _facts, card_of
 from instcls_tf.export.formats import FORMATS
 from instcls_tf.export.names import FORMAT_NAMES
 from instcls_tf.export.subject import Subject
@@ -279,3 +280,11 @@ def test_relative_error_is_of_the_rows_largest_number():
     assert self_check.relative_error(expected + [[0.0, 0.0], [1e-6, 0.0]], expected) == pytest.approx(1e-3)
     assert self_check.relative_error(expected[:, :1], expected) == np.inf
     assert self_check.relative_error(np.full([2, 2], np.nan), expected) == np.inf
+
+
+@pytest.mark.parametrize(("method", "said"), [("diet", "untrained"), ("instance", "float32, 16 of the head")])
+def test_the_card_says_what_was_trained(method, said):
+    """DIET's projection stays as it was drawn."""
+    subject = Subject(trained_encoder(), 32, origin={"recipe": {"method": method}})
+    (row,) = re.findall(r"^\| projection \| (.*) \|$", _facts(card_of(subject, "onnx", True)), re.MULTILINE)
+    assert row.startswith(said)

@@ -93,6 +93,31 @@ def test_digest_of_a_folder_sees_a_changed_file(tmp_path):
     assert open_source(dataset).content_digest() != before
 
 
+def test_a_pass_that_ends_early_leaves_nothing(tmp_path, source, encoder, monkeypatch):
+    stream = features.stream
+
+    def interrupted(*args, **kwargs):
+        yield next(stream(*args, **kwargs))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(features, "stream", interrupted)
+    settings = {"image_size": 8, "center_crop_fraction": 1.0, "progress": Progress(visible=False)}
+    with pytest.raises(KeyboardInterrupt):
+        stored_features(str(tmp_path), encoder, source, "train", **settings)
+    assert list((tmp_path / "features").iterdir()) == []
+
+
+def test_files_that_were_cut_are_refused(tmp_path):
+    write_output(STORED, str(tmp_path / "whole.npz"), ["a", "b", "c", "d"])
+    whole = (tmp_path / "whole.npz").read_bytes()
+    spoilt = bytearray(whole)
+    spoilt[120:160] = bytes(40)  # within the first array
+    for content in (whole[: len(whole) // 2], bytes(spoilt)):
+        (tmp_path / "cut.npz").write_bytes(content)
+        with pytest.raises(UserError, match=r"cut\.npz: "):
+            load_features(str(tmp_path / "cut.npz"))
+
+
 @pytest.mark.parametrize("name", ["one.npz", "folder"])
 def test_written_features_are_read_again(tmp_path, name, monkeypatch):
     monkeypatch.setattr(feature_store, "_SHARD_BYTES", 20)

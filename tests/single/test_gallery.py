@@ -22,7 +22,9 @@ from instcls_tf.errors import UserError
 from instcls_tf.gallery import command, layout, neighbours, pages, projector, subject
 from instcls_tf.gallery.settings import GallerySettings
 from instcls_tf.progress import no_progress
+from instcls_tf.run import checkpoint
 from instcls_tf.run.workdir import begin_run
+from tests.single.test_checkpoint import make_state
 
 NAMES = [
     "a.png",
@@ -279,6 +281,18 @@ def test_some_of_many_images_evenly_spread():
     assert len(set(chosen.ids.tolist())) == 11
     assert (chosen.ids[0], chosen.ids[-1]) == (0, source.num_instances - 1)
     assert np.diff(chosen.ids).min() >= 140 and np.diff(chosen.ids).max() <= 146
+
+
+def test_images_that_came_after_the_run_have_no_class(tmp_path):
+    checkpoint.save(str(tmp_path), 1, *make_state())
+    config = PretrainConfig(workdir=str(tmp_path))
+    ids = np.array([0, 3, 51, 52, 53, 60])
+    assert subject.known_ids(str(tmp_path), config, ids).tolist() == [0, 3, 51, 52]
+    assert subject.known_ids(str(tmp_path), config.replace(method="simclr"), ids) is ids
+    source = open_source("digits")
+    shown = subject.some_of(source, np.array([0, 52]), 10)
+    weights = subject.class_weights(checkpoint.newest(str(tmp_path)), shown)
+    np.testing.assert_array_equal(weights, make_state()[1]["classifier/rows"].variable.numpy()[[0, 52]])
 
 
 @pytest.mark.parametrize("most", [7, 2000])

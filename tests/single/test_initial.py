@@ -201,7 +201,13 @@ def test_what_cannot_be_started_from(tmp_path, monkeypatch, name, sentence):
 def test_files_that_are_damaged_or_hold_objects(tmp_path):
     np.savez(tmp_path / "objects.npz", conv=np.array([{}], object))
     (tmp_path / "damaged.npz").write_bytes(b"PK no archive")
-    for name in ("objects", "damaged"):
+    np.savez(tmp_path / "whole.npz", conv=np.arange(1000.0))
+    whole = (tmp_path / "whole.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "spoilt.npz").write_bytes(whole[:2000] + b"spoilt" + whole[2006:])
+    np.save(tmp_path / "one.npy", np.arange(9.0))
+    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+    for name in ("objects", "damaged", "cut", "spoilt", "one"):
         with pytest.raises(UserError, match=rf"{name}\.npz: is no \.npz of plain arrays"):
             arrays.read_arrays(str(tmp_path / f"{name}.npz"))
 

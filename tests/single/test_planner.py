@@ -10,6 +10,7 @@ from instcls_tf.config import PretrainConfig
 from instcls_tf.encoder.sizes import encoder_sizes
 from instcls_tf.errors import UserError
 from instcls_tf.plan import classifier_bytes, planner
+from instcls_tf.plan.answer import plan_run
 from tests.recipes import PLANNED as TINY
 
 # 4 instances with 2 views: B = 8 rows of D = 2; K = 3; N = 10 classes on T = 3 workers, the first of which owns 4.
@@ -186,3 +187,12 @@ def test_this_design_holds_more_classes_than_data_parallelism():
 def test_mistakes(asked, sentence):
     with pytest.raises(UserError, match=f"^{re.escape(sentence)}$"):
         planner.check(*asked)
+
+
+def test_a_cache_in_memory_is_told_beside_the_plan():
+    """All workers of a machine have one; at most the pixels of the smallest crop, enlarged to the whole image."""
+    config = PretrainConfig(dataset="folder:/data/photos", cache="ram", image_size=96, crop_min_area=0.2)
+    answer = plan_run(config, 200_000, 2, 32.0, "cpu", None)
+    assert answer.result["most_cache_bytes"] == 200_000 * 3 * 96**2 * 5
+    assert "Not in it: --cache=ram, at most about 27.648 GB on each machine" in answer.text
+    assert "most_cache_bytes" not in plan_run(config.replace(cache=None), 200_000, 2, 32.0, "cpu", None).result

@@ -218,9 +218,11 @@ def test_each_run_has_an_id(tmp_path):
 def test_a_new_run_does_not_take_the_ids_of_the_one_before(tmp_path):
     for name in ("manifest.tsv", "contents.npy", "bad_files.txt"):
         (tmp_path / name).touch()
-    (tmp_path / "report.json").touch()  # a user's: no run has begun there
+    results = {"report.json", "knn_eval.json", "linear_eval.json", "finetune.json", "detect.json"}
+    for name in results:
+        (tmp_path / name).touch()  # a user's: no run has begun there
     begin_run(VALID.replace(workdir=str(tmp_path)))
-    assert {path.name for path in tmp_path.iterdir()} == {"run.flags", "report.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"run.flags", *results}
     begin_run(VALID.replace(workdir=str(tmp_path), seed=1))
     assert [path.name for path in tmp_path.iterdir()] == ["run.flags"]
 

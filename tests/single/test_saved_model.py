@@ -137,6 +137,17 @@ def test_files_give_what_their_pixels_give(loaded):
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-5)
 
 
+def test_files_of_the_encoders_own_size_are_cut_as_all_others(exported, loaded):
+    """No file has been cut already: where the run is judged, its centred square is seen."""
+    images = random_images(2)
+    views, draws = Views("none", IMAGE_SIZE, 0, (), center_crop_fraction=0.875), tf.zeros([1, 1])
+    cut = tf.concat([views.augment(views.crop(tf.constant(image), draws), draws) for image in images], axis=0)
+    files = tf.constant([encoded(image, "PNG") for image in images])
+    expected = exported[0].get_layer("backbone")(cut, training=False)
+    found = loaded.signatures["jpeg"](image_bytes=files)["features"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_one_bad_file_does_not_fail_the_batch(exported, loaded):
     good = encoded(random_images(1)[0], "JPEG")
     files = [good, good[: len(good) // 2], b"", b"no image", good]

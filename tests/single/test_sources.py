@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from instcls_tf.config import PretrainConfig
 from instcls_tf.data.image_suffixes import IMAGE_SUFFIXES
-from instcls_tf.data.sources import open_source
+from instcls_tf.data.sources import chosen_split, open_source
 from instcls_tf.errors import UserError
 
 
@@ -252,3 +253,19 @@ def test_digest_of_ids_sees_another_list_of_files(tmp_path):
     assert open_source(dataset).ids_digest() == before
     os.rename(tmp_path / "1.png", tmp_path / "9.png")
     assert open_source(dataset).ids_digest() != before
+
+
+@pytest.mark.parametrize(
+    ("of_run", "dataset", "split", "chosen"),
+    [
+        ("stl10", None, None, "unlabelled"),
+        ("stl10", "stl10", None, "unlabelled"),
+        ("stl10", None, "test", "test"),
+        ("stl10", "cifar10", None, "train"),
+        ("folder:/data/photos", None, None, "train"),  # whose flag says nothing about it
+        ("digits", None, "test", "test"),
+    ],
+)
+def test_the_split_that_is_meant(of_run, dataset, split, chosen):
+    """Without a word about it, what the run was trained on."""
+    assert chosen_split(PretrainConfig(dataset=of_run, tfds_split="unlabelled"), dataset, split) == chosen

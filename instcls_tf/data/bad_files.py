@@ -28,7 +28,8 @@ class BadFiles:
     Args:
       workdir: the run's folder.
       source: the images, of whose `bad` this keeps account.
-      max_fraction: of the source's instances, above which the run ends.
+      max_fraction: of the source's instances, above which the run ends; of those met since it was started or continued,
+        for others may have been mended.
       goes_on: whether the run has a past there, a checkpoint: what its list holds then counts as well. Else the list is
         removed; its images may have been mended, and all are read once more.
     """
@@ -37,6 +38,7 @@ class BadFiles:
         self._path = os.path.join(workdir, BAD_FILES_NAME)
         self._source, self._max_fraction = source, max_fraction
         self._reasons: dict[str, str] = {}  # by the name as it is written
+        self._met: set[str] = set()  # since the start
         if not goes_on:
             if collectives.rank() == 0:
                 with contextlib.suppress(FileNotFoundError):
@@ -72,13 +74,14 @@ class BadFiles:
         if sentences:
             raise UserError(f"--dataset={self._source.name}: {sentences[0]}")
         self._remember(lines)
+        self._met |= {line.partition("\t")[0] for line in lines}
         if collectives.rank() == 0:
             text = "".join(f"{name}\t{reason}\n" for name, reason in sorted(self._reasons.items()))
             files.write(self._path, text.encode("utf-8", "surrogateescape"))
-        if len(self) > self._max_fraction * self._source.num_instances:
-            names = some_of(map(shown, sorted(self._reasons)))
+        if len(self._met) > self._max_fraction * self._source.num_instances:
+            names = some_of(map(shown, sorted(self._met)))
             raise UserError(
-                f"--max_bad_fraction={self._max_fraction}: {len(self)} of {self._source.num_instances} images"
+                f"--max_bad_fraction={self._max_fraction}: {len(self._met)} of {self._source.num_instances} images"
                 f" cannot be read, see {self._path}: {names}"
             )
 

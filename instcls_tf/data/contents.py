@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from instcls_tf import files
-from instcls_tf.data.source import Source
+from instcls_tf.data.source import RandomAccessSource, Source
 from instcls_tf.data.threads import parallel_calls, without_autotuner
 from instcls_tf.errors import UserError
 from instcls_tf.progress import OnProgress, no_progress
@@ -66,6 +66,25 @@ def _digest(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=_BYTES).digest() if content else bytes(_BYTES)
 
 
+def exchanged(source: RandomAccessSource, ids: np.ndarray, before: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Which of some images are now what another one was, as pairs of ids.
+
+    Args:
+      source: the images, read at random.
+      ids: whose content is looked at.
+      before: hashes of all images at an earlier time, uint64 `[N, 2]`.
+    """
+    ids = ids[ids < len(before)]
+    now = np.frombuffer(b"".join(_digest(source.content_of(i)) for i in ids.tolist()), np.uint64).reshape(-1, 2)
+    _, image = np.unique(_keys(np.concatenate([before, now])), return_inverse=True)
+    image = image.ravel()
+    first_of = np.full([image.max(initial=-1) + 1], -1)
+    first_of[image[: len(before)][::-1]] = np.arange(len(before))[::-1]
+    for instance_id, other, row in zip(ids.tolist(), first_of[image[len(before) :]].tolist(), now):
+        if other >= 0 and row.any() and (row != before[instance_id]).any():
+            yield instance_id, other
+
+
 def write(path: str, hashes: np.ndarray) -> None:
     """Writes the hashes of all images: all of them or, whatever happens meanwhile, none.
 
@@ -94,6 +113,11 @@ def read(path: str) -> np.ndarray:
     return hashes
 
 
+def _keys(hashes: np.ndarray) -> np.ndarray:
+    """`[N, 2]` as N values that can be compared."""
+    return np.ascontiguousarray(hashes).view("u8,u8").ravel()
+
+
 def known_ids(before: np.ndarray, now: np.ndarray) -> np.ndarray:
     """For each image of a set its id in an earlier one, int64 `[N]`, -1 where it was not there.
 
@@ -103,8 +127,7 @@ def known_ids(before: np.ndarray, now: np.ndarray) -> np.ndarray:
       before: hashes of the earlier set, uint64 `[M, 2]`.
       now: hashes of this set, uint64 `[N, 2]`.
     """
-    keys = np.ascontiguousarray(np.concatenate([before, now])).view("u8,u8").ravel()
-    _, image = np.unique(keys, return_inverse=True)
+    _, image = np.unique(_keys(np.concatenate([before, now])), return_inverse=True)
     image = image.ravel()
     copies = np.concatenate([_copy_number(image[: len(before)]), _copy_number(image[len(before) :])])
     wanted = image * (copies.max(initial=0) + 1) + copies

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from instcls_tf.data import manifest
+from instcls_tf.data import contents, manifest
 from instcls_tf.data.cache_file import CacheFile
 from instcls_tf.data.decoding import DEFAULT_READING, BadImages, Reading, decode_file
 from instcls_tf.data.image_suffixes import FIRST_SUFFIXES, IMAGE_SUFFIXES
@@ -115,7 +115,7 @@ class FolderSource:
           The paths of files that have another size than in the manifest that was there.
 
         Raises:
-          UserError: files have each other's sizes: they were renamed.
+          UserError: files have each other's sizes or images: they were renamed.
         """
         path = self.manifest_path(workdir)
         sizes = manifest.file_sizes(self.root, self.paths)
@@ -131,11 +131,24 @@ class FolderSource:
                     f" {changed[0]!r} and {changed[1]!r}: each class would go on with the image of another; bring them"
                     f" back, or begin another run in another folder"
                 )
+            self._refuse_exchanged(workdir, indices)
             if len(before) == len(sizes):
                 return changed
             sizes[: len(before)] = before
         manifest.write(path, self.paths, sizes)
         return changed
+
+    def _refuse_exchanged(self, workdir: str, changed: np.ndarray) -> None:
+        """Refuses files that hold the image of another class, where the run has kept what its images are."""
+        path = contents.contents_path(workdir)
+        if not len(changed) or not os.path.exists(path):
+            return
+        for instance_id, other in contents.exchanged(self, changed, contents.read(path)):
+            raise UserError(
+                f"--dataset={self.name}: {self.paths[instance_id]!r} is now the image that {self.paths[other]!r} was"
+                f" when the run began: each class would go on with the image of another; bring them back, or begin"
+                f" another run in another folder, with --extend_from={workdir} to go on from this one"
+            )
 
 
 def open_folder(

@@ -30,6 +30,7 @@ _FORMATS = tuple(name for name in _WANTED_FORMATS if name in Image.OPEN)
 # Pillow's remarks on odd files; what it cannot read it raises.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
+_TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _BITS = (8, 10, 12, 14, 16, 24, 32)
 # In Pillow's names of pixels of 16 bits: the one that takes the other byte of each number, the lower one.
 _OTHER_BYTE = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
@@ -62,7 +63,7 @@ def read_upright(file: BinaryIO, max_pixels: int, background: tuple[int, int, in
         if sixteen_bits:
             pixels = _of_numbers(_both_bytes(image, file, sixteen_bits), image.info.get("transparency"))
         elif image.mode.startswith(("I", "F")):
-            pixels = _of_numbers(np.asarray(image)[..., None], image.info.get("transparency"))
+            pixels = _of_numbers(_from_black(image)[..., None], image.info.get("transparency"))
         return turn_upright(np.asarray(_opaque(pixels, background)), orientation)
 
 
@@ -123,6 +124,20 @@ def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels[::rows, ::columns])
 
 
+def _from_black(image: ImageFile.ImageFile) -> np.ndarray:
+    """The numbers of a loaded image, `[H, W]`, black below white: of a TIFF of 16 bits Pillow leaves this to us."""
+    values = np.asarray(image)
+    tags = getattr(image, "tag_v2", {})
+    if image.mode.startswith("I;16") and tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        return np.uint16(_largest_of(float(values.max()))) - values
+    return values
+
+
+def _largest_of(highest: float) -> float:
+    """The largest number of the fewest bits that hold `highest`."""
+    return next((2.0**bits - 1 for bits in _BITS if highest < 2**bits), highest)
+
+
 def to_8_bits(values: np.ndarray) -> np.ndarray:
     """Numbers of any kind as uint8, by the range that they really use.
 
@@ -139,7 +154,7 @@ def to_8_bits(values: np.ndarray) -> np.ndarray:
     elif is_fraction and highest <= 1:
         top = 1.0
     else:
-        top = next((2.0**bits - 1 for bits in _BITS if highest < 2**bits), highest)
+        top = _largest_of(highest)
     return np.rint((values.astype(np.float32) - lowest) * (255.0 / (top or 1.0))).clip(0, 255).astype(np.uint8)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import os
+import re
 import select
 import shutil
 import signal
@@ -151,6 +152,15 @@ def _say(line: str) -> None:
         sys.stderr.flush()
 
 
+def _remove_left(where: str) -> None:
+    """Folders of launchers on this machine that were killed; another one's name may begin as this one's does."""
+    own = re.compile(re.escape(f"{_FOLDER_PREFIX}{socket.gethostname()}") + r"-(\d+)-[^-]+")
+    for left in Path(where).glob(f"{_FOLDER_PREFIX}*"):
+        found = own.fullmatch(left.name)
+        if found and not os.path.exists(f"/proc/{found[1]}"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def _folder(hosts: Sequence[Host], workdir: str | None) -> Iterator[str]:
     """The job's folder: on this machine, or with workers elsewhere by the workdir, which they share."""
@@ -159,9 +169,7 @@ def _folder(hosts: Sequence[Host], workdir: str | None) -> Iterator[str]:
         where = os.path.abspath(workdir)
         while not os.path.isdir(where):
             where = os.path.dirname(where)
-    for left in Path(where).glob(f"{_FOLDER_PREFIX}{socket.gethostname()}-*"):  # by launchers that were killed
-        if not os.path.exists(f"/proc/{left.name.split('-')[-2]}"):
-            shutil.rmtree(left, ignore_errors=True)
+    _remove_left(where)
     folder = tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{socket.gethostname()}-{os.getpid()}-", dir=where)
     Path(folder, job.MARK).touch()
     try:

@@ -55,19 +55,13 @@ class Growth(NamedTuple):
         )
 
 
-def contents_of(source: Source, progress: OnProgress, workdir: str | None = None) -> np.ndarray:
+def contents_of(source: Source, progress: OnProgress) -> np.ndarray:
     """The hashes of all images, uint64 `[N, 2]`; each worker reads its share, all together.
 
     Args:
       source: the images.
       progress: of reading them.
-      workdir: of a run that had begun with these very images: what it has kept is not read once more.
     """
-    path = contents.contents_path(workdir or "")
-    if workers.rank_0_says(workdir is not None and os.path.exists(path), "contents_kept"):
-        kept = workers.all_or_none(lambda: contents.read(path))
-        if len(kept) == source.num_instances:
-            return kept
     own = contents.hashes_of(source, *collectives.own_bounds(source.num_instances), progress)
     return collectives.all_gather(tf.constant(own.view(np.int64)), "contents").numpy().view(np.uint64)
 

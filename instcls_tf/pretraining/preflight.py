@@ -51,13 +51,14 @@ def open_training_data(config: PretrainConfig, source: Source | None = None) -> 
     config.validate(num_workers)
     # Before the data: a manifest in the workdir is of the run that it belongs to.
     resuming = refuse_other_recipe(config)
-    source = open_training_source(config, begins=not resuming) if source is None else source
+    has_past = resuming and has_checkpoints(config.workdir)
+    source = open_training_source(config, begins=not has_past) if source is None else source
     if source.name != config.dataset:
         raise UserError(f"--dataset={config.dataset}: must be that of the images, which are those of {source.name}")
     config.validate_with_data(source.num_instances, num_workers)
     if config.cache:
         of_files(source, config.cache)
-    if config.init and not (resuming and has_checkpoints(config.workdir)):
+    if config.init and not has_past:
         kind_of(config.init)
     if config.window(source.num_instances) is not None and not source.random_access:
         raise UserError(

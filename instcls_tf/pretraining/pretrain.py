@@ -32,7 +32,7 @@ from instcls_tf.run import signals
 from instcls_tf.run.parts import replicated_variables
 from instcls_tf.run.precision import note_of as note_of_precision
 from instcls_tf.run.precision import with_precision
-from instcls_tf.run.workdir import begin_run
+from instcls_tf.run.workdir import begin_run, forget_images
 
 
 def pretrain(
@@ -97,7 +97,7 @@ def _pretrain(
     grown, hashes = None, None
     if prefix is None and classifier is not None:
         reading = Progress(is_chief, within=True)
-        hashes = growth.contents_of(source, reading, config.workdir if opened.resuming else None)
+        hashes = growth.contents_of(source, reading)
         grown = growth.find(config, hashes, reading) if config.extend_from else None
         reading.close()
 
@@ -108,6 +108,8 @@ def _pretrain(
             progress.say(f"warning: {warning}")
     if is_chief and not opened.resuming:
         begin_run(config)
+    elif is_chief and prefix is None:
+        forget_images(config.workdir)
     run = run._replace(origin=opening.origin_of(config, source))
     if is_chief:
         _report_changes(source, source.write_manifest(config.workdir), progress)
@@ -154,7 +156,9 @@ def _pretrain(
         # ---- Refresh: hard negatives, at the start of every epoch
         wants_lists = steps.begins_epoch(step) or (step == first_step and not has_lists)
         if hard_negatives is not None and wants_lists and not steps.contrasts(step):
-            reporter.refreshed(step, hard_negatives.refresh(stop.heeded_in(reporter.refresh_progress)))
+            # Class weights that were just taken again are not to be saved: the step would take them once more.
+            heeding = stop.heeded_in(reporter.refresh_progress, changes_run=steps.takes_prior_again(step))
+            reporter.refreshed(step, hard_negatives.refresh(heeding))
 
         # ---- Next batch
         views, instance_ids = reporter.next(batches)

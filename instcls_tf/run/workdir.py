@@ -79,6 +79,13 @@ def begin_run(config: PretrainConfig) -> None:
         raise UserError(f"--workdir={config.workdir}: cannot write there ({error.strerror})") from error
 
 
+def forget_images(workdir: str) -> None:
+    """Removes the lists of images of a start that has saved nothing: they may have been mended or taken away since."""
+    for name in _OF_THE_RUN:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(workdir, name))
+
+
 def extend_run(config: PretrainConfig) -> bool:
     """Writes a longer extension into the recipe of the run in the workdir, which stays the same run.
 

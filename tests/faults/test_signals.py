@@ -133,7 +133,9 @@ def test_in_the_evaluation(tmp_path):
 
 @pytest.mark.parametrize("checkpoint_every", [0, 1])
 def test_in_a_later_prior(tmp_path, checkpoint_every):
-    """SIGTERM in a prior amid the run: status 75, left at once if the step before is saved, else when it is done."""
+    """SIGTERM in a prior amid the run: status 75, left at once if the step before is saved, else after the step that
+    follows; the end is bitwise that of the uninterrupted run.
+    """
     changes = {"contrast_epochs": 1, "checkpoint_every": checkpoint_every}
     finished = hurt("SIGTERM@0:contrastive prior:2", tmp_path / "run", **changes)
     if checkpoint_every:
@@ -145,9 +147,13 @@ def test_in_a_later_prior(tmp_path, checkpoint_every):
     else:
         assert "SIGTERM: stopping when the contrastive prior is complete" in finished.stderr
         assert stopped(finished) == (
-            "SIGTERM: stopped in the midst of the hard negatives; the same command goes on from step 4, which is saved"
+            "SIGTERM: stopped after step 5 of 8; the same command goes on from step 5, which is saved"
         )
-        assert saved(tmp_path / "run") == [4]
+        assert saved(tmp_path / "run") == [5]
+    for name in ("run", "whole"):
+        finished = hurt("", tmp_path / name, **changes)
+        assert finished.status == 0, finished.output
+    assert_same(tmp_path / "run", tmp_path / "whole")
 
 
 # ------------------------------------------------------------------------------------------------ two workers, over MPI

@@ -197,6 +197,30 @@ def test_files_have_changed_places(own):
     assert "2 files have changed places since the run began, such as '03.png' and '05.png'" in sentence
 
 
+def test_files_are_numbered_anew(own):
+    """A picture is deleted and those behind it are renamed: refused with both names."""
+    (own.photos / "03.png").unlink()
+    for number in range(4, 24):
+        (own.photos / f"{number:02d}.png").rename(own.photos / f"{number - 1:02d}.png")
+    sentence = sentence_of(own.resume())
+    assert "'03.png' is now the image that '04.png' was when the run began" in sentence
+    assert own.steps() == [0]
+
+
+def test_pictures_that_stopped_a_first_start_are_taken_away(tmp_path):
+    """The start ended for unreadable pictures, before it saved anything: without them the same command runs."""
+    write_photos(tmp_path / "photos", 6)
+    (tmp_path / "photos" / "torn.png").write_bytes(b"no picture")
+    flags = flags_of(tmp_path / "run", tmp_path / "photos", classifier_init="raw_fixed_bn", max_steps=0)
+    assert "1 of 7 images cannot be read" in sentence_of(run_script("pretrain", *flags))
+    (tmp_path / "photos" / "torn.png").unlink()
+    finished = run_script("pretrain", *flags)
+    assert finished.status == 0, finished.output
+    assert "6 instances = classes" in finished.stderr
+    assert not (tmp_path / "run" / "bad_files.txt").exists()
+    assert (tmp_path / "run" / "manifest.tsv").read_text().startswith("# 6 images\n")
+
+
 def test_names_with_escape_codes(tmp_path):
     """Names of unreadable pictures that would set a terminal's title and clear it: told with every code escaped."""
     write_photos(tmp_path / "photos", 6)

@@ -44,3 +44,18 @@ def test_a_run_without_a_past_forgets_the_list(tmp_path):
     source.bad.add("b.jpg", "empty")
     afresh.check()
     assert (tmp_path / BAD_FILES_NAME).read_text() == "b.jpg\tempty\n"
+
+
+def test_only_what_is_met_again_counts(tmp_path):
+    """A disk that was away for a while: its images stay in the list, and do not stop the run that goes on."""
+    source = DigitsSource("dark", None, np.zeros([8, 8, 8, 3], np.uint8), np.full([8], -1, np.int32))
+    (tmp_path / BAD_FILES_NAME).write_text("".join(f"{name}.jpg\tno such file\n" for name in "abcd"))
+    bad_files = BadFiles(str(tmp_path), source, 0.25)
+    for name in "cd":
+        source.bad.add(f"{name}.jpg", "empty")
+        bad_files.check()
+    assert len(bad_files) == 4
+    source.bad.add("e.jpg", "empty")
+    with pytest.raises(UserError, match=r"3 of 8 images cannot be read, see .*: c\.jpg, d\.jpg, e\.jpg$"):
+        bad_files.check()
+    assert len((tmp_path / BAD_FILES_NAME).read_text().splitlines()) == 5

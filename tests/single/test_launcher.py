@@ -1,8 +1,11 @@
 """Rank and size from the environment of each launcher."""
 
+import os
+import socket
+
 import pytest
 
-from instcls_tf.distributed import launcher
+from instcls_tf.distributed import launch, launcher
 
 PAIRS = {
     "horovodrun": ("HOROVOD_RANK", "HOROVOD_SIZE"),
@@ -42,3 +45,15 @@ def test_horovodrun_inside_a_slurm_job_wins(shell):
     for name, value in (("PMIX_RANK", "0"), ("SLURM_NTASKS", "1"), ("HOROVOD_RANK", "3"), ("HOROVOD_SIZE", "4")):
         shell.setenv(name, value)
     assert launcher.launched_rank_and_size() == (3, 4)
+
+
+def test_only_own_folders_of_dead_launchers_are_removed(tmp_path, monkeypatch):
+    """Not those of a machine whose name begins as this one's does."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "gpu")
+    dead = 2**22 + 1  # above the largest process id
+    gone = tmp_path / f"instcls-job-gpu-{dead}-ab_c1"
+    kept = [f"instcls-job-gpu-2-{dead}-abc1", f"instcls-job-gpu-{os.getpid()}-abc1", f"instcls-job-gpu{dead}", "mine"]
+    for folder in (gone, *(tmp_path / name for name in kept)):
+        folder.mkdir()
+    launch._remove_left(str(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)

@@ -55,6 +55,19 @@ def test_rare_pixels_are_turned_too(mode):
     np.testing.assert_array_equal(decode(encoded), np.rot90(stored, 1))
 
 
+@pytest.mark.parametrize("bits", [12, 16])
+def test_16_bits_with_white_as_zero(bits):
+    """As an X-ray has them: the negative of the same numbers with black as zero."""
+    top = 2**bits - 1
+    numbers = np.rint(np.linspace(0, top, 8 * 9)).astype(np.uint16).reshape(8, 9)
+    shown = decode(encode(Image.fromarray(numbers), "TIFF"))
+    assert (shown[0, 0, 0], shown[-1, -1, 0]) == (0, 255)
+    negative = encode(Image.fromarray(top - numbers), "TIFF", tiffinfo={262: 0})
+    with Image.open(io.BytesIO(negative)) as image:
+        assert (image.mode, image.tag_v2[262]) == ("I;16", 0)
+    np.testing.assert_array_equal(decode(negative), shown)
+
+
 # TIFF's types of whole numbers, and how Python packs them.
 TYPES = {"BYTE": (1, "B"), "SHORT": (3, "H"), "LONG": (4, "I"), "SSHORT": (8, "h"), "SLONG": (9, "i")}
 

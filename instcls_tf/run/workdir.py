@@ -71,9 +71,7 @@ def begin_run(config: PretrainConfig) -> None:
       UserError: it cannot be written there.
     """
     try:
-        for name in (*_OF_THE_RUN, *(_RESULTS if os.path.exists(run_flags_path(config.workdir)) else ())):
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                os.remove(os.path.join(config.workdir, name))
+        _remove(config.workdir, *_OF_THE_RUN, *(_RESULTS if os.path.exists(run_flags_path(config.workdir)) else ()))
         _write_recipe(config, secrets.token_hex(8))
     except OSError as error:
         raise UserError(f"--workdir={config.workdir}: cannot write there ({error.strerror})") from error
@@ -81,9 +79,13 @@ def begin_run(config: PretrainConfig) -> None:
 
 def forget_images(workdir: str) -> None:
     """Removes the lists of images of a start that has saved nothing: they may have been mended or taken away since."""
-    for name in _OF_THE_RUN:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(os.path.join(workdir, name))
+    _remove(workdir, *_OF_THE_RUN)
+
+
+def _remove(folder: str, *names: str) -> None:
+    for name in names:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.remove(os.path.join(folder, name))
 
 
 def extend_run(config: PretrainConfig) -> bool:

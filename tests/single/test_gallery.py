@@ -15,16 +15,8 @@ from google.protobuf import text_format
 from PIL import Image
 from sklearn.decomposition import PCA
 
-from instcls_tf.config import PretrainConfig
-from instcls_tf.data.labelled import take
-from instcls_tf.data.sources import open_source
 from instcls_tf.errors import UserError
-from instcls_tf.gallery import command, layout, neighbours, pages, projector, subject
-from instcls_tf.gallery.settings import GallerySettings
-from instcls_tf.progress import no_progress
-from instcls_tf.run import checkpoint
-from instcls_tf.run.workdir import begin_run
-from tests.single.test_checkpoint import make_state
+from instcls_tf.gallery import layout, neighbours, pages, projector
 
 NAMES = [
     "a.png",
@@ -268,77 +260,6 @@ def test_a_link_to_a_gallery_stays_a_link(tmp_path):
         pages.write_gallery(str(tmp_path / name), exhibit_of(NAMES))
     assert (tmp_path / "link").is_symlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["g", "link"]
-
-
-# ----------------------------------------------------------------------------------------------------------- of the run
-
-
-def test_some_of_many_images_evenly_spread():
-    source = open_source("digits")
-    ids = np.delete(np.arange(source.num_instances), 5).astype(np.int32)
-    assert subject.some_of(source, ids, 2000).ids.tolist() == ids.tolist()
-    chosen = subject.some_of(source, ids, 11)
-    assert len(set(chosen.ids.tolist())) == 11
-    assert (chosen.ids[0], chosen.ids[-1]) == (0, source.num_instances - 1)
-    assert np.diff(chosen.ids).min() >= 140 and np.diff(chosen.ids).max() <= 146
-
-
-def test_images_that_came_after_the_run_have_no_class(tmp_path):
-    checkpoint.save(str(tmp_path), 1, *make_state())
-    config = PretrainConfig(workdir=str(tmp_path))
-    ids = np.array([0, 3, 51, 52, 53, 60])
-    assert subject.known_ids(str(tmp_path), config, ids).tolist() == [0, 3, 51, 52]
-    assert subject.known_ids(str(tmp_path), config.replace(method="simclr"), ids) is ids
-    source = open_source("digits")
-    shown = subject.some_of(source, np.array([0, 52]), 10)
-    weights = subject.class_weights(checkpoint.newest(str(tmp_path)), shown)
-    np.testing.assert_array_equal(weights, make_state()[1]["classifier/rows"].variable.numpy()[[0, 52]])
-
-
-@pytest.mark.parametrize("most", [7, 2000])
-def test_thumbnails_belong_to_their_images(tmp_path, most):
-    source = open_source("digits")
-    if most > 7:
-        source = take(source, np.arange(9))
-    chosen = subject.some_of(source, np.arange(source.num_instances, dtype=np.int32), most)
-    load = source.loader()
-    with subject.thumbnails_of(chosen, 8, 1.0, str(tmp_path), no_progress) as pixels:
-        for row, image in enumerate(chosen.ids.tolist()):
-            np.testing.assert_array_equal(pixels[row], load(np.int64(image)).numpy())
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_thumbnails_for_which_there_is_no_room(tmp_path):
-    with pytest.raises(UserError, match=r"cannot write 1125899907 MB of thumbnails there \(.+\)$"):
-        subject._reserved(str(tmp_path / "thumbnails"), 2**50)
-
-
-def test_hard_negatives_that_are_shown_come_first():
-    lists = np.array([[-1, 4, -1, 2], [-1, -1, -1, 1]])
-    assert command._first_shown(lists, 2).tolist() == [[4, 2], [1, -1]]
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"features": "pixels"}, "--features=pixels: must be one of backbone, projection"),
-        ({"layout": "tsne"}, "--layout=tsne: must be one of auto, umap, pca"),
-        ({"neighbors": 0}, "--neighbors=0: must be 1 to 100"),
-        ({"thumbnail_size": 4}, "--thumbnail_size=4: must be 8 to 512 pixels"),
-        ({"max_images": 1}, "--max_images=1: must be at least 2"),
-    ],
-)
-def test_settings_out_of_range(changes, sentence):
-    with pytest.raises(UserError) as error:
-        GallerySettings(**changes).validate()
-    assert str(error.value) == sentence
-
-
-def test_features_that_the_method_has_not_trained(tmp_path):
-    begin_run(PretrainConfig(workdir=str(tmp_path), dataset="digits", method="diet"))
-    with pytest.raises(UserError, match=r"^--features=projection: must be backbone: --method=diet leaves"):
-        command.gallery_of_run(str(tmp_path), None, None, GallerySettings(features="projection"))
-    assert [path.name for path in tmp_path.iterdir()] == ["run.flags"]
 
 
 def test_the_projector_is_as_tensorboard_reads_it(tmp_path):

@@ -19,8 +19,8 @@ a test keeps it in step. Every row is of runs that were really made; `python -m 
 `--scale` makes those that are missing. Accuracies are per cent, means over seeds with 95 % intervals; differences are
 of pairs with the same seed, whose number stands behind them. A claim *holds* at a scale if all of its interval is above
 0, *does not hold* if all of it is below, and is *not resolved* in between, or of fewer than three pairs. Scales are
-never mixed. Minutes are CPU time of a run's process, on an Intel Xeon or an AMD EPYC (`processor` in the results), so
-they compare only within one of them.
+never mixed. Minutes are CPU time of a run's process; they compare only between runs of the same `processor`, which the
+results name.
 
 What was chosen on which images: the batches, rates and views of runs with NT-Xent or eight views on other training
 images ([how](measurements.md#short-runs)); the views and the class weights' rate of the preset `digits` with an eye on

@@ -19,6 +19,8 @@ from instcls_tf.data.source import Images, digest_of_content, digest_of_ids, fil
 from instcls_tf.errors import NoSplitError, UserError, shown, some_of
 
 PREFIX = "folder:"
+# How many files of equal size a continuation looks into, for images that have come to have others' names.
+_LOOKED_INTO = 64
 _FIRST_SUFFIXES = tuple(os.fsencode(suffix) for suffix in FIRST_SUFFIXES)
 
 
@@ -131,24 +133,31 @@ class FolderSource:
                     f" {changed[0]!r} and {changed[1]!r}: each class would go on with the image of another; bring them"
                     f" back, or begin another run in another folder"
                 )
-            self._refuse_exchanged(workdir, indices)
+            self._refuse_exchanged(workdir, np.union1d(indices, _of_equal_size(now)))
             if len(before) == len(sizes):
                 return changed
             sizes[: len(before)] = before
         manifest.write(path, self.paths, sizes)
         return changed
 
-    def _refuse_exchanged(self, workdir: str, changed: np.ndarray) -> None:
+    def _refuse_exchanged(self, workdir: str, ids: np.ndarray) -> None:
         """Refuses files that hold the image of another class, where the run has kept what its images are."""
         path = contents.contents_path(workdir)
-        if not len(changed) or not os.path.exists(path):
+        if not len(ids) or not os.path.exists(path):
             return
-        for instance_id, other in contents.exchanged(self, changed, contents.read(path)):
+        for instance_id, other in contents.exchanged(self, ids, contents.read(path)):
             raise UserError(
                 f"--dataset={self.name}: {self.paths[instance_id]!r} is now the image that {self.paths[other]!r} was"
                 f" when the run began: each class would go on with the image of another; bring them back, or begin"
                 f" another run in another folder, with --extend_from={workdir} to go on from this one"
             )
+
+
+def _of_equal_size(sizes: np.ndarray) -> np.ndarray:
+    """Ids of at most `_LOOKED_INTO` of the files that others have the size of: their sizes do not tell them apart."""
+    _, of_size, count = np.unique(sizes, return_inverse=True, return_counts=True)
+    alike = np.flatnonzero((count[of_size.ravel()] > 1) & (sizes >= 0))
+    return alike[np.unique(np.linspace(0, len(alike) - 1, min(_LOOKED_INTO, len(alike))).astype(np.int64))]
 
 
 def open_folder(

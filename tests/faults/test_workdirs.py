@@ -9,6 +9,7 @@ import signal
 import time
 
 import pytest
+from PIL import Image
 
 from tests.commands import forked, run_script, snapshot
 from tests.faults.conftest import Damaged, flags_of, sentence_of, write_photos
@@ -205,6 +206,22 @@ def test_files_are_numbered_anew(own):
     sentence = sentence_of(own.resume())
     assert "'03.png' is now the image that '04.png' was when the run began" in sentence
     assert own.steps() == [0]
+
+
+def test_pictures_of_one_size_are_numbered_anew(tmp_path):
+    """Pictures whose files all have the same size, of which one is deleted: sizes tell nothing, the content does."""
+    photos = tmp_path / "photos"
+    write_photos(photos, 8)
+    for path in sorted(photos.iterdir()):
+        Image.open(path).convert("RGB").resize((20, 16)).save(path.with_suffix(".bmp"))
+        path.unlink()
+    flags = flags_of(tmp_path / "run", photos, classifier_init="raw_fixed_bn", max_steps=0)
+    assert run_script("pretrain", *flags).status == 0
+    (photos / "03.bmp").unlink()
+    for number in range(4, 8):
+        (photos / f"{number:02d}.bmp").rename(photos / f"{number - 1:02d}.bmp")
+    sentence = sentence_of(run_script("pretrain", *flags))
+    assert "'03.bmp' is now the image that '04.bmp' was when the run began" in sentence
 
 
 def test_pictures_that_stopped_a_first_start_are_taken_away(tmp_path):

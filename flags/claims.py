@@ -43,7 +43,11 @@ def answer() -> Answer:
     if FLAGS.claim is None:
         raise UserError(f"--claim is missing: wanted one of {', '.join(['all', *ledger.claims])}, or --render")
     scale = ledger.scale(FLAGS.scale)
-    chosen = [claim.tried(scale.name, FLAGS.seeds, FLAGS.epochs) for claim in ledger.chosen(FLAGS.claim)]
+    asked = ledger.chosen(FLAGS.claim)
+    if FLAGS.claim != "all" and scale.name not in asked[0].epochs:
+        wanted = ", ".join(asked[0].epochs)
+        raise UserError(f"--scale={scale.name}: --claim={FLAGS.claim} is not tried there, wanted one of {wanted}")
+    chosen = [claim.tried(scale.name, FLAGS.seeds, FLAGS.epochs) for claim in asked]
     at = reproduce.Places(FLAGS.workdir, FLAGS.results, FLAGS.dataset)
     if FLAGS.dry_run:
         return reproduce.plan(chosen, scale, at)

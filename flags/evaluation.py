@@ -163,6 +163,9 @@ def feature_files() -> tuple[str, str] | None:
         raise UserError(f"--{missing} is missing: features come from two files or from none")
     if all(files) and "cached" in FLAGS and not FLAGS.cached:
         raise UserError(f"--train_features={shown(files[0])}: needs --cached, the other protocol trains on images")
+    for name in ("dataset", "data_dir", "test_split", "center_crop_fraction"):
+        is_given = all(files) and name in FLAGS and FLAGS[name].present
+        require_value(name, FLAGS[name].value if is_given else None, not is_given, "left out with --train_features")
     return files if all(files) else None
 
 

@@ -114,6 +114,7 @@ def _config(num_workers: int) -> PretrainConfig:
     config = config.replace(workdir=config.workdir or "unused")
     config.validate(num_workers)
     require(config, "method", config.method == INSTANCE, f"{INSTANCE}, other methods are not planned")
+    require(config, "max_steps", config.max_steps is None, "left out: the whole run is planned")
     for name in ("contrast_epochs", "prior_every"):
         require(config, name, not getattr(config, name), "0, what this lever takes is not planned")
     return config

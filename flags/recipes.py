@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TypeVar
 
 from absl import flags
 
 from flags import from_dataclass
+from instcls_tf.checks import require_value
 from instcls_tf.evaluation import recipes
 
 FLAGS = flags.FLAGS
@@ -15,7 +17,7 @@ Recipe = TypeVar("Recipe", recipes.LinearRecipe, recipes.CachedRecipe, recipes.F
 DESCRIPTIONS = {
     "epochs": "Length of the training, in epochs; the result is the last epoch's.",
     "batch_size": "Images per step, all workers together.",
-    "learning_rate": "Of the linear classifier at the first step; a cosine leads it to 0.",
+    "learning_rate": "Of the linear classifier at the first step; a cosine leads it to 0. Not with --cached.",
     "relative_learning_rates": "With --cached: learning rates to try, times the mean squared length of the features.",
     "held_out": "With --cached: the part of the training images by which the learning rate is chosen.",
     "l2": "With --cached: strength of the L2 penalty, 1 / C of scikit-learn's LogisticRegression.",
@@ -55,11 +57,13 @@ def define(*kinds: type, flag_values: flags.FlagValues = FLAGS) -> None:
 
 def linear(flag_values: flags.FlagValues = FLAGS) -> recipes.LinearRecipe:
     """The recipe of `linear_eval` that the parsed command line describes, checked."""
+    _refuse_others(recipes.CachedRecipe, recipes.LinearRecipe, "given with --cached only", flag_values)
     return _checked(from_dataclass.read(recipes.LinearRecipe, flag_values=flag_values))
 
 
 def cached(flag_values: flags.FlagValues = FLAGS) -> recipes.CachedRecipe:
     """The recipe of `linear_eval --cached`, checked."""
+    _refuse_others(recipes.LinearRecipe, recipes.CachedRecipe, "left out with --cached", flag_values)
     rates = recipes.parse_learning_rates(flag_values["relative_learning_rates"].value)
     return _checked(from_dataclass.read(recipes.CachedRecipe, flag_values=flag_values, relative_learning_rates=rates))
 
@@ -67,6 +71,15 @@ def cached(flag_values: flags.FlagValues = FLAGS) -> recipes.CachedRecipe:
 def finetune(flag_values: flags.FlagValues = FLAGS) -> recipes.FinetuneRecipe:
     """The recipe of `finetune`, checked."""
     return _checked(from_dataclass.read(recipes.FinetuneRecipe, flag_values=flag_values))
+
+
+def _refuse_others(theirs: type, own: type, wanted: str, flag_values: flags.FlagValues) -> None:
+    """Refuses flags of the other protocol, which would be read by none."""
+    names = [field.name for field in dataclasses.fields(own)]
+    for field in dataclasses.fields(theirs):
+        if field.name not in names:
+            flag = flag_values[field.name]
+            require_value(field.name, flag.value, not flag.present, wanted)
 
 
 def _checked(recipe: Recipe) -> Recipe:

@@ -47,7 +47,10 @@ def render(ledger: Ledger, results: dict[str, dict[str, Any]]) -> str:
 
 def _summary(ledger: Ledger, results: dict[str, dict[str, Any]]) -> Iterator[str]:
     seconds = sum(map(cpu_seconds_of, results.values()))
-    yield f"{len(results)} runs, {seconds / 3600:.1f} hours of one core of training."
+    diverged = sum(line[KNN] is None for line in results.values())
+    yield f"{len(results)} runs, {seconds / 3600:.1f} hours of one core of training" + (
+        f", of which {diverged} diverged." if diverged else "."
+    )
     yield ""
     yield "| claim | scale | epochs | ordering | difference in 20-NN | in linear accuracy | 20-NN says |"
     yield "|---|---|---|---|---|---|---|"

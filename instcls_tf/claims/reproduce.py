@@ -27,9 +27,9 @@ from instcls_tf.progress import Progress
 from instcls_tf.report.answer import Answer
 from instcls_tf.run.metrics import read_json_lines, read_metrics
 from instcls_tf.run.workdir import load_run
-from instcls_tf.sweep.jobs import ATTEMPTS_NAME, LOG_NAME, Ended, Job, places, run_jobs
+from instcls_tf.sweep.jobs import ATTEMPTS_NAME, LOG_NAME, Ended, Job, commit_of, places, run_jobs
 from instcls_tf.sweep.ownership import interruptible, locked
-from instcls_tf.sweep.results import append_line, commit, processor
+from instcls_tf.sweep.results import append_line, processor
 
 
 def read_results(path: str) -> dict[str, dict[str, Any]]:
@@ -79,7 +79,10 @@ def reproduce(claims: list[Claim], scale: Scale, at: Places) -> Answer:
                 line = _line(jobs[ended.job.name], ended)
                 append_line(at.results, line)
                 shutil.rmtree(os.path.join(ended.job.folder, "features"), ignore_errors=True)
-                progress.say(f"{done}/{len(todo)} {ended.job.folder}: 20-NN {line[KNN]:.1%}, linear {line[LINEAR]:.1%}")
+                told = "has diverged"
+                if line[KNN] is not None:
+                    told = f"20-NN {line[KNN]:.1%}, linear {line[LINEAR]:.1%}"
+                progress.say(f"{done}/{len(todo)} {ended.job.folder}: {told}")
     return answer_of(claims, scale, read_results(at.results))
 
 
@@ -126,15 +129,15 @@ def _missing(claims: list[Claim], scale: Scale, results: dict[str, dict[str, Any
 
 def _seconds_per_pass(scale: Scale, results: dict[str, dict[str, Any]]) -> float | None:
     """The median over the runs that are made, of one core; None before the first."""
-    of_scale = [line for line in results.values() if line["scale"] == scale.name]
+    of_scale = [line for line in results.values() if line["scale"] == scale.name and line[KNN] is not None]
     paces = [cpu_seconds_of(line) / (line["epochs"] * line["passes_per_image"]) for line in of_scale]
     return float(np.median(paces)) if paces else None
 
 
 def _line(run: Run, ended: Ended) -> dict[str, Any]:
-    """What a run has found, and all that it takes to believe it."""
+    """What a run has found, and all that it takes to believe it; no accuracy if it has diverged."""
     folder = ended.job.folder
-    if ended.status:
+    if ended.status and not ended.has_diverged:
         how = f"signal {-ended.status}" if ended.status < 0 else f"exit status {ended.status}"
         last = ended.tail.splitlines()[-1] if ended.tail else "it said nothing"
         raise UserError(
@@ -143,7 +146,10 @@ def _line(run: Run, ended: Ended) -> dict[str, Any]:
         )
     config, lines = load_run(folder), read_metrics(folder)
     source = open_training_source(config, workdir=folder)
-    knn, linear = (_json(os.path.join(folder, f"{name}.json")) for name in ("knn_eval", "linear_eval"))
+    found: dict[str, Any] = {KNN: None, LINEAR: None, "test_images": None}
+    if not ended.has_diverged:
+        knn, linear = (_json(os.path.join(folder, f"{name}.json")) for name in ("knn_eval", "linear_eval"))
+        found = {KNN: knn["top1"], LINEAR: linear["top1"], "test_images": knn["examples"]}
     return {
         "key": run.key,
         "scale": run.scale,
@@ -152,9 +158,7 @@ def _line(run: Run, ended: Ended) -> dict[str, Any]:
         "dataset": config.dataset.rpartition("/")[2],
         "epochs": run.epochs,
         "seed": run.seed,
-        KNN: knn["top1"],
-        LINEAR: linear["top1"],
-        "test_images": knn["examples"],
+        **found,
         "instances": source.num_instances,
         "images": source.ids_digest().hex(),
         "passes_per_image": passes_per_image(config),
@@ -162,7 +166,7 @@ def _line(run: Run, ended: Ended) -> dict[str, Any]:
         "cpu_seconds": _cpu_seconds(folder),
         "images_per_second": float(np.median([line["images_per_second"] for line in lines])),
         "cores": 1,
-        "commit": commit(),
+        "commit": commit_of(ended.job),
         "processor": processor(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }

@@ -11,7 +11,7 @@ import sys
 from typing import Any, NamedTuple
 
 from instcls_tf.claims.ledger import Arm, Claim, Scale
-from instcls_tf.config import INSTANCE, MOCO_V2, RANDOM, PretrainConfig
+from instcls_tf.config import INSTANCE, MOCO_V2, RANDOM, RAW_RUNNING_BN, PretrainConfig
 from instcls_tf.sweep.trials import NO_PART, digest, identity
 
 # What takes time and changes nothing.
@@ -94,7 +94,8 @@ def passes_per_image(config: PretrainConfig) -> float:
         return 2 + _BACKWARD
     prior = 0.0
     if config.method == INSTANCE and config.classifier_init != RANDOM:
-        prior = (1 + config.bn_burn_in) / config.epochs
+        burn_in = config.bn_burn_in if config.classifier_init == RAW_RUNNING_BN else 0
+        prior = (1 + burn_in) / config.epochs
     return config.views * (1 + _BACKWARD) + prior
 
 

@@ -28,7 +28,7 @@ class Verdict(NamedTuple):
 def values_of(
     arm: Arm, scale: Scale, epochs: int, metric: str, results: dict[str, dict[str, Any]], seeds: int
 ) -> dict[int, float]:
-    """The accuracies of an arm by seeds, fractions.
+    """The accuracies of an arm by seeds, fractions; none of those that have diverged.
 
     Args:
       arm: of a claim.
@@ -41,7 +41,7 @@ def values_of(
     found = {}
     for seed in range(seeds):
         line = results.get(run_of(arm, scale, epochs, seed).key)
-        if line is not None:
+        if line is not None and line[metric] is not None:
             found[seed] = float(line[metric])
     return found
 

@@ -71,6 +71,8 @@ def dynamics_of_run(workdir: str, data_dir: str | None, instances: int) -> list[
     if not prefixes:
         raise UserError(f"--workdir={workdir}: has no whole checkpoint")
     source = open_training_source(config, data_dir, workdir)
+    if config.method == INSTANCE:
+        weight_index.refuse_other_number(prefixes[-1], source)
     progress = workers.start(config.seed, notes_of(source))
     if collectives.size() > 1:
         raise UserError("dynamics: looks at a run with one worker, start it without a launcher")
@@ -200,7 +202,8 @@ def _of_rows(
     coefficients = loss_coefficients(config, cosines, own, hard)
     result |= gradient_shares(embeddings, directions, coefficients, own, hard)
     # The gradient for w of its own rows: for its direction, across it, over its length; a mean over B rows.
-    pull = coefficients[np.arange(len(own)), own] / (config.temperature * config.batch_size * views)
+    instances = min(config.batch_size, len(directions))
+    pull = coefficients[np.arange(len(own)), own] / (config.temperature * instances * views)
     pulls = pull[:, None] * (embeddings - own_cosines[:, None] * directions[own])
     pulls = pulls.reshape([-1, views, directions.shape[1]]).sum(axis=1)
     rate = learning_rate * config.classifier_learning_rate_factor / (1 - config.classes_momentum)

@@ -32,6 +32,8 @@ _ARRAYS = (*KINDS, "labels", "ids")
 _WRITERS: dict[str, Any] = {NPZ: np.savez, CSV: tables.write_csv, PARQUET: tables.write_parquet}
 # A file of --output=FOLDER, and the most that an .npz holds (it is read as a whole).
 _SHARD_BYTES, _LARGEST_NPZ_BYTES = 2**30, 2**32
+# So many of the images that could not be read are tried once more before features are taken for complete.
+_TRIED_AGAIN = 64
 
 
 class Stored(NamedTuple):
@@ -80,10 +82,21 @@ def stored_features(
     seen = f"{encoder_digest(encoder)} {source.content_digest()} {image_size} {center_crop_fraction}"
     key = hashlib.sha256(seen.encode()).hexdigest()[:16]
     folder = os.path.join(workdir, "features", f"{split.replace(os.sep, '_')}-{key}")
-    if not workers.rank_0_says(os.path.isdir(folder), "has_features"):
+    if not workers.rank_0_says(_has_all(folder, source), "has_features"):
         settings = {"image_size": image_size, "center_crop_fraction": center_crop_fraction}
         _compute(folder, encoder, source, settings, progress)
     return _open_folder(folder)
+
+
+def _has_all(folder: str, source: Source) -> bool:
+    """Whether there are features of all images that can be read; some of the others may be readable by now."""
+    if not os.path.isdir(folder):
+        return False
+    missing = np.setdiff1d(np.arange(source.num_instances), _read_shards(folder, "ids"))
+    if not source.random_access or collectives.rank() != 0:
+        return True
+    load = source.loader()
+    return not any(tf.size(load(tf.constant(i, tf.int64))) for i in missing[:_TRIED_AGAIN].tolist())
 
 
 def _compute(folder: str, encoder: tf.keras.Model, source: Source, settings: dict, progress: Progress) -> None:
@@ -141,8 +154,19 @@ class _Writer:
         np.save(os.path.join(self._scratch, "ids.npy"), ids)
         os.chmod(self._scratch, 0o755)  # mkdtemp's folders are private
         try:
-            os.replace(self._scratch, self._folder)
+            if os.path.isdir(self._folder):
+                self._take_place_of(len(_read_shards(self._folder, "ids")) < len(ids))
+            else:
+                os.replace(self._scratch, self._folder)
         except OSError:  # another command was faster
+            shutil.rmtree(self._scratch)
+
+    def _take_place_of(self, has_fewer: bool) -> None:
+        """In the place of an entry that is there and has fewer images; those who read it keep what they have opened."""
+        if has_fewer:
+            shutil.rmtree(self._folder)
+            os.replace(self._scratch, self._folder)
+        else:
             shutil.rmtree(self._scratch)
 
 

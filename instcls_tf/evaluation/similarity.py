@@ -67,8 +67,10 @@ def similarities_of_run(
     require_value("instances", instances, instances >= 1, "at least 1")
     config = load_classification(workdir)
     source = open_training_source(config, data_dir, workdir)
+    prefix = checkpoint.newest(workdir)
+    weight_index.refuse_other_number(prefix, source)
     progress = workers.start(config.seed, notes_of(source))
-    trained, prefix = load_encoder(workdir), checkpoint.newest(workdir)
+    trained = load_encoder(workdir)
     labels = labels_of(source) if source.class_names else None
     summaries, cosines = {}, {}
     for init in (*CLASSIFIER_INITS, "trained"):

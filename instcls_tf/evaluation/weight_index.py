@@ -75,9 +75,7 @@ def index_of_run(workdir: str, data_dir: str | None, threshold: float, listed: i
     config = load_classification(workdir)
     source = open_training_source(config, data_dir, workdir)
     prefix = checkpoint.newest(workdir)
-    total = num_classes(prefix)
-    if total != source.num_instances:
-        raise UserError(f"{prefix}: was made for {total} instances, the dataset has {source.num_instances} now")
+    refuse_other_number(prefix, source)
     progress = workers.start(config.seed, notes_of(source))
     cosines, places = nearest_others(prefix, progress)
     progress.close()
@@ -90,6 +88,17 @@ def index_of_run(workdir: str, data_dir: str | None, threshold: float, listed: i
 def num_classes(prefix: str) -> int:
     """N of a checkpoint."""
     return tf.train.load_checkpoint(prefix).get_variable_to_shape_map()[KEY][0]
+
+
+def refuse_other_number(prefix: str, source: Source) -> None:
+    """Refuses images of which a checkpoint has not one class each.
+
+    Raises:
+      UserError: their number has changed since.
+    """
+    total = num_classes(prefix)
+    if total != source.num_instances:
+        raise UserError(f"{prefix}: was made for {total} instances, the dataset has {source.num_instances} now")
 
 
 def read_weights(prefix: str, begin: int, end: int) -> tf.Tensor:

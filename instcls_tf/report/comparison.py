@@ -10,9 +10,9 @@ from instcls_tf.config import PretrainConfig
 from instcls_tf.data import pipeline
 from instcls_tf.data.decoding import reading_of
 from instcls_tf.data.folder import refuse_picture_among_images
+from instcls_tf.data.labelled import open_splits
 from instcls_tf.data.source import Source
-from instcls_tf.data.sources import open_source
-from instcls_tf.errors import shown
+from instcls_tf.errors import UserError, shown
 from instcls_tf.evaluation import features
 from instcls_tf.evaluation.commands import model_of_run
 from instcls_tf.evaluation.knn import few_labels_accuracy, knn_accuracy, nearest
@@ -42,9 +42,7 @@ def compare_runs(runs: dict[str, str], output: str) -> Answer:
     config = load_run(list(runs.values())[-1])
     refuse_picture_among_images(config.dataset, os.path.join(output, "comparison.png"), output)
     refuse_unwritable(os.path.join(output, "comparison.png"))
-    train, test = (
-        open_source(config.dataset, split, config.data_dir, reading=reading_of(config)) for split in ("train", "test")
-    )
+    train, test = open_splits(config.dataset, config.data_dir, reading=reading_of(config))
     table, seen = {}, []
     for name, workdir in {"raw pixels": None, **runs}.items():
         model = features.pixels if workdir is None else model_of_run(workdir, BACKBONE)
@@ -52,6 +50,10 @@ def compare_runs(runs: dict[str, str], output: str) -> Answer:
         seen = [
             features.extract(model, source, image_size=size, center_crop_fraction=fraction) for source in (train, test)
         ]
+        for part, split in zip(seen, ("train", "test")):
+            if not len(part.labels) or part.labels.min() < 0:
+                problem = "images without labels" if len(part.labels) else "no image that can be read"
+                raise UserError(f"--dataset={config.dataset}: the {split} split has {problem}")
         table[name] = _accuracies(seen[0], seen[1])
     picture = Picture(
         os.path.join(output, "comparison.png"), lambda path: _draw(path, runs, config, train, test, seen[0], seen[1])

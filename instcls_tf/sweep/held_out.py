@@ -23,6 +23,9 @@ from instcls_tf.data.source import Source
 from instcls_tf.data.sources import open_training_source
 from instcls_tf.errors import UserError
 
+# In that folder, beside the splits: the digest of all images, which a sweep keeps to its end.
+_IMAGES_NAME = "images.txt"
+
 
 def held_out_folder(workdir: str, config: PretrainConfig, fraction: float, seed: int) -> str:
     """Where a sweep keeps the images of a recipe; another slice or another dataset has another folder."""
@@ -40,11 +43,14 @@ def write_held_out(folder: str, config: PretrainConfig, fraction: float, seed: i
       seed: of the division.
 
     Raises:
-      UserError: an image has no label, no class has two images, or the folder lies among them or cannot be written.
+      UserError: the folder is there and was made of other images; an image has no label; no class has two images, or
+        the folder lies among them or cannot be written.
     """
-    if os.path.isdir(folder):
-        return
     source = open_training_source(config)
+    images = source.ids_digest().hex()
+    if os.path.isdir(folder):
+        _refuse_other_images(folder, config, images)
+        return
     if isinstance(source, FolderSource) and _is_within(folder, source.root):
         raise UserError(
             f"--dataset={config.dataset}: holds {folder}, wanted a folder for the sweep outside of its images"
@@ -63,9 +69,23 @@ def write_held_out(folder: str, config: PretrainConfig, fraction: float, seed: i
             else:
                 with open(target, "wb") as file:
                     file.write(content)
+        with open(os.path.join(scratch, _IMAGES_NAME), "w", encoding="ascii") as file:
+            file.write(f"{images}\n")
         os.replace(scratch, folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot write the images of the sweep there ({error.strerror})") from error
+
+
+def _refuse_other_images(folder: str, config: PretrainConfig, images: str) -> None:
+    path = os.path.join(folder, _IMAGES_NAME)
+    if not os.path.exists(path):  # of an earlier version
+        return
+    with open(path, encoding="ascii", errors="replace") as file:
+        if file.read().strip() != images:
+            raise UserError(
+                f"--dataset={config.dataset}: has other images than when the sweep began, trials would be compared that"
+                f" have seen other ones: bring them back, or give the sweep another workdir"
+            )
 
 
 def _is_within(folder: str, root: str) -> bool:

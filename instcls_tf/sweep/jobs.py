@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import re
 import resource
 import subprocess
 import time
@@ -12,9 +13,12 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from typing import BinaryIO, NamedTuple
 
-from instcls_tf.sweep.results import append_line
+from instcls_tf.run.metrics import read_json_lines
+from instcls_tf.sweep.results import append_line, commit
 
 LOG_NAME, ATTEMPTS_NAME = "log.txt", "attempts.jsonl"
+# What the log of a run says that has diverged: of TensorFlow, which checks the loss, and of what judges features.
+_DIVERGED = re.compile(r"\b(NaN|Inf) values|not finite|diverged?\b")
 _LOOK_EVERY = 0.2  # seconds
 _PATIENCE = 60.0  # seconds for a process to end that was asked to: a run makes its step and saves
 _TAIL_BYTES = 8192
@@ -35,6 +39,11 @@ class Ended(NamedTuple):
     status: int
     tail: str
 
+    @property
+    def has_diverged(self) -> bool:
+        """Whether its command has failed since the loss, or what judges features, met numbers that are none."""
+        return self.status > 0 and _DIVERGED.search(self.tail) is not None
+
 
 class _Running(NamedTuple):
     job: Job
@@ -43,6 +52,7 @@ class _Running(NamedTuple):
     process: subprocess.Popen
     log: BinaryIO
     started: float
+    commit: str | None  # of the code that the process has imported
 
 
 def places(of_each: int, number: int) -> list[frozenset[int]]:
@@ -96,7 +106,7 @@ def _start(job: Job, place: int, cores: frozenset[int], keep_open: tuple[int, ..
         process = subprocess.Popen(
             job.commands[place], stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=keep_open
         )
-    return _Running(job, place, cores, process, log, time.monotonic())
+    return _Running(job, place, cores, process, log, time.monotonic(), commit())
 
 
 @contextlib.contextmanager
@@ -123,13 +133,25 @@ def _note(one: _Running, cpu_seconds: float) -> None:
     """What a command has really taken, interrupted ones included."""
     one.log.close()
     line = {
-        "command": " ".join(one.job.commands[one.place][1:3]),
+        "command": _name_of(one.job.commands[one.place]),
         "seconds": round(time.monotonic() - one.started, 1),
         "cpu_seconds": round(cpu_seconds, 1),
         "status": one.process.returncode,
+        "commit": one.commit,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
     append_line(os.path.join(one.job.folder, ATTEMPTS_NAME), line)
+
+
+def commit_of(job: Job) -> str | None:
+    """The commit of the code that the job's first command has run with; where it was interrupted all, with commas."""
+    lines = read_json_lines(os.path.join(job.folder, ATTEMPTS_NAME))
+    found = [line.get("commit") for line in lines if line["command"] == _name_of(job.commands[0])]
+    return ", ".join(dict.fromkeys(commit for commit in found if commit)) or None
+
+
+def _name_of(command: tuple[str, ...]) -> str:
+    return " ".join(command[1:3])
 
 
 def _tail(job: Job) -> str:

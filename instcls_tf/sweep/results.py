@@ -32,7 +32,6 @@ def append_line(path: str, line: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-@functools.cache
 def commit() -> str | None:
     """The commit of this code, with "+" behind it where files differ; None where there is no Git."""
     root = Path(__file__).resolve().parents[2]

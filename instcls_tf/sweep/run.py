@@ -7,7 +7,6 @@ import dataclasses
 import datetime
 import json
 import os
-import re
 import shutil
 import sys
 from typing import Any, Callable, NamedTuple
@@ -24,16 +23,14 @@ from instcls_tf.progress import Progress
 from instcls_tf.report.answer import Answer, Picture
 from instcls_tf.run.metrics import read_metrics
 from instcls_tf.sweep import calibration, picture, summary
+from instcls_tf.sweep.beside import keep_side_by_side
 from instcls_tf.sweep.calibration import Pace
 from instcls_tf.sweep.held_out import write_held_out
-from instcls_tf.sweep.jobs import Ended, Job, places, run_jobs
+from instcls_tf.sweep.jobs import Ended, Job, commit_of, places, run_jobs
 from instcls_tf.sweep.ownership import interruptible, locked
-from instcls_tf.sweep.results import CALIBRATIONS_NAME, RESULTS_NAME, append_line, commit, processor, read_lines
+from instcls_tf.sweep.results import CALIBRATIONS_NAME, RESULTS_NAME, append_line, processor, read_lines
 from instcls_tf.sweep.spec import Spec
 from instcls_tf.sweep.trials import SEARCH, Trial, final_trials, search_trials, trials_before_final
-
-# What the log of a run says that has diverged: of TensorFlow, which checks the loss, and of what judges features.
-_DIVERGED = re.compile(r"\b(NaN|Inf) values|not finite|diverged?\b")
 
 
 class Commands(NamedTuple):
@@ -78,6 +75,7 @@ def run_sweep(spec: Spec, final: bool = False, commands: Commands = COMMANDS) ->
             f" the {allowed()} core(s) that this process may use"
         )
     with locked(spec.workdir, f"--spec={shown(spec.path)}: workdir") as lock, interruptible():
+        keep_side_by_side(spec.workdir, spec.cores, spec.side_by_side)
         sweep = _Sweep(spec, lock, commands)
         if final:
             sweep.refuse_without_test_split()
@@ -212,8 +210,7 @@ class _Sweep:
     def _result(self, trial: Trial, config: PretrainConfig, ended: Ended) -> dict[str, Any]:
         """The line of a finished trial; its accuracy is None if it has diverged."""
         accuracy = None
-        has_diverged = ended.status > 0 and _DIVERGED.search(ended.tail)
-        if not has_diverged:
+        if not ended.has_diverged:
             self._refuse_failed(ended)
             with open(os.path.join(trial.folder, "knn_eval.json"), encoding="utf-8") as file:
                 accuracy = json.load(file)
@@ -234,7 +231,7 @@ class _Sweep:
             "split": "validation" if trial.stage == SEARCH else accuracy and accuracy["test_split"],
             "examples": accuracy and accuracy["examples"],
             "folder": trial.folder,
-            "commit": commit(),
+            "commit": commit_of(ended.job),
             "processor": processor(),
             "date": _now(),
         }

@@ -11,6 +11,7 @@ from instcls_tf.checks import path_for_tensorflow
 from instcls_tf.config import CACHE_IN_MEMORY, PretrainConfig
 from instcls_tf.distributed import cores
 from instcls_tf.errors import UserError
+from instcls_tf.sweep.beside import begun_side_by_side
 from instcls_tf.sweep.draws import ArmTable, flags_of_settings
 from instcls_tf.sweep.spec_table import SpecTable, is_number, is_seeds, is_whole, read_spec_file
 
@@ -21,6 +22,7 @@ _OF_THE_SWEEP = {
     "workdir": "each trial has a folder of its own",
     "seed": "give seeds",
     "epochs": "give minutes or epochs for all trials",
+    "extend_epochs": "give minutes or epochs for all trials",
     "exposures": "give minutes or epochs for all trials",
     "max_steps": "give minutes or epochs for all trials",
 }
@@ -116,7 +118,7 @@ def _sizes(table: SpecTable) -> dict[str, Any]:
     seeds = table.take("seeds", "a list of different whole numbers", is_seeds, [0])
     search_seeds = table.take("search_seeds", "a list of different whole numbers", is_seeds, seeds[:1])
     of_trial = whole("cores", 1)
-    beside = max(1, cores.allowed() // of_trial)
+    beside = begun_side_by_side(workdir, of_trial) or max(1, cores.allowed() // of_trial)
     slice_of = "a fraction above 0 and below 1"
     return {
         "workdir": workdir,
@@ -138,7 +140,7 @@ def _setting(
     words = [*_words(arms, arm, base), *_words(arms, arm, flags)]
     try:
         config = config_of(words)
-        length = {"epochs": sizes["epochs"] or _LONG, "exposures": 0, "max_steps": None}
+        length = {"epochs": sizes["epochs"] or _LONG, "extend_epochs": 0, "exposures": 0, "max_steps": None}
         config = config.replace(workdir=sizes["workdir"], seed=0, **length)
         config.validate()
     except UserError as error:

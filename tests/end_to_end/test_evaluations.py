@@ -178,6 +178,10 @@ MISTAKES = {
     " none",
     "linear_eval --workdir={run} --train_features=x --test_features=y": "--train_features=x: needs --cached, the other"
     " protocol trains on images",
+    "linear_eval --workdir={run} --cached --learning_rate=0.1": "--learning_rate=0.1: must be left out with --cached",
+    "linear_eval --workdir={run} --l2=10": "--l2=10.0: must be given with --cached only",
+    "knn_eval --workdir={run} --train_features=x --test_features=y --test_split=val": "--test_split=val: must be left"
+    " out with --train_features",
     "finetune --workdir={run} --fraction=2": "--fraction=2.0: must be above 0 and at most 1",
     "finetune --workdir={run} --test_split=dev": "--dataset=digits: no split 'dev', wanted train or test",
     "extract --workdir={run}": "--output is missing",

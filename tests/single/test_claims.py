@@ -17,7 +17,7 @@ from instcls_tf.config import PretrainConfig
 from instcls_tf.errors import UserError
 from instcls_tf.plan import planner
 from instcls_tf.sweep.summary import Estimate
-from tests.commands import ROOT
+from tests.commands import ROOT, run_script
 
 CLAIMS, RESULTS, PAGE = (str(ROOT / "docs" / name) for name in ("claims.yaml", "results.jsonl", "results.md"))
 INSTANCES = {"digits": 1437, "cifar10": 5000, "fashion": 5000, "imagenet": 1_281_167}
@@ -101,6 +101,7 @@ def test_passes_per_image():
 
     assert passes(classifier_init="random") == passes(method="simclr") == 2 * (1 + 2)
     assert passes(epochs=10) == 6 + 2 / 10  # BN burn-in and prior
+    assert passes(epochs=10, classifier_init="raw_fixed_bn") == 6 + 1 / 10  # no burn-in
     assert passes(method="moco_v2") == 1 + 2 + 1
     assert passes(method="pic", views=1) == 3
 
@@ -150,6 +151,15 @@ def test_pairs_are_of_the_same_seed():
     (verdict,) = verdicts.verdicts_of(CLAIM, SCALE, KNN, results)
     assert verdict.pairs == 3
     assert verdict.difference.mean == pytest.approx(0.02)
+
+
+def test_a_run_that_has_diverged_has_no_accuracy():
+    results = results_with([0.02, 0.03, 0.025, 0.01])
+    results[run_of(CLAIM.arms["B"], SCALE, 3, 2).key].update({KNN: None, LINEAR: None})
+    (verdict,) = verdicts.verdicts_of(CLAIM, SCALE, KNN, results)
+    assert verdict.pairs == 3
+    text = page.render(type(LEDGER)("claims.yaml", {"small": SCALE}, {"it": CLAIM}, ()), results)
+    assert "8 runs, 0.1 hours of one core of training, of which 1 diverged" in text
 
 
 def test_an_interval_that_just_reaches_nothing():
@@ -233,6 +243,13 @@ def test_unknown_claims_and_scales():
         LEDGER.scale("cifar")
 
 
+def test_a_claim_at_a_scale_that_it_has_not(tmp_path):
+    finished = run_script("reproduce", "--claim=precision", "--dataset=folder:x", f"--workdir={tmp_path}/runs")
+    assert finished.status == 2
+    sentence = "--scale=digits: --claim=precision is not tried there, wanted one of cifar10"
+    assert finished.stderr.strip() == f"error: {sentence}"
+
+
 def test_imagenet_is_not_run_from_here(tmp_path):
     at = reproduce.Places(str(tmp_path / "runs"), str(tmp_path / "results.jsonl"), None)
     claims, scale = LEDGER.chosen("table4_prior"), LEDGER.scales["imagenet"]
@@ -252,7 +269,7 @@ def test_hours_follow_from_the_runs_that_are_made(tmp_path):
     at = reproduce.Places("runs", str(results), None)
     assert reproduce.plan(claims, scale, at).result == {"runs": 20, "hours": None}
     # A minute for 6 epochs, in which the prior took two passes: 3 seconds for each of 20 passes.
-    line = {"key": first.key, "scale": "digits", "epochs": 6, "passes_per_image": 20 / 6, "cpu_seconds": 60.0}
+    line = {"key": first.key, "scale": "digits", "epochs": 6, "passes_per_image": 20 / 6, "cpu_seconds": 60.0, KNN: 0.5}
     results.write_text(json.dumps(line) + "\n")
     answer = reproduce.plan(claims, scale, at).result
     assert answer["runs"] == 19

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
+import pytest
 import tensorflow as tf
 
+from instcls_tf.config import PretrainConfig
 from instcls_tf.data.sources import open_source
+from instcls_tf.errors import UserError
 from instcls_tf.evaluation import features
 from instcls_tf.report import comparison
+from instcls_tf.run.workdir import begin_run
+from tests.end_to_end.runs import write_images
 
 
 def test_images_that_cannot_be_read_have_no_row(tmp_path):
@@ -19,3 +26,23 @@ def test_images_that_cannot_be_read_have_no_row(tmp_path):
     rows = np.array([4, 1, 2, 3, 1])
     images = comparison._images(source, 4, rows, len(vectors))
     assert images[:, 0, 0, 0].tolist() == [46, 41, 43, 45, 41]
+
+
+def test_splits_without_labels_are_refused(tmp_path):
+    write_images(tmp_path / "photos", [f"{split}/{i}.jpg" for split in ("train", "test") for i in range(3)])
+    config = PretrainConfig(dataset=f"folder:{tmp_path}/photos", workdir=str(tmp_path / "run"))
+    begin_run(config)
+    with pytest.raises(UserError, match="the train split has no labels, wanted"):
+        comparison.compare_runs({"run": config.workdir}, str(tmp_path / "out"))
+
+
+def test_labels_that_are_not_public_are_refused(tmp_path, monkeypatch):
+    """As those of some test splits of TFDS, whose classes have names all the same."""
+    write_images(tmp_path / "photos", [f"{split}/a/{i}.jpg" for split in ("train", "test") for i in range(3)])
+    config = PretrainConfig(dataset=f"folder:{tmp_path}/photos", image_size=16, workdir=str(tmp_path / "run"))
+    begin_run(config)
+    monkeypatch.setattr(comparison, "open_splits", lambda *args, **kwargs: (train, hidden))
+    train, test = (open_source(config.dataset, split) for split in ("train", "test"))
+    hidden = dataclasses.replace(test, labels=np.full([3], -1, np.int32))
+    with pytest.raises(UserError, match="the test split has images without labels"):
+        comparison.compare_runs({"run": config.workdir}, str(tmp_path / "out"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 import shutil
@@ -11,8 +12,9 @@ import pytest
 
 import instcls_tf
 from instcls_tf.config import PretrainConfig
+from instcls_tf.data.sources import open_source
 from instcls_tf.errors import UserError
-from instcls_tf.evaluation import dynamics
+from instcls_tf.evaluation import dynamics, similarity
 from instcls_tf.evaluation.dynamics import Rows
 from instcls_tf.report.dynamics import dynamics_with_picture
 from tests import reference
@@ -98,6 +100,15 @@ def test_turns_of_class_weights():
     assert found["visit_turn"] == pytest.approx(np.mean(angles))
 
 
+def test_a_batch_holds_no_more_than_all_instances():
+    now, rows = some(N, D, seed=2), rows_of([0, 1, 2, 3])
+    turns = [
+        dynamics.of_class_weights(PretrainConfig(smoothing=0, batch_size=size), now, None, rows, 0.01)["visit_turn"]
+        for size in (N, 10 * N)
+    ]
+    assert turns[0] == turns[1] > 0
+
+
 def test_instances_some_at_a_time(monkeypatch):
     config, rows = PretrainConfig(temperature=0.2, batch_size=M, hard_negatives=K), rows_of([0, 1, 2, 5])
     whole = dynamics.of_class_weights(config, some(N, D, seed=2), None, rows, 0.01)
@@ -152,6 +163,19 @@ def test_checkpoints_of_another_run_are_left_out(run, tmp_path):
     flags.write_text(re.sub("^# run .*", "# run 0123456789abcdef", flags.read_text()))
     with pytest.raises(UserError, match="has no whole checkpoint"):
         dynamics.dynamics_of_run(str(tmp_path / "run"), None, 10)
+
+
+@pytest.mark.parametrize("look", ["similarities_of_run", "dynamics_of_run"])
+def test_images_that_the_run_has_no_class_for(run, tmp_path, monkeypatch, look):
+    """A folder that has grown since: told before anything is computed."""
+    module = {"similarities_of_run": similarity, "dynamics_of_run": dynamics}[look]
+    source = open_source("digits")
+    grown = dataclasses.replace(
+        source, images=np.concatenate([source.images, source.images[:1]]), labels=np.append(source.labels, 0)
+    )
+    monkeypatch.setattr(module, "open_training_source", lambda *args, **kwargs: grown)
+    with pytest.raises(UserError, match="was made for 1437 instances, the dataset has 1438 now"):
+        getattr(module, look)(run.workdir, None, 10)
 
 
 def test_diet_has_no_projection_to_look_at(run, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from instcls_tf.config import PretrainConfig
+from instcls_tf.data.folder import FolderSource
 from instcls_tf.data.sources import DigitsSource, open_source
 from instcls_tf.encoder import networks
 from instcls_tf.errors import UserError
@@ -82,6 +83,29 @@ def test_images_that_a_source_leaves_out_have_no_row(tmp_path, source, encoder, 
     np.testing.assert_array_equal(stored.ids, np.delete(np.arange(50), 7))
     np.testing.assert_array_equal(stored.backbone[:, 0], stored.ids)
     np.testing.assert_array_equal(stored.labels, source.labels[stored.ids])
+
+
+def test_images_that_can_be_read_by_now_are(tmp_path, encoder, monkeypatch):
+    """Such as those that a newer decoder understands; while none is, nothing is computed again."""
+    write_images(tmp_path / "photos", [f"{name}/{i}.jpg" for name in "ab" for i in range(3)])
+    (tmp_path / "photos" / "b" / "1.jpg").write_bytes(b"torn")
+    settings = {"image_size": 8, "center_crop_fraction": 1.0, "progress": Progress(visible=False)}
+    passes = []
+    stream = features.stream
+    monkeypatch.setattr(features, "stream", lambda *args, **kwargs: passes.append(1) or stream(*args, **kwargs))
+    monkeypatch.setattr(FolderSource, "content_digest", lambda self: "as before")
+
+    def stored():
+        source = open_source(f"folder:{tmp_path}/photos")
+        return stored_features(str(tmp_path / "run"), encoder, source, "train", **settings)
+
+    assert stored().ids.tolist() == stored().ids.tolist() == [0, 1, 2, 3, 5]
+    assert len(passes) == 1
+    write_images(tmp_path / "photos", ["b/1.jpg"])
+    found = stored()
+    assert found.ids.tolist() == list(range(6)) and len(found.backbone) == 6
+    assert len(stored().ids) == 6 and len(passes) == 2
+    assert len(list((tmp_path / "run" / "features").iterdir())) == 1
 
 
 def test_digest_of_a_folder_sees_a_changed_file(tmp_path):

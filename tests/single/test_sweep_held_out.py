@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -128,3 +130,15 @@ def test_a_sweep_does_not_write_among_the_images(photos):
     with pytest.raises(UserError, match=r"holds .*/train/sweep/images, wanted a folder for the sweep outside of its"):
         write_held_out(f"{photos}/train/sweep/images", config, 0.2, 0)
     assert not (photos / "train" / "sweep").exists()
+
+
+def test_a_sweep_does_not_go_on_with_other_images(photos, tmp_path):
+    images = tmp_path / "images"
+    shutil.copytree(photos, images)
+    config = PretrainConfig(dataset=f"folder:{images}")
+    folder = held_out_folder(str(tmp_path / "sweep"), config, 0.2, seed=0)
+    for _ in range(2):
+        write_held_out(folder, config, 0.2, seed=0)
+    shutil.copy(images / "train" / "ant" / "0.jpg", images / "train" / "bee" / "new.jpg")
+    with pytest.raises(UserError, match="has other images than when the sweep began"):
+        write_held_out(folder, config, 0.2, seed=0)

@@ -10,7 +10,8 @@ from contextlib import closing
 import psutil
 import pytest
 
-from instcls_tf.sweep.jobs import Job, run_jobs
+from instcls_tf.sweep import jobs as jobs_module
+from instcls_tf.sweep.jobs import Job, commit_of, run_jobs
 from instcls_tf.sweep.results import append_line, read_lines
 
 OWN = sorted(os.sched_getaffinity(0))
@@ -48,6 +49,20 @@ def test_the_cpu_time_of_each_command_is_noted(tmp_path):
     used = [line["cpu_seconds"] for name in ("work", "idle") for line in attempts(tmp_path / name)]
     assert used[0] >= 1
     assert max(used[1:]) < 0.9
+
+
+def test_the_commit_is_that_with_which_a_command_began(tmp_path, monkeypatch):
+    """Somebody commits while the first job runs, and while the second is interrupted."""
+    commits = iter(["a", "a", "b", "c"])
+    monkeypatch.setattr(jobs_module, "commit", lambda: next(commits))
+    train, judge = python("1"), python("2")
+    jobs = [Job("one", str(tmp_path / "one"), (train, judge)), Job("two", str(tmp_path / "two"), (train,))]
+    with closing(run_jobs(jobs, PLACES[:1])) as ended:
+        assert len(list(ended)) == 2
+    assert [commit_of(job) for job in jobs] == ["a", "b"]
+    with closing(run_jobs(jobs[1:], PLACES[:1])) as ended:
+        assert len(list(ended)) == 1
+    assert commit_of(jobs[1]) == "b, c"
 
 
 def test_a_command_that_fails_ends_its_job_alone(tmp_path):

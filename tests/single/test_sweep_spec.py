@@ -9,7 +9,9 @@ import re
 import pytest
 
 from flags.sweep import config_of
+from instcls_tf.distributed import cores
 from instcls_tf.errors import UserError
+from instcls_tf.sweep.beside import keep_side_by_side
 from instcls_tf.sweep.spec import Spec, read_spec
 from instcls_tf.sweep.trials import best_setting, final_trials, search_trials, trials_before_final
 from tests.commands import ROOT
@@ -156,6 +158,7 @@ TWO = "has 3 setting(s) and ours has 4: wanted as many for each arm, or unequal_
         ("choice = [2, 4]", "choice = []", 'arms.simclr.random.views: {"choice": []} must be a choice of at least one'),
         ("choice = [2, 4]", "chosen = [2]", 'arms.simclr.random.views: {"chosen": [2]} must be one of { log_uniform'),
         ("[base]", "[base]\nmax_steps = 3", "base.max_steps: no flag of an arm or of base: give minutes or epochs for"),
+        ("[base]", "[base]\nextend_epochs = 3", "base.extend_epochs: no flag of an arm or of base: give minutes or"),
         ("[base]", "[base]\nfoo = 3", "base: --foo: no such flag"),
         ("[base]", "[base", "is no TOML (Expected"),
         ("/sweep", "/s*", "workdir: --workdir="),
@@ -227,3 +230,26 @@ def test_an_arm_of_one_setting_needs_no_search(read):
     assert best_setting(spec, "ours", []) == spec.arms["ours"][0]
     assert {trial.setting.arm for trial in trials_before_final(spec)} == {"simclr"}
     assert [trial.setting.arm for trial in final_trials(spec, [])] == ["ours", "ours"]
+
+
+def test_a_flagfile_says_nothing_about_the_length(read, tmp_path):
+    """As the recipe of an extended run does."""
+    (tmp_path / "long.flags").write_text("--dataset=cifar10\n--epochs=7\n--extend_epochs=5\n--exposures=900\n")
+    spec = read(("base.flags", "long.flags"))
+    configs = [setting.config for settings in spec.arms.values() for setting in settings]
+    assert {(config.extend_epochs, config.exposures) for config in configs} == {(0, 0)}
+
+
+def test_a_sweep_goes_on_side_by_side_as_it_began(read, monkeypatch):
+    """On a machine with another number of cores its trials are still known."""
+    free = ("side_by_side = 2\n", "")
+    monkeypatch.setattr(cores, "allowed", lambda: 4)
+    spec = read(free)
+    assert spec.side_by_side == 4
+    keep_side_by_side(spec.workdir, spec.cores, spec.side_by_side)
+    monkeypatch.setattr(cores, "allowed", lambda: 2)
+    assert [trial.key for trial in search_trials(read(free))] == [trial.key for trial in search_trials(spec)]
+    keep_side_by_side(spec.workdir, spec.cores, 3)
+    assert read(free).side_by_side == 4
+    assert read(free, ("cores = 1", "cores = 2")).side_by_side == 1
+    assert read().side_by_side == 2

@@ -12,9 +12,11 @@ data.define_show_views()
 def main() -> None:
     output, values = evaluation.required("output"), evaluation.FLAGS
     config = data.view_config()
+    from instcls_tf.progress import Progress
     from instcls_tf.report.view_grid import draw_views
 
-    draw_views(config, output, images=values.images, columns=values.columns)
+    say = Progress(visible=True).say
+    draw_views(config, output, images=values.images, columns=values.columns, say=say)
     command.say(output)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -11,12 +12,15 @@ import numpy as np
 from instcls_tf.data.decoding import DEFAULT_READING, BadImages, Reading, decode_image
 from instcls_tf.data.source import FixedIds, RandomAccessSource, Source, digest_of_content, digest_of_ids
 from instcls_tf.data.sources import open_source
+from instcls_tf.distributed.memory import free_bytes
 from instcls_tf.errors import UserError
 
 # Their test split is published without labels; everybody reports the validation split.
 _NO_TEST_LABELS = ("imagenet2012", "i_naturalist")
 # TFDS's published class-balanced subsets of ImageNet, by the fraction of the labels.
 _IMAGENET_SUBSETS = {0.01: "imagenet2012_subset/1pct", 0.1: "imagenet2012_subset/10pct"}
+# The most of the free memory that images of a subset take, which several workers of a machine share.
+_PART_OF_MEMORY = 0.6
 
 
 class Splits(NamedTuple):
@@ -146,13 +150,28 @@ def take(source: Source, ids: np.ndarray) -> RandomAccessSource:
     """The images `ids` of a source as a source of their own, with ids from 0."""
     if source.random_access:
         return Subset(source.name, source.class_names, np.asarray(source.labels)[ids], source, ids)
-    wanted, found = set(ids.tolist()), {}
+    wanted, found, size, room = set(ids.tolist()), {}, 0, _room()
     for record, instance_id, label in source.records(0, source.num_instances, in_order=True).as_numpy_iterator():
         if int(instance_id) in wanted:
             found[int(instance_id)] = (*record, label)
+            size += len(record[0])
+            if size > room:
+                raise UserError(
+                    f"--dataset={source.name}: {len(ids)} images are held in memory, encoded, and the first"
+                    f" {len(found)} take more than the {room / 1e9:.1f} GB that this process may have: wanted fewer"
+                    f" (--fraction), or the same images as files of a folder"
+                )
     encoded, names, labels = zip(*(found[i] for i in ids.tolist()))
     own = np.array(labels, np.int32)
     return EncodedImages(source.name, source.class_names, own, encoded, names, source.bad, source.reading)
+
+
+def _room() -> float:
+    """Bytes that this worker may take for images: a part of what is free, which the others of its machine share."""
+    from instcls_tf.distributed.collectives import local_size
+
+    free = free_bytes()
+    return math.inf if free is None else _PART_OF_MEMORY * free / local_size()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

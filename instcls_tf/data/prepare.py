@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
 from typing import Callable
 
+import numpy as np
+
 from instcls_tf import files
 from instcls_tf.checks import require_value
+from instcls_tf.config import PretrainConfig
 from instcls_tf.data import folder, records
 from instcls_tf.data.folder import FolderSource
 from instcls_tf.data.source import notes_of
 from instcls_tf.data.tfds_builder import refuse_path
-from instcls_tf.errors import UserError
+from instcls_tf.errors import UserError, shown, some_of
 from instcls_tf.progress import OnProgress, no_progress
 
 
@@ -26,20 +30,23 @@ def prepare(
 ) -> dict[str, int]:
     """Copies the images of a folder, with their names, ids and labels, into shards and writes an index of them.
 
-    Files that cannot be read become records without bytes, so that ids stay what they are in the folder.
+    Records lie in a random order, always the same: streams read neighbours together, and those of a folder per class
+    would be of one class. Files that cannot be read become records without bytes.
 
     Args:
       dataset: `folder:PATH`; its train and, if there are any, test and val splits are written.
       output: folder to write to; it must not hold an index already.
       shard_megabytes: size at which a new shard begins.
       progress: called with a stage's name, images done and images in all.
-      say: called with a line about what is not in the folder's listing, if anything is left out.
+      say: called with a line about what is not in the folder's listing, if anything is left out, and about files that
+        could not be read.
 
     Returns:
       Images per split.
 
     Raises:
-      UserError: no folder, or an output that holds something already.
+      UserError: no folder, an output that holds something already or cannot be written, or more than 1 % of the files
+        of a split cannot be read; shards that were written are removed then.
     """
     if not dataset.startswith(folder.PREFIX):
         refuse_path(dataset)
@@ -55,11 +62,21 @@ def prepare(
         os.makedirs(output, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output={output}: cannot make this folder ({error.strerror})") from error
-    splits = {
-        split: _write(source, output, split, shard_megabytes << 20, progress) for split, source in sources.items()
-    }
-    names = sources["train"].class_names
-    index = {"format": records.FORMAT, "class_names": names and list(names), "splits": splits}
+    written: list[str] = []
+    try:
+        splits = {
+            split: _write(source, output, split, shard_megabytes << 20, progress, written)
+            for split, source in sources.items()
+        }
+        for split, source in sources.items():
+            _tell_unreadable(source, split, say)
+    except BaseException:
+        for path in written:
+            with contextlib.suppress(OSError):
+                os.remove(path)
+        raise
+    names = {split: source.class_names and list(source.class_names) for split, source in sources.items()}
+    index = {"format": records.FORMAT, "class_names": names["train"], "classes_of": names, "splits": splits}
     # The index comes last: without it the shards are nothing.
     files.write(index_path, json.dumps(index, indent=1).encode())
     return {split: source.num_instances for split, source in sources.items()}
@@ -75,39 +92,62 @@ def _splits(dataset: str) -> Iterator[tuple[str, FolderSource]]:
         yield "test", folder.open_folder(dataset, "test")
 
 
-def _write(source: FolderSource, output: str, split: str, shard_bytes: int, progress: OnProgress) -> list[dict]:
-    """One split's shards: a list of `path`, `records` and `bytes`."""
+def _tell_unreadable(source: FolderSource, split: str, say: Callable[[str], None]) -> None:
+    reasons = source.bad.reasons
+    if not reasons:
+        return
+    names = some_of(f"{shown(name)}: {reason}" for name, reason in sorted(reasons.items()))
+    problem = f"{len(reasons)} of {source.num_instances} files of the {split} split cannot be read: {names}"
+    if len(reasons) > PretrainConfig.max_bad_fraction * source.num_instances:
+        raise UserError(f"--dataset={source.name}: {problem}")
+    say(f"{problem}; their records are empty")
+
+
+def _order(count: int) -> np.ndarray:
+    """In which order the images of a split are written, a permutation of their ids."""
+    return np.random.default_rng(0).permutation(count)
+
+
+def _write(
+    source: FolderSource, output: str, split: str, shard_bytes: int, progress: OnProgress, written: list[str]
+) -> list[dict]:
+    """One split's shards: a list of `path`, `records` and `bytes`; their paths are appended to `written`."""
     import tensorflow as tf
 
     shards: list[dict] = []
     writer = None
-    for instance_id, name in enumerate(source.paths.iter_bytes()):
-        if writer is None:
-            path = f"{split}-{len(shards):05d}.tfrecord"
-            writer, written, count = tf.io.TFRecordWriter(os.fsencode(os.path.join(output, path))), 0, 0
-        example = _example(source, instance_id, name)
-        writer.write(example)
-        written, count = written + len(example), count + 1
-        if written >= shard_bytes or instance_id + 1 == source.num_instances:
-            writer.close()
-            writer = None
-            size = os.path.getsize(os.path.join(output, path))
-            shards.append({"path": path, "records": count, "bytes": size})
-        progress(f"preparing {split}", instance_id + 1, source.num_instances)
+    try:
+        for done, instance_id in enumerate(_order(source.num_instances).tolist(), start=1):
+            if writer is None:
+                path = f"{split}-{len(shards):05d}.tfrecord"
+                written.append(os.path.join(output, path))
+                writer, size, count = tf.io.TFRecordWriter(os.fsencode(written[-1])), 0, 0
+            example = _example(source, instance_id)
+            writer.write(example)
+            size, count = size + len(example), count + 1
+            if size >= shard_bytes or done == source.num_instances:
+                writer.close()
+                writer = None
+                shards.append({"path": path, "records": count, "bytes": os.path.getsize(written[-1])})
+            progress(f"preparing {split}", done, source.num_instances)
+    except tf.errors.OpError as error:
+        raise UserError(f"--output={output}: cannot write {shown(path)} there ({error.message})") from error
     return shards
 
 
-def _example(source: FolderSource, instance_id: int, name: bytes) -> bytes:
+def _example(source: FolderSource, instance_id: int) -> bytes:
     import tensorflow as tf
 
+    name = source.paths.bytes_of(instance_id)
     path = os.path.join(os.fsencode(source.root), name)
     encoded = b""
-    if os.path.isfile(path):
-        try:
-            with open(path, "rb") as file:
-                encoded = file.read()
-        except OSError as error:
-            source.bad.add(os.fsdecode(path), str(error.strerror))
+    try:
+        if not os.path.isfile(path):
+            raise OSError(0, "no regular file")
+        with open(path, "rb") as file:
+            encoded = file.read()
+    except OSError as error:
+        source.bad.add(os.fsdecode(path), str(error.strerror or error))
     features = {
         "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded])),
         "name": tf.train.Feature(bytes_list=tf.train.BytesList(value=[name])),

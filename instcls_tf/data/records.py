@@ -27,6 +27,9 @@ FORMAT = 1
 _SHARDS_AT_ONCE = 4
 _SHUFFLE_BUFFER = 16_384  # Encoded examples of all streams together: about 1.8 GB of ImageNet.
 _SMALLEST_BUFFER = 64
+# And so many bytes: photographs of a camera are 40 times as large.
+_BUFFER_BYTES = 4 * 10**9
+_FEWEST_BUFFERED = 8
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,7 +49,7 @@ class Shards:
     def ids_digest(self) -> bytes:
         """64 bits of which record has which id."""
         files = (os.path.basename(path) for path in self.paths)
-        sizes = (os.path.getsize(path) if os.path.exists(path) else -1 for path in self.paths)
+        sizes = map(_size_of, self.paths)
         about = zip(files, self.skips, self.counts, sizes)
         parts = (f"{file} {skip} {count} {size}" for file, skip, count, size in about)
         return digest_of_ids(self.num_records, (part.encode("utf-8", "surrogateescape") for part in parts))
@@ -80,9 +83,15 @@ class Shards:
         records = self._pieces(order, begin, end).interleave(self._reader(), cycle_length=at_once, block_length=1)
         # Of this graph alone. With a global seed of 0 TensorFlow would ask whether the tensors below are 0, too.
         tf.random.set_seed(1)
-        buffer = max(_SMALLEST_BUFFER, _SHUFFLE_BUFFER // num_streams)
+        buffer = self._buffer(num_streams)
         mixed = (seed << 20) + epoch + salt * 0x1000003
         return records.shuffle(buffer, seed=mixed, reshuffle_each_iteration=False)
+
+    def _buffer(self, num_streams: int) -> int:
+        """How many records each stream holds: as many as memory has room for, by their mean size."""
+        bytes_of_each = max(1.0, sum(map(_size_of, self.paths)) / max(1, self.num_records))
+        that_fit = max(_FEWEST_BUFFERED, int(_BUFFER_BYTES / bytes_of_each) // num_streams)
+        return min(max(_SMALLEST_BUFFER, _SHUFFLE_BUFFER // num_streams), that_fit)
 
     def _pieces(self, order: Any, begin: Any, end: Any) -> Any:
         """`(shard, first, last)` of the range `begin` to `end` in an order of shards."""
@@ -113,7 +122,7 @@ class Shards:
             def with_id(place: tf.Tensor, record: tuple) -> tuple:
                 serialized, there = record
                 place += first
-                report = [paths[shard], skips[shard] + place, skips[shard] + counts[shard]]
+                report = [paths[shard], skips[shard] + counts[shard]]
                 told = tf.cond(there, lambda: True, lambda: tf.numpy_function(self._damaged, report, tf.bool))
                 with tf.control_dependencies([told]):
                     return tf.identity(serialized), offsets[shard] + place
@@ -122,10 +131,15 @@ class Shards:
 
         return read
 
-    def _damaged(self, path: bytes, readable: np.int64, wanted: np.int64) -> np.bool_:
+    def _damaged(self, path: bytes, wanted: np.int64) -> np.bool_:
+        import tensorflow as tf
+
         name = os.fsdecode(path)
         if name not in self.bad.damage:
-            why = f"damaged or cut off, {readable} of its {wanted} records can be read"
+            # A stream may begin behind the damage: counted from the file's begin.
+            readable = tf.data.TFRecordDataset(path, buffer_size=2**20).ignore_errors()
+            count = int(readable.reduce(np.int64(0), lambda count, _: count + 1))
+            why = f"damaged or cut off, {count} of its {wanted} records can be read"
             self.bad.add_damage(name, f"{name}: {why if os.path.exists(path) else 'no such file'}")
         return np.bool_(True)
 
@@ -220,7 +234,7 @@ def open_records(dataset: str, split: str, reading: Reading = DEFAULT_READING) -
     counts = np.array([shard["records"] for shard in shards], np.int64)
     paths = tuple(shard["path"] for shard in shards)
     files = tuple(os.path.join(top, path) for path in paths)
-    classes = index["class_names"]
+    classes = index.get("classes_of", {}).get(split, index["class_names"])
     return RecordSource(
         dataset,
         None if classes is None else tuple(classes),
@@ -231,12 +245,17 @@ def open_records(dataset: str, split: str, reading: Reading = DEFAULT_READING) -
     )
 
 
+def _size_of(path: str) -> int:
+    """In bytes; -1 if there is no such file."""
+    return os.path.getsize(path) if os.path.exists(path) else -1
+
+
 def _refuse_other_sizes(dataset: str, top: str, shards: list[dict]) -> None:
     """Raises one UserError for all shards that are missing or have another size than their index says."""
     wrong = []
     for shard in shards:
         path = os.path.join(top, shard["path"])
-        size = os.path.getsize(path) if os.path.exists(path) else -1
+        size = _size_of(path)
         if size != shard["bytes"]:
             found = "no such file" if size < 0 else f"has {size} bytes"
             wrong.append(f"{path}: {found}, its index says {shard['bytes']} bytes")

@@ -7,7 +7,9 @@ from typing import Any
 
 from instcls_tf import flagfiles
 from instcls_tf.config import MIXED_FLOAT16, PretrainConfig
+from instcls_tf.data.decoding import reading_of
 from instcls_tf.data.folder import of_files
+from instcls_tf.data.labelled import open_splits
 from instcls_tf.data.source import Source
 from instcls_tf.data.sources import open_training_source
 from instcls_tf.distributed.launcher import launched_rank_and_size
@@ -58,6 +60,8 @@ def open_training_data(config: PretrainConfig, source: Source | None = None) -> 
     config.validate_with_data(source.num_instances, num_workers)
     if config.cache:
         of_files(source, config.cache)
+    if config.online_knn_every:
+        _refuse_without_labels(config)
     if config.init and not has_past:
         kind_of(config.init)
     if config.window(source.num_instances) is not None and not source.random_access:
@@ -72,6 +76,14 @@ def open_training_data(config: PretrainConfig, source: Source | None = None) -> 
         if config.extend_from is not None:
             _refuse_another_network(config, config.extend_from)
     return source
+
+
+def _refuse_without_labels(config: PretrainConfig) -> None:
+    """Before hours are spent on a cache or a prior."""
+    try:
+        open_splits(config.dataset, config.data_dir, reading=reading_of(config))
+    except UserError as error:
+        raise UserError(f"{error}; --online_knn_every={config.online_knn_every} judges by both splits") from error
 
 
 def _refuse_images_in_workdir(config: PretrainConfig, source: Source) -> None:

@@ -110,8 +110,14 @@ def _open(workdir: str, data_dir: str | None) -> _Run:
     if source is not None:
         from instcls_tf.pretraining.steps import Steps
 
-        total = Steps(config.for_instances(source.num_instances), source.num_instances).total
+        instances = _instances(source)
+        total = Steps(config.for_instances(instances), instances).total
     return _Run(workdir, config, lines, source, problem, total)
+
+
+def _instances(source: Source) -> int:
+    """How many the run has classes for, without those that were added since."""
+    return source.num_instances - len(source.changes.added)
 
 
 def _last_step(run: _Run) -> int:
@@ -122,7 +128,7 @@ def _state(run: _Run) -> str:
     """How far the run is, in a sentence or two."""
     about = f"{shown(run.config.dataset)}, --method={run.config.method}. "
     if run.source is not None:
-        about = f"{run.source.num_instances:,} images of {about}"
+        about = f"{_instances(run.source):,} images of {about}"
     step = _last_step(run)
     if not step:
         return f"{about}No step has been logged yet."
@@ -196,7 +202,7 @@ def _marks(run: _Run) -> list[Mark]:
     values: dict[str, float] = {}
     if run.config.method == INSTANCE and run.source is not None:
         config = run.config
-        sizes = (run.source.num_instances, config.embedding_size, config.temperature, config.sampled_classes)
+        sizes = (_instances(run.source), config.embedding_size, config.temperature, config.sampled_classes)
         values = expected_losses(*sizes)
     for line in run.lines:
         values.update({key: line[key] for key in _MARKS if _is_number(line.get(key))})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import tensorflow as tf
 
@@ -10,13 +12,21 @@ from instcls_tf.checks import require_value
 from instcls_tf.config import PLAIN_VIEWS, PretrainConfig
 from instcls_tf.data import augment, pipeline
 from instcls_tf.data.folder import refuse_picture_among_images
-from instcls_tf.data.source import Source
+from instcls_tf.data.source import Source, notes_of
 from instcls_tf.data.sources import open_training_source
+from instcls_tf.errors import UserError, shown, some_of
 
 _GAP = 4  # Pixels between two cells.
 
 
-def draw_views(config: PretrainConfig, output: str, *, images: int, columns: int) -> None:
+def draw_views(
+    config: PretrainConfig,
+    output: str,
+    *,
+    images: int,
+    columns: int,
+    say: Callable[[str], None] = lambda text: None,
+) -> None:
     """Writes a PNG: one row per image, first what a judgement of the run sees of it, then `columns` views.
 
     Args:
@@ -24,15 +34,24 @@ def draw_views(config: PretrainConfig, output: str, *, images: int, columns: int
       output: path of the PNG file.
       images: rows, at most as many as the dataset has.
       columns: views per row.
+      say: called with lines about what is not in the picture: what the dataset leaves out, images that cannot be read.
 
     Raises:
-      UserError: no rows or columns, the dataset is not right, or the file cannot be written or would be part of it.
+      UserError: no rows or columns, the dataset is not right, none of the images can be read, or the file cannot be
+        written or would be part of the dataset.
     """
     for name, value in (("images", images), ("columns", columns)):
         require_value(name, value, value >= 1, "at least 1")
     refuse_picture_among_images(config.dataset, output, output)
     files.refuse_unwritable(output)
-    grid = grid_of_views(config, open_training_source(config), images=images, columns=columns)
+    source = open_training_source(config)
+    for note in notes_of(source):
+        say(note)
+    grid = grid_of_views(config, source, images=images, columns=columns)
+    for problem in source.bad.damage.values():
+        say(problem)
+    for name, reason in sorted(source.bad.reasons.items()):
+        say(f"{shown(name)}: {reason}, not in the picture")
     files.write(output, tf.io.encode_png(grid).numpy())
 
 
@@ -44,6 +63,9 @@ def grid_of_views(config: PretrainConfig, source: Source, *, images: int, column
       source: the images.
       images: rows, at most as many as the dataset has.
       columns: views per row.
+
+    Raises:
+      UserError: none of the images can be read.
     """
     images = min(images, source.num_instances)
 
@@ -57,13 +79,16 @@ def grid_of_views(config: PretrainConfig, source: Source, *, images: int, column
             seed=config.seed,
             last_step=1,
         )
-        ((pixels, _),) = batches
-        return pixels.numpy()  # [images, num_views, S, S, 3]
+        ((pixels, ids),) = batches
+        return pixels.numpy()[ids.numpy() != pipeline.PADDING_ID]  # [images, num_views, S, S, 3]
 
     plain = augment.Views(
         PLAIN_VIEWS, config.image_size, config.seed, (), center_crop_fraction=config.center_crop_fraction
     )
     cells = np.concatenate([first_batch(plain, 1), first_batch(augment.views_of(config), columns)], axis=1)
+    if not len(cells):
+        reasons = (f"{shown(name)}: {reason}" for name, reason in sorted(source.bad.reasons.items()))
+        raise UserError(f"--dataset={source.name}: none of {images} images can be read: {some_of(reasons)}")
     gaps = [(0, 0), (0, 0), (0, _GAP), (0, _GAP), (0, 0)]
     cells = np.pad(cells, gaps, constant_values=255)  # [images, 1 + columns, S + gap, S + gap, 3]
     rows, columns, height, width, _ = cells.shape

@@ -13,6 +13,7 @@ from PIL import Image
 
 import instcls_tf
 from instcls_tf.config import PretrainConfig
+from instcls_tf.data import cache
 from instcls_tf.errors import UserError
 from instcls_tf.evaluation import commands
 from instcls_tf.evaluation.recipes import CachedRecipe
@@ -161,11 +162,13 @@ def test_a_run_measures_itself(tmp_path, whole_run):
         accuracies_of_run(str(tmp_path))
 
 
-def test_a_run_without_labels_cannot_measure_itself(tmp_path):
+def test_a_run_without_labels_cannot_measure_itself(tmp_path, monkeypatch):
     write_images(tmp_path / "photos", [f"{index}.jpg" for index in range(5)])
     changes = {"dataset": f"folder:{tmp_path / 'photos'}", "batch_size": 4, "hard_negatives": 2}
     config = PretrainConfig(**{**TINY, **changes, "online_knn_every": 1, "workdir": str(tmp_path / "run")})
-    with pytest.raises(UserError, match="the train split has no labels"):
+    config = config.replace(cache="ram")
+    monkeypatch.setattr(cache, "with_cache", lambda *args: pytest.fail("the cache is filled first"))
+    with pytest.raises(UserError, match=r"the train split has no labels.*; --online_knn_every=1 judges by both splits"):
         instcls_tf.pretrain(config)
     assert not (tmp_path / "run").exists()
 

@@ -130,6 +130,16 @@ def test_a_subset_of_a_stream_is_held_in_memory(folder, tmp_path):
     assert take(stream, np.array([1, 2])).loader()(1).shape == [0, 0, 3]
 
 
+def test_a_subset_that_memory_has_no_room_for(folder, tmp_path, monkeypatch):
+    folder("image.png")
+    stream = Stream((tmp_path / "image.png").read_bytes())
+    monkeypatch.setattr(labelled, "free_bytes", lambda: 10 * len(stream.encoded))
+    assert take(stream, np.arange(3)).num_instances == 3
+    monkeypatch.setattr(labelled, "free_bytes", lambda: 3 * len(stream.encoded))
+    with pytest.raises(UserError, match=r"3 images are held in memory, encoded, and the first 2 take more than the 0"):
+        take(stream, np.arange(3))
+
+
 def test_imagenet_has_published_subsets(monkeypatch):
     asked = []
 

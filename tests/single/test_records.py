@@ -3,19 +3,23 @@
 import itertools
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from instcls_tf.data import pipeline
+from instcls_tf.data import records as records_module
 from instcls_tf.data import sample as sample_module
 from instcls_tf.data.augment import make_views
+from instcls_tf.data.labelled import labels_of, open_splits
 from instcls_tf.data.prepare import prepare
 from instcls_tf.data.records import Shards
 from instcls_tf.data.sample import sample
 from instcls_tf.data.sources import open_source
 from instcls_tf.errors import UserError
+from tests.end_to_end.runs import write_images
 
 COUNT, BATCH, MICRO = 53, 12, 4
 STEPS = 5
@@ -42,8 +46,10 @@ def _prepare(photos, output, monkeypatch, shard_bytes=900):
     from instcls_tf.data import prepare as module
 
     write = module._write
-    with monkeypatch.context() as patch:  # Shards of a megabyte would hold all.
-        patch.setattr(module, "_write", lambda s, o, split, size, p: write(s, o, split, shard_bytes, p))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_order", np.arange)  # so that tests know which is where
+        # Shards of a megabyte would hold all.
+        patch.setattr(module, "_write", lambda s, o, split, size, *rest: write(s, o, split, shard_bytes, *rest))
         return prepare(f"folder:{photos}", str(output), 1)
 
 
@@ -163,6 +169,78 @@ def test_a_damaged_shard_is_named(prepared, records, kind):
     wanted = json.loads((prepared[1] / "index.json").read_text())["splits"]["train"][2]["records"]
     assert len(seen) == COUNT and seen.count(-1) == wanted - 1
     assert source.bad.damage == {str(shard): f"{shard}: damaged or cut off, 1 of its {wanted} records can be read"}
+
+
+def test_a_stream_that_begins_behind_the_damage_tells_of_it(prepared, records):
+    shard = prepared[1] / "train-00002.tfrecord"
+    content, ends = bytearray(shard.read_bytes()), _record_ends(shard)
+    content[ends[0] + 40] ^= 1
+    shard.write_bytes(content)
+    source, begin = open_source(records), sum(open_source(records).shards.counts[:2])
+    list(source.shards.read(int(begin) + 3, int(begin) + 4))
+    assert source.bad.damage == {str(shard): f"{shard}: damaged or cut off, 1 of its {len(ends)} records can be read"}
+
+
+def test_groups_of_records_are_of_many_classes(tmp_path):
+    """BN normalises a group by itself; a folder per class lists the images of one class one after the other."""
+    write_images(tmp_path / "photos", [f"{index // 24}/{index}.png" for index in range(192)])
+    prepare(f"folder:{tmp_path}/photos", str(tmp_path / "records"), 1)
+    source = open_source(f"records:{tmp_path}/records")
+    labels = labels_of(source)
+    settings = {"views": make_views("none", 4, 0), "batch_size": 64, "num_views": 1, "seed": 3, "micro_batch": 16}
+    for _, ids in pipeline.training_batches(source, last_step=6, **settings):
+        for group in np.split(labels[ids.numpy()], 4):
+            assert len(set(group.tolist())) >= 4
+
+
+def test_a_split_has_its_own_labels_or_none(tmp_path):
+    """As of competitions, whose test images are in no folders: refused as those of the folder are."""
+    names = ["train/a/0.png", "train/b/1.png", "test/2.png", "test/3.png", "val/b/4.png", "val/b/5.png"]
+    write_images(tmp_path / "photos", names)
+    prepare(f"folder:{tmp_path}/photos", str(tmp_path / "records"), 1)
+    dataset = f"records:{tmp_path}/records"
+    assert open_source(dataset).class_names == ("a", "b")
+    assert open_source(dataset, "test").class_names is None
+    with pytest.raises(UserError, match="the test split has no labels"):
+        open_splits(dataset)
+    assert labels_of(open_splits(dataset, test_split="val").test).tolist() == [1, 1]
+    index = tmp_path / "records" / "index.json"  # of an earlier version
+    index.write_text(json.dumps({k: v for k, v in json.loads(index.read_text()).items() if k != "classes_of"}))
+    assert open_source(dataset, "test").class_names == ("a", "b")
+
+
+def test_buffers_hold_fewer_of_large_records(records, monkeypatch):
+    source = open_source(records)
+    assert [source.shards._buffer(streams) for streams in (1, 4, 10_000)] == [16_384, 4096, 64]
+    size = sum(os.path.getsize(path) for path in source.shards.paths) / COUNT
+    monkeypatch.setattr(records_module, "_BUFFER_BYTES", 100.5 * size)
+    assert [source.shards._buffer(streams) for streams in (1, 4, 10_000)] == [100, 25, 8]
+    ids = [i for ids, _ in _steps(records, 1, last=STEPS) for i in ids]
+    assert sorted(ids) == list(range(COUNT))
+
+
+def test_what_prepare_cannot_read_is_told(prepared, tmp_path):
+    photos, _ = prepared
+    (photos / "train" / "odd" / "001.png").unlink()
+    (photos / "train" / "odd" / "001.png").symlink_to("nowhere.png")
+    with pytest.raises(UserError, match=r"1 of 53 files of the train split cannot be read: .*001.png: no regular file"):
+        prepare(f"folder:{photos}", str(tmp_path / "one"), 1)
+    assert list((tmp_path / "one").iterdir()) == []
+    for index in range(COUNT, 100):
+        shutil.copy(photos / "train" / "odd" / "003.png", photos / "train" / "odd" / f"{index:03}.png")
+    said = []
+    prepare(f"folder:{photos}", str(tmp_path / "other"), 1, say=said.append)
+    name = photos / "train" / "odd" / "001.png"
+    problem = f"1 of 100 files of the train split cannot be read: {name}: no regular file; their records are empty"
+    assert said == [problem]
+
+
+def test_an_output_that_cannot_be_written(prepared):
+    photos, output = prepared
+    (output / "train-00000.tfrecord").mkdir(parents=True)
+    with pytest.raises(UserError, match=f"^--output={output}: cannot write train-00000.tfrecord there"):
+        prepare(f"folder:{photos}", str(output), 1)
+    assert not (output / "index.json").exists()
 
 
 def test_wrong_records_are_explained(prepared, records, tmp_path):

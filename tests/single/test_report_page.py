@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from instcls_tf.config import PretrainConfig
+from instcls_tf.data.sources import open_training_source
 from instcls_tf.errors import UserError
 from instcls_tf.report import page
 from instcls_tf.report.charts import Line, Mark, chart
 from instcls_tf.run.workdir import begin_run
+from tests.end_to_end.runs import write_images
 
 STEPS = 8  # of two epochs over the digits
 
@@ -165,3 +167,17 @@ def test_two_lines_have_a_legend_and_names_are_escaped():
     text = chart("t", "x", "y", lines)
     assert text.count('class="legend"') == 1 and "<b>" not in text and "empty" not in text
     assert "<td>2</td><td></td><td>1</td>" in text
+
+
+def test_images_that_were_added_since_are_none_of_the_run(tmp_path):
+    photos = tmp_path / "photos"
+    write_images(photos, [f"{index}.jpg" for index in range(8)])
+    sizes = {"image_size": 8, "batch_size": 4, "epochs": 2, "hard_negatives": 2}
+    config = PretrainConfig(workdir=str(tmp_path / "run"), dataset=f"folder:{photos}", **sizes)
+    begin_run(config)
+    open_training_source(config, begins=True).write_manifest(config.workdir)
+    log(tmp_path / "run", line(4))
+    write_images(photos, [f"{index}.jpg" for index in range(11)])
+    text = written(tmp_path / "run")
+    assert "8 images of" in text and "11 images" not in text
+    assert "finished" in text and "unfinished" not in text

@@ -6,13 +6,15 @@ what the dataset consists of, and of what the encoder sees of an image. Nothing 
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -20,10 +22,11 @@ import tensorflow as tf
 
 from instcls_tf import files
 from instcls_tf.checks import require_value
+from instcls_tf.data.mapped_files import new_npy
 from instcls_tf.data.source import Source
 from instcls_tf.distributed import collectives, workers
 from instcls_tf.encoder.networks import encoder_digest
-from instcls_tf.errors import UserError
+from instcls_tf.errors import UserError, shown
 from instcls_tf.evaluation import features, tables
 from instcls_tf.evaluation.recipes import BACKBONE, CSV, KINDS, NPY, NPZ, OUTPUT_FORMATS, PARQUET
 from instcls_tf.progress import Progress
@@ -122,11 +125,13 @@ class _Writer:
 
     def __init__(self, folder: str, num_instances: int):
         self._folder, self._num_instances = folder, num_instances
+        parent = os.path.dirname(folder)
         try:
-            os.makedirs(os.path.dirname(folder), exist_ok=True)
-            self._scratch = tempfile.mkdtemp(dir=os.path.dirname(folder), prefix=".writing-")
+            os.makedirs(parent, exist_ok=True)
+            _remove_left(parent)
+            self._scratch = tempfile.mkdtemp(dir=parent, prefix=f".writing-{_machine()}-{os.getpid()}-")
         except OSError as error:
-            raise UserError(f"{os.path.dirname(folder)}: cannot write features there ({error.strerror})") from error
+            raise UserError(f"{parent}: cannot write features there ({error.strerror})") from error
         self._arrays: dict[str, np.memmap] = {}
         self._labels = np.full([num_instances], -1, np.int32)
         self._seen = np.zeros([num_instances], bool)
@@ -134,11 +139,19 @@ class _Writer:
     def write(self, batch: features.Batch) -> None:
         for kind, rows in zip(KINDS, batch.outputs):
             if kind not in self._arrays:
-                path = os.path.join(self._scratch, f"{kind}.npy")
-                shape = (self._num_instances, rows.shape[1])
-                self._arrays[kind] = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+                with self._file(kind) as path:
+                    self._arrays[kind] = new_npy(path, (self._num_instances, rows.shape[1]))
             self._arrays[kind][batch.ids] = rows
         self._labels[batch.ids], self._seen[batch.ids] = batch.labels, True
+
+    @contextlib.contextmanager
+    def _file(self, name: str) -> Iterator[str]:
+        """Where an array is written until all of them are there."""
+        try:
+            yield os.path.join(self._scratch, f"{name}.npy")
+        except OSError as error:  # of NumPy without a `strerror`
+            path = os.path.join(self._folder, f"{name}.npy")
+            raise UserError(f"{shown(path)}: cannot write these features ({error.strerror or error})") from error
 
     def abandon(self) -> None:
         """Removes what was written."""
@@ -147,11 +160,13 @@ class _Writer:
     def close(self) -> None:
         ids = np.flatnonzero(self._seen).astype(np.int32)
         for kind, array in self._arrays.items():
-            array.flush()
-            if len(ids) < self._num_instances:  # the source left out images that it could not read
-                np.save(os.path.join(self._scratch, f"{kind}.npy"), np.array(array[ids]))
-        np.save(os.path.join(self._scratch, "labels.npy"), self._labels[ids])
-        np.save(os.path.join(self._scratch, "ids.npy"), ids)
+            with self._file(kind) as path:
+                array.flush()
+                if len(ids) < self._num_instances:  # the source left out images that it could not read
+                    np.save(path, np.array(array[ids]))
+        for name, values in (("labels", self._labels[ids]), ("ids", ids)):
+            with self._file(name) as path:
+                np.save(path, values)
         os.chmod(self._scratch, 0o755)  # mkdtemp's folders are private
         try:
             if os.path.isdir(self._folder):
@@ -168,6 +183,23 @@ class _Writer:
             os.replace(self._scratch, self._folder)
         else:
             shutil.rmtree(self._scratch)
+
+
+def _machine() -> str:
+    """This machine, or a container on it: processes of another have numbers of their own."""
+    try:
+        return f"{os.uname().nodename}-{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return os.uname().nodename
+
+
+def _remove_left(parent: str) -> None:
+    """Removes what processes of this machine had begun to write before they were killed."""
+    own = re.compile(rf"\.writing-{re.escape(_machine())}-(\d+)-\w+")
+    for name in os.listdir(parent):
+        begun = own.fullmatch(name)
+        if begun and not os.path.exists(f"/proc/{begun[1]}"):
+            shutil.rmtree(os.path.join(parent, name), ignore_errors=True)
 
 
 def _open_folder(folder: str) -> Stored:

@@ -15,6 +15,7 @@ import tensorflow as tf
 from instcls_tf.config import INSTANCE, PretrainConfig
 from instcls_tf.data import pipeline
 from instcls_tf.data.labelled import take
+from instcls_tf.data.mapped_files import new_pixels
 from instcls_tf.data.source import Source
 from instcls_tf.errors import UserError
 from instcls_tf.methods.class_tables import read_rows
@@ -127,9 +128,7 @@ def thumbnails_of(
     ids = np.arange(len(shown.ids)) if chosen is not source else shown.ids
     with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
         shape = (len(ids), size, size, 3)
-        pixels = np.memmap(
-            _reserved(os.path.join(scratch, "thumbnails"), math.prod(shape)), np.uint8, "r+", shape=shape
-        )
+        pixels = _reserved(scratch, shape)
         batches = pipeline.inference_batches(
             chosen, image_size=size, batch_size=_BATCH, center_crop_fraction=center_crop_fraction
         )
@@ -139,15 +138,12 @@ def thumbnails_of(
         yield pixels
 
 
-def _reserved(path: str, size: int) -> str:
-    """A file of zeros whose place on the disk is its own: writing to a mapped one that has none ends the process."""
+def _reserved(scratch: str, shape: tuple[int, ...]) -> np.ndarray:
     try:
-        with open(path, "wb") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
+        return new_pixels(os.path.join(scratch, "thumbnails"), shape)
     except OSError as error:
-        where = os.path.dirname(os.path.dirname(path))
-        raise UserError(f"{where}: cannot write {size / 1e6:.0f} MB of thumbnails there ({error.strerror})") from error
-    return path
+        where, size = os.path.dirname(scratch), f"{math.prod(shape) / 1e6:.0f} MB"
+        raise UserError(f"{where}: cannot write {size} of thumbnails there ({error.strerror})") from error
 
 
 def _put(pixels: np.ndarray, ids: np.ndarray, images: np.ndarray, own_ids: np.ndarray) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
+import re
+import subprocess
 
 import numpy as np
 import pytest
@@ -129,6 +133,58 @@ def test_a_pass_that_ends_early_leaves_nothing(tmp_path, source, encoder, monkey
     with pytest.raises(KeyboardInterrupt):
         stored_features(str(tmp_path), encoder, source, "train", **settings)
     assert list((tmp_path / "features").iterdir()) == []
+
+
+def full(descriptor: int, begin: int, size: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_disk_without_room_is_one_sentence(tmp_path, source, encoder, monkeypatch):
+    """Writing to a mapped file that has no place on the disk would end the process."""
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    settings = {"image_size": 8, "center_crop_fraction": 1.0, "progress": Progress(visible=False)}
+    with pytest.raises(UserError) as refusal:
+        stored_features(str(tmp_path), encoder, source, "train", **settings)
+    sentence = r"/features/train-\w+/backbone\.npy: cannot write these features \(No space left on device\)"
+    assert re.fullmatch(re.escape(str(tmp_path)) + sentence, str(refusal.value))
+    assert list((tmp_path / "features").iterdir()) == []
+
+
+def test_a_file_that_ends_early_is_one_sentence(tmp_path, source, encoder, monkeypatch):
+    def short(path, array):
+        raise OSError("50 requested and 12 written")  # as NumPy says it, without a number
+
+    monkeypatch.setattr(np, "save", short)
+    settings = {"image_size": 8, "center_crop_fraction": 1.0, "progress": Progress(visible=False)}
+    with pytest.raises(UserError, match=r"labels\.npy: cannot write these features \(50 requested and 12 written\)$"):
+        stored_features(str(tmp_path), encoder, source, "train", **settings)
+    assert list((tmp_path / "features").iterdir()) == []
+
+
+def test_features_are_on_the_disk_before_they_are_mapped(tmp_path, source, encoder, monkeypatch):
+    reserved = []
+    reserve = os.posix_fallocate
+    monkeypatch.setattr(os, "posix_fallocate", lambda *args: reserved.append(args[1:]) or reserve(*args))
+    settings = {"image_size": 8, "center_crop_fraction": 1.0, "progress": Progress(visible=False)}
+    stored = stored_features(str(tmp_path), encoder, source, "train", **settings)
+    (entry,) = (tmp_path / "features").iterdir()
+    assert reserved == [(0, (entry / f"{kind}.npy").stat().st_size) for kind in ("backbone", "projection")]
+    assert stored.backbone.nbytes < reserved[0][1] <= stored.backbone.nbytes + 128
+
+
+def test_what_killed_processes_had_begun_is_removed(tmp_path, source, encoder):
+    """Only theirs: another machine, or a container, has processes of the same numbers."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    here = feature_store._machine()
+    others = [f".writing-{here}-{os.getppid()}-abc", f".writing-else{here}-{gone.pid}-abc", ".writing-abc_1"]
+    for name in (f".writing-{here}-{gone.pid}-x_1", *others):
+        (tmp_path / "features" / name).mkdir(parents=True)
+        (tmp_path / "features" / name / "backbone.npy").write_bytes(b"some")
+    settings = {"image_size": 8, "center_crop_fraction": 1.0, "progress": Progress(visible=False)}
+    stored_features(str(tmp_path), encoder, source, "train", **settings)
+    left = [path.name for path in (tmp_path / "features").iterdir() if path.name.startswith(".")]
+    assert sorted(left) == sorted(others)
 
 
 def test_files_that_were_cut_are_refused(tmp_path):

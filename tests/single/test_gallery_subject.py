@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import numpy as np
 import pytest
 
@@ -52,9 +55,16 @@ def test_thumbnails_belong_to_their_images(tmp_path, most):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_thumbnails_for_which_there_is_no_room(tmp_path):
-    with pytest.raises(UserError, match=r"cannot write 1125899907 MB of thumbnails there \(.+\)$"):
-        subject._reserved(str(tmp_path / "thumbnails"), 2**50)
+def test_thumbnails_for_which_there_is_no_room(tmp_path, monkeypatch):
+    def full(descriptor: int, begin: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    chosen = subject.some_of(open_source("digits"), np.arange(500, dtype=np.int32), 500)
+    with pytest.raises(UserError) as refusal, subject.thumbnails_of(chosen, 64, 1.0, str(tmp_path), no_progress):
+        pass
+    assert str(refusal.value) == f"{tmp_path}: cannot write 6 MB of thumbnails there (No space left on device)"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_hard_negatives_that_are_shown_come_first():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 import contextlib
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -117,6 +119,25 @@ def write_whole(path: str, content: bytes) -> None:
     """
     with whole_file(path) as file:
         file.write(content)
+
+
+@contextlib.contextmanager
+def whole_folder(path: str) -> Iterator[str]:
+    """A folder to write into, which takes the name `path` when the block is done, and is gone if the block fails.
+
+    Raises:
+      OSError: the folder cannot be written.
+    """
+    parent = os.path.dirname(os.path.abspath(path))
+    os.makedirs(parent, exist_ok=True)
+    scratch = tempfile.mkdtemp(dir=parent, prefix=".writing-")
+    try:
+        yield scratch
+        os.chmod(scratch, 0o755)  # mkdtemp's folders are private
+        os.replace(scratch, path)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
 
 
 @contextlib.contextmanager

@@ -94,8 +94,8 @@ def write(path: str, hashes: np.ndarray) -> None:
     try:
         with files.whole_file(path) as file:
             np.save(file, hashes)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    except OSError as error:  # of NumPy without a `strerror`
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def read(path: str) -> np.ndarray:

@@ -306,14 +306,12 @@ def write_output(stored: Stored, output: str, paths: Sequence[str], wanted: str 
             with files.whole_file(output) as file:
                 _WRITERS[chosen](file, **arrays, paths=np.array(paths, text) if chosen == NPZ else paths)
             return [output]
-        scratch = tempfile.mkdtemp(dir=os.path.dirname(os.path.abspath(output)), prefix=".writing-")
-        for name, array in arrays.items():
-            _write_shards(scratch, name, array, array.dtype, array.nbytes)
-        _write_shards(scratch, "paths", paths, text, len(paths) * text.itemsize)
-        os.chmod(scratch, 0o755)
-        os.replace(scratch, output)
-    except OSError as error:
-        raise UserError(f"--output={output}: cannot be written ({error.strerror})") from error
+        with files.whole_folder(output) as folder:
+            for name, array in arrays.items():
+                _write_shards(folder, name, array, array.dtype, array.nbytes)
+            _write_shards(folder, "paths", paths, text, len(paths) * text.itemsize)
+    except OSError as error:  # of NumPy and pyarrow without a `strerror`
+        raise UserError(f"--output={output}: cannot be written ({error.strerror or error})") from error
     return sorted(os.path.join(output, name) for name in os.listdir(output))
 
 

@@ -127,8 +127,8 @@ def write_gallery(output: str, exhibit: Exhibit) -> int:
         return sum(
             os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(output) for name in names
         )
-    except OSError as error:
-        raise UserError(f"--output={shown(output)}: cannot be written ({error.strerror})") from error
+    except OSError as error:  # of Pillow without a `strerror`
+        raise UserError(f"--output={shown(output)}: cannot be written ({error.strerror or error})") from error
 
 
 def _take_the_name(scratch: str, output: str) -> None:

@@ -121,3 +121,13 @@ def test_another_array_is_no_list_of_hashes(tmp_path):
     np.save(tmp_path / "contents.npy", np.zeros([3, 3], np.uint64))
     with pytest.raises(UserError, match="wanted two 64-bit numbers of each image"):
         contents.read(str(tmp_path / "contents.npy"))
+
+
+def test_hashes_that_cannot_be_written_are_one_sentence(tmp_path, monkeypatch):
+    def short(file, array):
+        raise OSError("6 requested and 2 written")  # as NumPy says it, without a number
+
+    monkeypatch.setattr(np, "save", short)
+    with pytest.raises(UserError, match=r"contents\.npy: cannot be written \(6 requested and 2 written\)$"):
+        contents.write(str(tmp_path / "contents.npy"), np.zeros([3, 2], np.uint64))
+    assert list(tmp_path.iterdir()) == []

@@ -211,6 +211,28 @@ def test_written_features_are_read_again(tmp_path, name, monkeypatch):
         write_output(STORED, str(tmp_path / name), ["a", "b", "c", "d"])
 
 
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (OSError("12 requested and 4 written"), r" cannot be written \(12 requested and 4 written\)$"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), r" cannot be written \(No space left on device\)$"),
+        (KeyboardInterrupt("ended"), "^ended$"),
+    ],
+)
+def test_a_folder_that_cannot_be_completed_is_not_there(tmp_path, monkeypatch, error, sentence):
+    save = np.save
+
+    def some(path, array):
+        if "labels" in path:
+            raise error
+        save(path, array)
+
+    monkeypatch.setattr(np, "save", some)
+    with pytest.raises(UserError if isinstance(error, OSError) else KeyboardInterrupt, match=sentence):
+        write_output(STORED, str(tmp_path / "new" / "x"), ["a", "b", "c", "d"])
+    assert list((tmp_path / "new").iterdir()) == []
+
+
 def test_too_large_for_one_file(tmp_path, monkeypatch):
     monkeypatch.setattr(feature_store, "_LARGEST_NPZ_BYTES", 10)
     with pytest.raises(UserError, match=r"too large for one file, name a folder \(without .npz\)$"):

@@ -254,6 +254,16 @@ def test_the_old_gallery_stays_if_the_new_one_cannot_take_its_name(tmp_path, mon
     assert files_below(tmp_path) == before
 
 
+def test_a_sheet_that_cannot_be_encoded_is_one_sentence(tmp_path, monkeypatch):
+    def broken(image, path, **settings):
+        raise OSError("encoder error -2 when writing image file")  # as Pillow says it, without a number
+
+    monkeypatch.setattr(Image.Image, "save", broken)
+    with pytest.raises(UserError, match=r"/g: cannot be written \(encoder error -2 when writing image file\)$"):
+        pages.write_gallery(str(tmp_path / "g"), exhibit_of(NAMES))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_link_to_a_gallery_stays_a_link(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "g")
     for name in ("g", "link"):

@@ -7,15 +7,14 @@ neighbours: of what is usual among these images.
 
 from __future__ import annotations
 
-import os
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from instcls_tf.data.decoding import reading_of
-from instcls_tf.data.folder import FolderSource
 from instcls_tf.data.names import names_of
+from instcls_tf.data.overlap import common_files
 from instcls_tf.data.source import Source, notes_of
 from instcls_tf.data.sources import chosen_split, open_source
 from instcls_tf.data.squares import squares_of
@@ -26,6 +25,7 @@ from instcls_tf.evaluation.recipes import BACKBONE
 from instcls_tf.evaluation.subject import judged_config
 from instcls_tf.progress import Progress
 from instcls_tf.run.encoder import load_encoder
+from instcls_tf.run.workdir import same_dataset
 from instcls_tf.search.age import Age, age_of
 from instcls_tf.search.candidates import (
     Candidates,
@@ -133,7 +133,7 @@ def duplicates_of_run(
       center_crop_fraction: what the encoder sees of an image; None for the run's own.
 
     Raises:
-      UserError: no run, no checkpoint, no such dataset, the two have files in common, or a setting is out of range.
+      UserError: no run, no checkpoint, no such dataset, the two have images in common, or a setting is out of range.
     """
     settings.validate()
     hashing()
@@ -141,11 +141,11 @@ def duplicates_of_run(
     split = chosen_split(config, dataset, split)
     dataset, data_dir = dataset or config.dataset, data_dir or config.data_dir
     wanted = [(dataset, split), *([(against[0] or dataset, against[1])] if against else [])]
-    if len(set(wanted)) < len(wanted):
+    if len({(same_dataset(name), part) for name, part in wanted}) < len(wanted):
         raise UserError(f"--against={split}: is the split itself, wanted another split or --against_dataset")
     sources = [open_source(name, part, data_dir, reading=reading_of(config)) for name, part in wanted]
     if against:
-        _refuse_common_files(*sources)
+        _refuse_common_images(*sources)
     progress = workers.start(config.seed, notes_of(*sources))
     encoder = load_encoder(workdir)
     seen = {"image_size": config.image_size, "center_crop_fraction": config.center_crop_fraction}
@@ -163,16 +163,13 @@ def duplicates_of_run(
     return found
 
 
-def _refuse_common_files(source: Source, other: Source) -> None:
-    """A file is no copy of itself: it would be listed to be dropped, and no other would be left."""
-    if not (isinstance(source, FolderSource) and isinstance(other, FolderSource)):
-        return
-    files = [{os.path.realpath(os.path.join(each.root, path)) for path in each.paths} for each in (source, other)]
-    common = sorted(files[0] & files[1])
+def _refuse_common_images(source: Source, other: Source) -> None:
+    """An image is no copy of itself: it would be listed to be dropped, and no other would be left."""
+    common = common_files(source, other)
     if common:
         raise UserError(
-            f"--against: {len(common)} file(s) are on both sides ({some_of(map(shown, common))}), wanted two folders"
-            f" without a common file"
+            f"--against: {len(common)} file(s) are on both sides ({some_of(map(shown, common))}), wanted two sets"
+            f" without a common image"
         )
 
 

@@ -15,16 +15,26 @@ from PIL import Image
 from instcls_tf.benchmark.duplicate_peers import Told
 from instcls_tf.benchmark.duplicates import judged
 from instcls_tf.benchmark.planted import CHANGES, Planted, changed_copy, plant
+from instcls_tf.config import PretrainConfig
+from instcls_tf.data.prepare import prepare
 from instcls_tf.data.sources import open_source
 from instcls_tf.distributed import collectives, partition
 from instcls_tf.errors import UserError
 from instcls_tf.progress import Progress
 from instcls_tf.report import duplicates as report
+from instcls_tf.run.workdir import begin_run
 from instcls_tf.search import age
 from instcls_tf.search.age import Age
 from instcls_tf.search.age import judged as judged_age
 from instcls_tf.search.candidates import Neighbours, neighbours_by_features, pairs_of_neighbours, pairs_to_compare
-from instcls_tf.search.duplicates import Images, _refuse_common_files, find, joined, usual_cosines
+from instcls_tf.search.duplicates import (
+    Images,
+    _refuse_common_images,
+    duplicates_of_run,
+    find,
+    joined,
+    usual_cosines,
+)
 from instcls_tf.search.groups import connected, dropped
 from instcls_tf.search.neighbours import unit_rows
 from instcls_tf.search.settings import Settings
@@ -271,7 +281,23 @@ def test_a_file_is_no_copy_of_itself(tmp_path):
         with pytest.raises(
             UserError, match=r"^--against: 2 file\(s\) are on both sides \(.*2023/b\.png, .*2023/c\.png\)"
         ):
-            _refuse_common_files(whole, open_source(f"folder:{tmp_path}/{other}"))
+            _refuse_common_images(whole, open_source(f"folder:{tmp_path}/{other}"))
     write_images(tmp_path / "elsewhere", ["b.png", "c.png"])
-    _refuse_common_files(open_source(f"folder:{tmp_path}/2023"), open_source(f"folder:{tmp_path}/elsewhere"))
-    _refuse_common_files(whole, open_source("digits"))
+    _refuse_common_images(open_source(f"folder:{tmp_path}/2023"), open_source(f"folder:{tmp_path}/elsewhere"))
+    _refuse_common_images(whole, open_source("digits"))
+
+
+def test_the_same_records_called_otherwise_are_the_same(tmp_path):
+    write_images(tmp_path / "photos", [f"train/{i}.png" for i in range(4)])
+    prepare(f"folder:{tmp_path}/photos", str(tmp_path / "records"), shard_megabytes=1)
+    (tmp_path / "link").symlink_to(tmp_path / "records")
+    begin_run(PretrainConfig(workdir=str(tmp_path / "run"), dataset=f"records:{tmp_path}/records"))
+    for name, sentence in (
+        ("records/", "--against=train: is the split itself, wanted another split or --against_dataset"),
+        ("link", f"--against: 1 file(s) are on both sides ({tmp_path}/records/"),
+    ):
+        with pytest.raises(UserError) as refusal:
+            duplicates_of_run(
+                str(tmp_path / "run"), None, None, None, (f"records:{tmp_path}/{name}", "train"), Settings()
+            )
+        assert str(refusal.value).startswith(sentence)

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.image_suffixes import IMAGE_SUFFIXES
+from instcls_tf.data.overlap import common_files, overlapping
 from instcls_tf.data.sources import chosen_split, open_source
 from instcls_tf.errors import UserError
 
@@ -153,6 +154,19 @@ def test_a_part_of_a_tfds_split_has_ids_of_its_own(tfds_dir):
     first = names.index(ordered[0][0][1].numpy())
     assert [record[1].numpy() for record, _, _ in ordered] == names[first : first + part.num_instances]
     assert names[0].startswith(b"tiny_pictures-train.tfrecord-00000-of-00004__0")
+
+
+def test_parts_of_a_tfds_split_that_overlap(tfds_dir):
+    first, second, third = (
+        open_source(name, split, tfds_dir)
+        for name, split in [
+            ("tiny_pictures", "train[:50%]"), ("tiny_pictures:1.0.0", "train[25%:]"), ("tiny_pictures", "train[50%:]"),
+        ]
+    )  # fmt: skip
+    whole = open_source("tiny_pictures:1.0.0", data_dir=tfds_dir)
+    assert overlapping(first, second).startswith(whole.shards.paths[1])
+    assert overlapping(first, third) is None
+    assert len(common_files(open_source("tiny_pictures", data_dir=tfds_dir), whole)) == 4
 
 
 def test_a_tfds_file_cut_at_a_record_is_named(tfds_dir, tmp_path):

@@ -24,6 +24,7 @@ from instcls_tf.search.settings import Settings
 _COLUMNS = (
     *("group", "kind", "first", "second", "first_split", "second_split", "similarity", "mirrored"),
     *("cosine", "percentile", "first_label", "second_label", "leak", "labels_differ"),
+    *("first_dataset", "second_dataset"),
 )
 # Groups of each kind, and images of a group, on the page.
 _SHOWN_GROUPS, _SHOWN_IMAGES = 100, 12
@@ -50,7 +51,11 @@ def summary(found: Duplicates, settings: Settings) -> dict[str, Any]:
     leaks = [pair for pair in found.near if found.is_leak(pair)]
     by_size = sorted(found.groups, key=lambda group: (-len(group), group))
     outliers = [
-        {"image": names[outlier.place], "nearest": names[outlier.nearest], "cosine": round(outlier.cosine, 4)}
+        {
+            "image": names[outlier.place],
+            **_of_a_set(found, "nearest", outlier.nearest),
+            "cosine": round(outlier.cosine, 4),
+        }
         for outlier in found.outliers
     ]
     threshold = {"cosine": round(found.threshold, 6), "percentile": settings.percentile}
@@ -58,6 +63,7 @@ def summary(found: Duplicates, settings: Settings) -> dict[str, Any]:
     return {
         "examples": int((found.images.of_source == 0).sum()),
         "against": int((found.images.of_source > 0).sum()),
+        "sets": list(found.images.sets),
         "groups": len(found.groups),
         "near_duplicates": len(found.near),
         "alike": len(found.alike),
@@ -69,15 +75,28 @@ def summary(found: Duplicates, settings: Settings) -> dict[str, Any]:
         "similarity": settings.similarity,
         "too_young": found.age.is_too_young,
         "other_views": {**age, "images": found.age.images},
-        "listed_groups": [[names[place] for place in group] for group in by_size[:listed]],
-        "listed_leaks": [{"first": names[p.first], "second": names[p.second]} for p in leaks[:listed]],
+        "listed_groups": [[_called(found, place) for place in group] for group in by_size[:listed]],
+        "listed_leaks": [
+            {**_of_a_set(found, "first", pair.first), **_of_a_set(found, "second", pair.second)}
+            for pair in leaks[:listed]
+        ],
         "listed_conflicts": [_with_labels(found, group) for group in found.conflicts[:listed]],
         "outliers": outliers,
     }
 
 
+def _called(found: Duplicates, place: int) -> str:
+    """An image's name, with its set if it is of what the split is held against: that may have the same names."""
+    name = found.images.names[place]
+    return f"{name} ({found.images.set_of(place)})" if found.images.of_source[place] else name
+
+
+def _of_a_set(found: Duplicates, key: str, place: int) -> dict[str, str]:
+    return {key: found.images.names[place], f"{key}_set": found.images.set_of(place)}
+
+
 def _with_labels(found: Duplicates, group: list[int]) -> list[dict[str, str]]:
-    return [{"image": found.images.names[place], "label": found.images.label(place)} for place in group]
+    return [{**_of_a_set(found, "image", place), "label": found.images.label(place)} for place in group]
 
 
 def table_of(found: Duplicates) -> bytes:
@@ -112,6 +131,7 @@ def _rows(found: Duplicates, kind: str, pairs: list[Pair], groups: list[list[int
             *labels,
             int(found.is_leak(pair)),
             int(all(labels) and labels[0] != labels[1]),
+            *(images.sources[images.of_source[place]].name for place in both),
         ]
 
 
@@ -155,7 +175,7 @@ def connected_leaks(found: Duplicates) -> list[list[int]]:
 
 def _figure(found: Duplicates, uris: dict[int, str], place: int, is_dropped: bool) -> str:
     images = found.images
-    about = " · ".join(filter(None, [images.splits[images.of_source[place]], images.label(place)]))
+    about = " · ".join(filter(None, [images.set_of(place), images.label(place)]))
     return figure(uris.get(place), images.names[place], about, is_dropped)
 
 

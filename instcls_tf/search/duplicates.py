@@ -63,6 +63,18 @@ class Images(NamedTuple):
         """`[n]`, how many each image has."""
         return self.signatures.sizes.astype(np.int64).prod(axis=1)
 
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """What people call the split and what it is held against: by the datasets as well where these are two."""
+        datasets = [source.name for source in self.sources]
+        if len(set(datasets)) == 1:
+            return self.splits
+        return tuple(f"{name} {split}" for name, split in zip(datasets, self.splits))
+
+    def set_of(self, place: int) -> str:
+        """Which of them an image is of."""
+        return self.sets[self.of_source[place]]
+
     def label(self, place: int) -> str:
         """The class of an image, empty if unknown."""
         names = self.sources[self.of_source[place]].class_names
@@ -89,7 +101,7 @@ class Outlier(NamedTuple):
 
 
 class Duplicates(NamedTuple):
-    """What was found."""
+    """What was found; pairs of two images that the split is held against are left out."""
 
     images: Images
     near: list[Pair]  # the most similar pixels first
@@ -215,6 +227,8 @@ def find(images: Images, settings: Settings, age: Age, progress: Progress) -> Du
     progress.say(f"neighbours of {count} images")
     neighbours = neighbours_by_features(images.vectors, k)
     candidates = pairs_to_compare(images.signatures, neighbours.places, min(k + 1, count))
+    is_own = _is_of_the_split(candidates.pairs, images.of_source)
+    candidates = Candidates(*(part[is_own] for part in candidates))
     verdicts = _verdicts(images, candidates, progress)
     is_near = np.array([verdict.similarity >= settings.similarity for verdict in verdicts], bool)
     groups = connected(candidates.pairs[is_near], count)
@@ -251,6 +265,11 @@ def usual_cosines(neighbours: Neighbours, of_source: np.ndarray, groups: list[li
     return np.sort(neighbours.cosines[is_usual if is_usual.any() else slice(None), 0])
 
 
+def _is_of_the_split(pairs: np.ndarray, of_source: np.ndarray) -> np.ndarray:
+    """`[p]` bool, of each pair whether one is of the split: what it is held against is not cleaned."""
+    return (of_source[pairs] == 0).any(axis=1)
+
+
 def _pair(images: Images, usual: np.ndarray, first: int, second: int, verdict: Verdict = _NOT_COMPARED) -> Pair:
     cosine = float(images.vectors[first] @ images.vectors[second])
     percentile = 100 * float(np.searchsorted(usual, cosine, side="right")) / len(usual)
@@ -262,8 +281,9 @@ def _alike(
 ) -> list[Pair]:
     """Neighbours from the threshold on, near-duplicates left out."""
     places = np.where(neighbours.cosines >= threshold, neighbours.places, np.arange(len(images.ids))[:, None])
-    pairs = pairs_of_neighbours(places).tolist()
-    return [_pair(images, usual, first, second) for first, second in pairs if (first, second) not in near]
+    pairs = pairs_of_neighbours(places)
+    own = pairs[_is_of_the_split(pairs, images.of_source)].tolist()
+    return [_pair(images, usual, first, second) for first, second in own if (first, second) not in near]
 
 
 def _outliers(neighbours: Neighbours, of_source: np.ndarray, listed: int) -> list[Outlier]:

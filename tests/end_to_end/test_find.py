@@ -61,7 +61,9 @@ def test_duplicates_and_leaks(workdir, photos):
     assert {key: answer[key] for key in ("groups", "near_duplicates", "leaks", "drop")} == {
         "groups": 1, "near_duplicates": 1, "leaks": 1, "drop": 1,
     }  # fmt: skip
-    assert answer["listed_leaks"] == [{"first": "4.jpg", "second": "mirrored.jpg"}]
+    assert answer["listed_leaks"] == [
+        {"first": "4.jpg", "first_set": "train", "second": "mirrored.jpg", "second_set": "test"}
+    ]
     assert (workdir / "duplicates_drop.txt").read_text() == "4.jpg\n"
     with open(workdir / "duplicates.csv", newline="") as file:
         row = next(csv.DictReader(file))

@@ -208,6 +208,40 @@ def test_files_and_page(found, tmp_path):
     assert "This run is too young to tell" in page
 
 
+def test_what_the_split_is_held_against_is_not_cleaned(folder):
+    """Copies among those alone are left out of the counts, the table and the groups."""
+    other = images_of(folder, "train")
+    own = images_of(folder, "test")
+    found = find(joined([own, other]), Settings(neighbors=4, listed=3), OLD_ENOUGH, QUIET)
+    assert named(found, found.near) == {
+        frozenset(pair)
+        for pair in [
+            ("cat/02.png", "cat/cropped again.jpg"), ("cat/cropped.jpg", "cat/cropped again.jpg"),
+            ("dog/29.png", "dog/29<b>.png"),
+        ]
+    }  # fmt: skip
+    assert found.alike and all(pair.first < len(own.ids) for pair in found.alike)
+    assert len(found.groups) == 2 and found.conflicts == []
+    answer = report.summary(found, Settings(listed=3))
+    assert (answer["near_duplicates"], answer["groups"], answer["leaks"], answer["drop"]) == (3, 2, 3, 2)
+
+
+def test_sets_of_two_datasets_have_different_names(folder, tmp_path):
+    shutil.copytree(folder / "train" / "cat", tmp_path / "cat")
+    images = joined([images_of(folder / "train" / "cat", "train"), images_of(tmp_path / "cat", "train")])
+    found = find(images, Settings(neighbors=4, listed=2), OLD_ENOUGH, QUIET)
+    sets = [f"folder:{folder}/train/cat train", f"folder:{tmp_path}/cat train"]
+    answer = report.summary(found, Settings(listed=2))
+    assert answer["sets"] == sets
+    assert {(leak["first_set"], leak["second_set"]) for leak in answer["listed_leaks"]} == {tuple(sets)}
+    assert all({name.endswith(f" ({sets[1]})") for name in group} == {True, False} for group in answer["listed_groups"])
+    rows = list(csv.DictReader(io.StringIO(report.table_of(found).decode())))
+    assert {f"{row['second_dataset']} {row['second_split']}" for row in rows if row["leak"] == "1"} == {sets[1]}
+    report.write_duplicates(str(tmp_path / "page.html"), found)
+    page = (tmp_path / "page.html").read_text()
+    assert all(name in page for name in sets)
+
+
 def test_names_in_lists(found):
     names = [*found.images.names]
     names[found.drop[0]], names[found.drop[1]] = "a\nb.jpg", "caf\udce9.jpg"

@@ -35,12 +35,12 @@ def search_with_page(
 
 def write_hits(path: str, searched: Searched, data_dir: str | None = None) -> None:
     """Writes a page: each query, and what was found, the most similar first."""
-    asked = _of_files(searched.queries)  # as the search takes them: a file, or else the name of an image
+    config = load_run(searched.among.workdir)
+    reading = reading_of(config)
+    asked = _of_files(searched.queries, reading)  # as the search takes them: a file, or else the name of an image
     names = [query for query in searched.queries if not os.path.isfile(query)]
     names += [hit.name for hits in searched.hits for hit in hits]
-    config = load_run(searched.among.workdir)
-    origin = searched.among.origin
-    images = thumbnails_by_name(names, origin, data_dir or config.data_dir, reading_of(config))
+    images = thumbnails_by_name(names, searched.among.origin, data_dir or config.data_dir, reading)
     parts = []
     for query, hits in zip(searched.queries, searched.hits):
         found = [figure(images.get(hit.name), hit.name, f"{hit.cosine:.4f}") for hit in hits]
@@ -59,18 +59,18 @@ def thumbnails_by_name(
     A name of the dataset is not looked up on the disk, where another image may have it in the current folder.
     """
     if origin is None:
-        return _of_files(names)
+        return _of_files(names, reading)
     try:
         source = open_source(*origin, data_dir, reading=reading)
     except UserError:  # an index may outlive the images that it was made of
-        return _of_files([name for name in names if os.path.isabs(name)])
+        return _of_files([name for name in names if os.path.isabs(name)], reading)
     wanted = set(names)
     known = enumerate(names_of(source, np.arange(source.num_instances)))
     name_of = {place: name for place, name in known if name in wanted}
     found = {name_of[place]: uri for place, uri in thumbnails_of(source, name_of).items()}
-    return {**_of_files(wanted - set(name_of.values())), **found}
+    return {**_of_files(wanted - set(name_of.values()), reading), **found}
 
 
-def _of_files(names: Iterable[str]) -> dict[str, str]:
+def _of_files(names: Iterable[str], reading: Reading) -> dict[str, str]:
     paths = [name for name in dict.fromkeys(names) if os.path.isfile(name)]
-    return {paths[place]: uri for place, uri in thumbnails_of(listed_files(paths), range(len(paths))).items()}
+    return {paths[place]: uri for place, uri in thumbnails_of(listed_files(paths, reading), range(len(paths))).items()}

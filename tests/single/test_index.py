@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import csv
+import io
 import json
 import os
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +26,11 @@ from instcls_tf.data.sources import open_source
 from instcls_tf.errors import UserError
 from instcls_tf.evaluation import tables
 from instcls_tf.evaluation.feature_store import Stored, format_of, write_output
-from instcls_tf.report.search import search_with_page, thumbnails_by_name
+from instcls_tf.report.search import search_with_page, thumbnails_by_name, write_hits
 from instcls_tf.run import checkpoint
-from instcls_tf.run.workdir import run_flags_path
-from instcls_tf.search.commands import search_in_run
+from instcls_tf.run.workdir import load_run, run_flags_path
+from instcls_tf.search.commands import Searched, search_in_run
+from instcls_tf.search.index import Hit
 from tests.encoders import trained_encoder
 from tests.end_to_end.runs import write_images
 from tests.single.test_checkpoint import make_state
@@ -196,6 +201,24 @@ def test_the_current_folder_has_other_images_of_the_same_names(workdir, photos, 
     assert thumbnails_by_name(names, ("folder:/no/where", "train")) == {}
     found = search_in_run(workdir, ["a/3.png"], 1, **ALL)
     assert found.summary()["hits"][0]["path"] == "a/3.png"
+
+
+def test_files_are_shown_as_the_run_reads_them(workdir, photos, tmp_path):
+    """Queries and added files as well: here on a red background, and not the larger ones."""
+    shutil.copytree(workdir, tmp_path / "run")
+    config = load_run(workdir).replace(background="#ff0000", max_pixels=10_000)
+    Path(run_flags_path(str(tmp_path / "run"))).write_text(config.as_flags())
+    for name, side in (("clear", 9), ("large", 101)):
+        Image.new("RGBA", (side, side), (0, 0, 0, 0)).save(tmp_path / f"{name}.png")
+    clear, large = str(tmp_path / "clear.png"), str(tmp_path / "large.png")
+    index = instcls_tf.Index.of_run(str(tmp_path / "run"))
+    hit = Hit(clear, 1.0, 0)
+    write_hits(str(tmp_path / "page.html"), Searched(index, [clear, large], [[hit], [hit._replace(name=large)]]))
+    encoded = re.findall(r"data:image/jpeg;base64,([^\"]+)", (tmp_path / "page.html").read_text())
+    assert len(encoded) == 2, "the query and the hit; what is larger is a grey square"
+    for jpeg in encoded:
+        red, green, blue = Image.open(io.BytesIO(base64.b64decode(jpeg))).resize([1, 1]).getpixel((0, 0))
+        assert red > 240 and green < 15 and blue < 15
 
 
 def test_mistakes(workdir, photos, tmp_path):

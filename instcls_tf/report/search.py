@@ -63,12 +63,16 @@ def thumbnails_by_name(
     try:
         source = open_source(*origin, data_dir, reading=reading)
     except UserError:  # an index may outlive the images that it was made of
-        return _of_files([name for name in names if os.path.isabs(name)], reading)
+        return _of_files(_absolute(names), reading)
     wanted = set(names)
     known = enumerate(names_of(source, np.arange(source.num_instances)))
     name_of = {place: name for place, name in known if name in wanted}
     found = {name_of[place]: uri for place, uri in thumbnails_of(source, name_of).items()}
-    return {**_of_files(wanted - set(name_of.values()), reading), **found}
+    return {**_of_files(_absolute(wanted - set(name_of.values())), reading), **found}
+
+
+def _absolute(names: Iterable[str]) -> list[str]:
+    return [name for name in names if os.path.isabs(name)]
 
 
 def _of_files(names: Iterable[str], reading: Reading) -> dict[str, str]:

@@ -199,6 +199,9 @@ def test_the_current_folder_has_other_images_of_the_same_names(workdir, photos, 
     assert thumbnails_by_name(names, (f"folder:{photos}", "train")) == ours
     assert thumbnails_by_name(names) != ours
     assert thumbnails_by_name(names, ("folder:/no/where", "train")) == {}
+    Image.new("RGB", (9, 9), (255, 0, 0)).save(tmp_path / "a" / "gone.png")
+    there = str(tmp_path / "a" / "1.png")
+    assert thumbnails_by_name(["a/gone.png", there], (f"folder:{photos}", "train")).keys() == {there}
     found = search_in_run(workdir, ["a/3.png"], 1, **ALL)
     assert found.summary()["hits"][0]["path"] == "a/3.png"
 

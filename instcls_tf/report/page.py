@@ -317,7 +317,7 @@ def _next(run: _Run) -> str:
     workdir = f"--workdir={shlex.quote(run.workdir)}"
     if run.total is None or _last_step(run) < run.total:
         more = f" --max_steps={run.total}" if run.config.max_steps is not None and run.total else ""
-        commands = [f"pretrain --flagfile={shlex.quote(run_flags_path(run.workdir))}{more}"]
+        commands = [f"pretrain --flagfile={shlex.quote(run_flags_path(run.workdir))} {workdir}{more}"]
     else:
         labelled = run.source is not None and run.source.class_names is not None
         commands = [f"knn_eval {workdir}", f"linear_eval {workdir} --cached"] if labelled else []

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import shutil
+from html import unescape
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from instcls_tf import flagfiles
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.sources import open_training_source
 from instcls_tf.errors import UserError
@@ -58,7 +62,19 @@ def test_a_run_that_has_logged_nothing(workdir):
     assert section(text, "Training").count("Nothing of it has been logged.") == 4
     assert section(text, "What the network saw").count('src="data:image/jpeg;base64,') == 1
     assert "No evaluation has been made yet." in text
-    assert f"python -m scripts.pretrain --flagfile={workdir}/run.flags" in section(text, "Next")
+    assert f"python -m scripts.pretrain --flagfile={workdir}/run.flags --workdir={workdir}" in section(text, "Next")
+
+
+def test_a_run_whose_folder_was_moved_goes_on_where_it_is(workdir, tmp_path_factory):
+    """Its flags name the folder that it began in."""
+    moved = tmp_path_factory.mktemp("elsewhere") / "a run"
+    shutil.copytree(workdir, moved)
+    (command,) = re.findall(r"python -m scripts.pretrain (.*?)</pre>", section(written(moved), "Next"))
+    values = flagfiles.expand(shlex.split(unescape(command)))
+    assert [value for value in values if value.startswith("--workdir=")] == [
+        f"--workdir={workdir}",
+        f"--workdir={moved}",
+    ]
 
 
 def test_an_unfinished_run_and_a_finished_one(workdir):

@@ -16,7 +16,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from instcls_tf.checks import background_colour
+from instcls_tf.data.decoding import DEFAULT_READING
 from instcls_tf.data.listing import list_images
+from instcls_tf.data.pillow_reading import UnreadableError, read_upright
 from instcls_tf.errors import UserError
 
 PLANTED_FOLDER = "planted"
@@ -74,7 +77,8 @@ def plant(images: str, folder: str, originals: int, copies: int, seed: int = 0) 
       UserError: the folder cannot be read, or there are fewer images than copies.
     """
     try:
-        paths = list(list_images(images).paths)
+        listing = list_images(images)
+        paths = [path for place, path in enumerate(listing.paths) if place not in listing.irregular]
     except OSError as error:
         raise UserError(f"--dataset=folder:{images}: cannot be read ({error.strerror})") from error
     wanted = copies * len(CHANGES)
@@ -87,10 +91,27 @@ def plant(images: str, folder: str, originals: int, copies: int, seed: int = 0) 
     for place, name in zip(chosen, names):
         shutil.copyfile(os.path.join(images, paths[place]), os.path.join(folder, name))
     truth = {}
-    for index, place in enumerate(random.choice(len(names), wanted, replace=False).tolist()):
+    drawn = random.choice(len(names), wanted, replace=False).tolist()
+    # In the place of what cannot be read; by draws of their own, so that they change no others.
+    spare = np.random.default_rng([seed, 1]).permutation(np.setdiff1d(np.arange(len(names)), drawn)).tolist()
+    for index, place in enumerate(drawn):
         kind = list(CHANGES)[index % len(CHANGES)]
         name = f"planted_{kind}_{index:03d}.jpg"
-        with Image.open(os.path.join(folder, names[place])) as image, open(os.path.join(folder, name), "wb") as file:
+        while (image := _read(os.path.join(folder, names[place]))) is None:
+            if not spare:
+                raise UserError(f"--dataset=folder:{images}: fewer than {wanted} of its images can be read")
+            place = spare.pop()
+        with open(os.path.join(folder, name), "wb") as file:
             file.write(changed_copy(image, kind, random))
         truth[name] = kind, names[place]
     return Planted(folder, truth, len(names) + len(truth))
+
+
+def _read(path: str) -> Image.Image | None:
+    """An image as a run sees it, upright and on the background; None if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            background = background_colour(DEFAULT_READING.background)
+            return Image.fromarray(read_upright(file, DEFAULT_READING.max_pixels, background))
+    except (OSError, UnreadableError):
+        return None

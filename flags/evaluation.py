@@ -127,6 +127,12 @@ def _define_labelled() -> None:
         "dataset", None, "Evaluate on this dataset instead of the run's own (same forms as in pretrain)."
     )
     flags.DEFINE_string(
+        "train_split",
+        "train",
+        "What is learned from; of TFDS datasets that have no test split a part of it, `train[:80%]` beside"
+        " --test_split='train[80%:]'.",
+    )
+    flags.DEFINE_string(
         "test_split",
         None,
         "What accuracy is measured on; by default `test`, or `validation` of datasets whose test labels are not public"
@@ -163,7 +169,7 @@ def feature_files() -> tuple[str, str] | None:
         raise UserError(f"--{missing} is missing: features come from two files or from none")
     if all(files) and "cached" in FLAGS and not FLAGS.cached:
         raise UserError(f"--train_features={shown(files[0])}: needs --cached, the other protocol trains on images")
-    for name in ("dataset", "data_dir", "test_split", "center_crop_fraction"):
+    for name in ("dataset", "data_dir", "train_split", "test_split", "center_crop_fraction"):
         is_given = all(files) and name in FLAGS and FLAGS[name].present
         require_value(name, FLAGS[name].value if is_given else None, not is_given, "left out with --train_features")
     return files if all(files) else None
@@ -176,7 +182,12 @@ def subject(files: tuple[str, str] | None = None) -> Subject | None:
     from instcls_tf.evaluation.subject import open_subject
 
     return open_subject(
-        required("workdir"), FLAGS.dataset, FLAGS.data_dir, FLAGS.test_split, FLAGS.center_crop_fraction
+        required("workdir"),
+        FLAGS.dataset,
+        FLAGS.data_dir,
+        FLAGS.test_split,
+        FLAGS.center_crop_fraction,
+        FLAGS.train_split,
     )
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
 from instcls_tf.data.decoding import DEFAULT_READING, BadImages, Reading, decode_image
+from instcls_tf.data.folder import FolderSource
+from instcls_tf.data.overlap import overlapping
 from instcls_tf.data.source import FixedIds, RandomAccessSource, Source, digest_of_content, digest_of_ids
 from instcls_tf.data.sources import open_source
 from instcls_tf.distributed.memory import free_bytes
-from instcls_tf.errors import UserError
+from instcls_tf.errors import UserError, shown
 
 # Their test split is published without labels; everybody reports the validation split.
 _NO_TEST_LABELS = ("imagenet2012", "i_naturalist")
@@ -52,7 +55,8 @@ def open_splits(
       reading: how encoded images become pixels.
 
     Raises:
-      UserError: a split is missing, empty or without labels, or the classes of the two differ.
+      UserError: a split is missing, empty or without labels, the classes of the two differ, or they have images in
+        common.
     """
     train = open_labelled(dataset, train_split, data_dir, reading)
     test = open_labelled(dataset, test_split or default_test_split(dataset), data_dir, reading)
@@ -62,7 +66,23 @@ def open_splits(
         where = "train" if different and different[0] in of_train else "test"
         only = f": {different[0]!r} is in the {where} split only" if different else ""
         raise UserError(f"--dataset={dataset}: the classes of the train and the test split differ{only}")
+    _refuse_common_images(dataset, train, test, train_split, test_split)
     return Splits(train, test)
+
+
+def _refuse_common_images(dataset: str, train: Source, test: Source, train_split: str, test_split: str | None) -> None:
+    """What is learned from cannot judge, such as `train[80%:]` beside all of `train`."""
+    if isinstance(train, FolderSource) and isinstance(test, FolderSource):
+        roots = [os.path.realpath(source.root) for source in (train, test)]
+        if os.path.commonpath(roots) not in roots:  # or each file of a large set would be asked for
+            return
+    common = overlapping(train, test)
+    if common is not None:
+        raise UserError(
+            f"--test_split={test_split or default_test_split(dataset)}: has images of --train_split={train_split},"
+            f" which is learned from, such as those of {shown(common)}: wanted others, such as 'train[80%:]' beside"
+            f" --train_split='train[:80%]' of a TFDS dataset"
+        )
 
 
 def open_labelled(dataset: str, split: str, data_dir: str | None = None, reading: Reading = DEFAULT_READING) -> Source:

@@ -21,7 +21,7 @@ from instcls_tf.data.listing import is_made_by_a_program
 from instcls_tf.data.tfds_builder import refuse_path
 from instcls_tf.detection.annotations import Annotation, DetectionSource
 from instcls_tf.detection.image_files import problems_of_images
-from instcls_tf.errors import UserError, some_of
+from instcls_tf.errors import UserError, shown, some_of
 from instcls_tf.files import read_text
 
 _FOLDER_PREFIX = "folder:"
@@ -72,6 +72,12 @@ def _open_folder(
     problems: list[str] = []
     images = _images_by_name(dataset, os.path.join(root, "JPEGImages"))
     found = [_read_split(dataset, root, split, problems) for split in (train_split, test_split)]
+    common = sorted({labels.name for labels in found[0]} & {labels.name for labels in found[1]})
+    if common:
+        raise UserError(
+            f"--test_split={test_split}: has {len(common)} image(s) of --train_split={train_split}, which is learned"
+            f" from, such as {shown(common[0])}"
+        )
     if not problems:  # else classes would be missing that are only in files that cannot be read
         known = {label for labels in found[0] for label in labels.objects}
         problems = [

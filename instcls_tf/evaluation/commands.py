@@ -216,7 +216,7 @@ def _features_of(subject: Subject, kind: str, encoder: tf.keras.Model, progress:
         feature_store.stored_features(
             subject.workdir, encoder, source, split, progress=progress, **_seen_of_images(subject.config)
         ).of_kind(kind, subject.dataset)
-        for source, split in zip(subject.splits, ("train", subject.test_split))
+        for source, split in zip(subject.splits, (subject.train_split, subject.test_split))
     ]
 
 

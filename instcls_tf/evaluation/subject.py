@@ -21,6 +21,7 @@ class Subject(NamedTuple):
     data_dir: str | None
     test_split: str
     splits: Splits
+    train_split: str = "train"
 
 
 def open_subject(
@@ -29,6 +30,7 @@ def open_subject(
     data_dir: str | None,
     test_split: str | None,
     center_crop_fraction: float | None = None,
+    train_split: str = "train",
 ) -> Subject:
     """Opens a run and labelled images.
 
@@ -38,6 +40,7 @@ def open_subject(
       data_dir: TFDS's folder; None for the run's own.
       test_split: what is judged by; None for the dataset's usual one.
       center_crop_fraction: see `judged_config`.
+      train_split: what is learned from.
 
     Raises:
       UserError: there is no run, or the dataset is not fit to judge it by.
@@ -45,8 +48,8 @@ def open_subject(
     config = judged_config(workdir, center_crop_fraction)
     dataset, data_dir = dataset or config.dataset, data_dir or config.data_dir
     test_split = test_split or default_test_split(dataset)
-    splits = open_splits(dataset, data_dir, test_split=test_split, reading=reading_of(config))
-    return Subject(workdir, config, dataset, data_dir, test_split, splits)
+    splits = open_splits(dataset, data_dir, train_split, test_split, reading=reading_of(config))
+    return Subject(workdir, config, dataset, data_dir, test_split, splits, train_split)
 
 
 def judged_config(workdir: str, center_crop_fraction: float | None) -> PretrainConfig:

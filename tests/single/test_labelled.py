@@ -8,6 +8,7 @@ import pytest
 from instcls_tf.data import labelled
 from instcls_tf.data.decoding import BadImages, Reading
 from instcls_tf.data.labelled import balanced_subset, default_test_split, labels_of, open_fraction, open_splits, take
+from instcls_tf.data.prepare import prepare
 from instcls_tf.data.sources import DigitsSource, open_source
 from instcls_tf.errors import UserError
 from tests.end_to_end.runs import write_images
@@ -51,6 +52,15 @@ def test_what_cannot_judge_is_refused(folder, names, sentence):
         open_splits(dataset)
     assert str(refusal.value).startswith(f"--dataset={dataset}: {sentence}")
     assert "\n" not in str(refusal.value)
+
+
+def test_images_that_are_learned_from_do_not_judge(folder, tmp_path):
+    dataset = folder(*pairs("train/a", "train/b", "test/a", "test/b"))
+    prepare(dataset, str(tmp_path / "records"), shard_megabytes=1)
+    for name in (dataset, f"records:{tmp_path}/records"):
+        open_splits(name)
+        with pytest.raises(UserError, match=r"--test_split=train: has images of --train_split=train, which is learned"):
+            open_splits(name, test_split="train")
 
 
 def test_an_empty_test_split_is_refused(folder, tmp_path):
@@ -141,15 +151,13 @@ def test_a_subset_that_memory_has_no_room_for(folder, tmp_path, monkeypatch):
 
 
 def test_imagenet_has_published_subsets(monkeypatch):
-    asked = []
+    splits, asked = open_splits("digits"), []
 
     def open_and_note(*arguments, reading):
         asked.append((*arguments, reading))
         return open_source("digits")
 
     monkeypatch.setattr(labelled, "open_source", open_and_note)
-    splits = open_splits("digits")
-    asked.clear()
     black = Reading(background="black")
     for fraction in (0.01, 0.1):
         open_fraction(splits, "imagenet2012", "data", fraction, seed=0, reading=black)

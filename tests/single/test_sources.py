@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.image_suffixes import IMAGE_SUFFIXES
+from instcls_tf.data.labelled import open_splits
 from instcls_tf.data.overlap import common_files, overlapping
 from instcls_tf.data.sources import chosen_split, open_source
 from instcls_tf.errors import UserError
@@ -154,6 +155,15 @@ def test_a_part_of_a_tfds_split_has_ids_of_its_own(tfds_dir):
     first = names.index(ordered[0][0][1].numpy())
     assert [record[1].numpy() for record, _, _ in ordered] == names[first : first + part.num_instances]
     assert names[0].startswith(b"tiny_pictures-train.tfrecord-00000-of-00004__0")
+
+
+def test_what_is_learned_from_does_not_judge(tfds_dir):
+    """As of TFDS datasets that have a train split alone."""
+    for train_split in ("train", "train[:60%]"):
+        with pytest.raises(UserError, match=r"^--test_split=train\[50%:\]: has images of --train_split=train"):
+            open_splits("tiny_pictures", tfds_dir, train_split, "train[50%:]")
+    splits = open_splits("tiny_pictures", tfds_dir, "train[:50%]", "train[50%:]")
+    assert splits.train.num_instances + splits.test.num_instances == 23
 
 
 def test_parts_of_a_tfds_split_that_overlap(tfds_dir):

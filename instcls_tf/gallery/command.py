@@ -140,11 +140,14 @@ def _exhibit(
 
 
 def _lists_of_classes(workdir: str, config: PretrainConfig, chosen: subject.Shown, k: int) -> list[pages.Others]:
-    """By class weights, which the paper's method has."""
+    """By class weights, which the paper's method has; they are all 0 until it has begun, after `contrast_epochs`."""
     if config.method != INSTANCE:
         return []
     prefix = checkpoint.newest(workdir)
-    weights = neighbours.nearest_others(subject.class_weights(prefix, chosen), k)
+    rows = subject.class_weights(prefix, chosen)
+    if not rows.any():
+        return []
+    weights = neighbours.nearest_others(rows, k)
     hint = "The instances whose class weights are most similar."
     lists = subject.hard_negatives(prefix, chosen, config.hard_negatives)
     if lists is None and config.smoothing:

@@ -42,6 +42,17 @@ def test_images_that_came_after_the_run_have_no_class(tmp_path):
     np.testing.assert_array_equal(weights, make_state()[1]["classifier/rows"].variable.numpy()[[0, 52]])
 
 
+def test_class_weights_that_have_not_moved_tell_no_neighbours(tmp_path):
+    """As those of a run in its contrast_epochs: all 0, so that any order of them is as good."""
+    config = PretrainConfig(workdir=str(tmp_path))
+    shown = subject.some_of(open_source("digits"), np.arange(53), 10)
+    checkpoint.save(str(tmp_path), 1, *make_state(0.0))
+    assert command._lists_of_classes(str(tmp_path), config, shown, 3) == []
+    checkpoint.save(str(tmp_path), 2, *make_state())
+    (weights,) = command._lists_of_classes(str(tmp_path), config, shown, 3)
+    assert (weights.key, weights.places.shape) == ("weights", (10, 3))
+
+
 @pytest.mark.parametrize("most", [7, 2000])
 def test_thumbnails_belong_to_their_images(tmp_path, most):
     source = open_source("digits")

@@ -95,10 +95,13 @@ train() { # train USER
 }
 
 refuse_surplus() { # no compiler, no tests, no pages
-  local root tool
+  local root tool package place
   root=$("${store[@]}" mount "$container")
   for tool in gcc g++ cc c++ make cmake ruff pytest; do
     [[ ! -e $root/usr/bin/$tool && ! -e $root/app/.venv/bin/$tool ]] || fail "the image holds $tool"
+  done
+  for package in greenlet playwright pyee; do # 170 MB, for the tests of pages alone
+    ! compgen -G "$root/app/.venv/lib/python3*/site-packages/$package" >/dev/null || fail "the image holds $package"
   done
   for place in tests docs .git examples; do
     [[ ! -e $root/app/$place ]] || fail "the image holds /app/$place"

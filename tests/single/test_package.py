@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 import setuptools
@@ -138,6 +139,37 @@ def test_requirements_txt_takes_all_locked_extras_but_horovod():
     assert lines[0] == "-c requirements.lock"
     extras = re.fullmatch(r"-e \.\[(.*)\]", lines[1]).group(1).split(",")
     assert sorted(extras) == sorted(set(EXTRAS) - NOT_LOCKED - {"horovod"})
+
+
+def closure(requirements: list[str]) -> set[str]:
+    """What is installed along with them, for this Python."""
+    found: dict[str, set[str]] = {}
+    todo = [Requirement(line) for line in requirements]
+    while todo:
+        wanted = todo.pop()
+        name, extras = canonicalize_name(wanted.name), {"", *wanted.extras}
+        is_meant = wanted.marker is None or wanted.marker.evaluate()
+        if not is_meant or extras <= found.get(name, set()):
+            continue
+        found.setdefault(name, set()).update(extras)
+        for needed in map(Requirement, metadata.requires(name) or []):
+            if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in extras):
+                needed.marker = None
+                todo.append(needed)
+    return set(found)
+
+
+@pytest.mark.parametrize("dockerfile", ["Dockerfile", "Dockerfile.cpu"])
+@pytest.mark.skipif(sys.version_info[:2] not in ((3, 10), (3, 11)), reason="the images have Python 3.10 and 3.11")
+def test_images_have_nothing_for_tests_and_pages_alone(dockerfile):
+    """Such as the driver of a browser, of 170 MB."""
+    runs = [extra for extra in EXTRAS if extra not in {"dev", "docs"} | NOT_LOCKED]
+    used = closure([*PROJECT["dependencies"], *(line for extra in runs for line in EXTRAS[extra])])
+    surplus = closure([*EXTRAS["dev"], *EXTRAS["docs"]]) - used - {"pip"}
+    text = (ROOT / "docker" / dockerfile).read_text().replace("\\\n", " ")
+    taken_away = set(re.search(r"pip uninstall -qy ([^&]*) && ", text).group(1).split())
+    assert surplus - taken_away == set() and {"playwright", "mypy"} <= surplus
+    assert taken_away & used == {"cmake"}, "which compiles Horovod"
 
 
 @pytest.mark.parametrize("dockerfile", ["Dockerfile", "Dockerfile.cpu"])

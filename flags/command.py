@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -77,7 +76,7 @@ def give(answer: Answer | None, name: str = "", folder: str = "") -> None:
     rank, _ = launched_rank_and_size() or (0, 1)
     if rank != 0 or answer is None:
         return
-    last_line = json.dumps(answer.result)
+    last_line = files.json_of(answer.result)
     unwritten = None
     try:
         if name:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from instcls_tf.errors import UserError, shown
 
@@ -90,6 +92,19 @@ def write(path: str, content: bytes) -> None:
         write_whole(path, content)
     except OSError as error:
         raise UserError(f"{shown(path)}: cannot write this file ({error.strerror})") from error
+
+
+def json_of(answer: Any) -> str:
+    """An answer as JSON in one line: null where a number is not finite, for which JSON has no word."""
+    return json.dumps(_finite(answer), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def flush_to_disk(path: str) -> None:

@@ -2,6 +2,7 @@
 
 Where absl-py is not installed, `python -m instcls_tf.export.self_check PATH` does it with NumPy and the runtime alone.
 The last line of standard output is one JSON object: `format`, `runtime`, `metric`, `error`, `tolerance`, `images`.
+An `error` that is not finite is null.
 
 Examples:
   python -m scripts.check_export exported/digits

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Callable
 
@@ -106,7 +105,7 @@ def report_help(config: PretrainConfig, progress: Progress) -> None:
     try:
         found = judge_run(config.workdir, config.data_dir)
         if collectives.rank() == 0:
-            files.write(os.path.join(config.workdir, REPORT_NAME), json.dumps(found.result()).encode())
+            files.write(os.path.join(config.workdir, REPORT_NAME), files.json_of(found.result()).encode())
     except Exception as error:
         rank = collectives.rank()
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {reason_of(error)}"

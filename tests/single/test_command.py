@@ -25,6 +25,15 @@ def test_the_answer_is_printed_last_and_written(tmp_path, capsys):
     assert (tmp_path / "table.md").read_text() == "a table\n"
 
 
+def test_numbers_that_are_not_finite_are_null(tmp_path, capsys):
+    """NaN and Infinity are no JSON, whatever Python makes of them."""
+    infinite = float("inf")
+    result = {"error": infinite, "curve": [1.0, -infinite, (float("nan"), 2)], "of": {"a": infinite, "b": "NaN"}}
+    command.give(Answer(result), "check", str(tmp_path))
+    wanted = '{"error": null, "curve": [1.0, null, [null, 2]], "of": {"a": null, "b": "NaN"}}'
+    assert capsys.readouterr().out == f"{wanted}\n" and (tmp_path / "check.json").read_text() == wanted
+
+
 def test_names_in_other_encodings_are_escaped(tmp_path, capsys, monkeypatch):
     text = f"± {os.fsdecode(bytes([0xE9]))}"
     command.give(Answer(RESULT, text, "table.md"), "compare", str(tmp_path))

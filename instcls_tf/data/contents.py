@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from instcls_tf import files
+from instcls_tf import files, stamps
 from instcls_tf.data.source import RandomAccessSource, Source
 from instcls_tf.data.threads import parallel_calls, without_autotuner
 from instcls_tf.errors import UserError
@@ -75,7 +75,7 @@ def exchanged(source: RandomAccessSource, ids: np.ndarray, before: np.ndarray) -
       before: hashes of all images at an earlier time, uint64 `[N, 2]`.
     """
     ids = ids[ids < len(before)]
-    now = np.frombuffer(b"".join(_digest(source.content_of(i)) for i in ids.tolist()), np.uint64).reshape(-1, 2)
+    now = np.frombuffer(b"".join(_digest_now(source, i) for i in ids.tolist()), np.uint64).reshape(-1, 2)
     _, image = np.unique(_keys(np.concatenate([before, now])), return_inverse=True)
     image = image.ravel()
     first_of = np.full([image.max(initial=-1) + 1], -1)
@@ -83,6 +83,11 @@ def exchanged(source: RandomAccessSource, ids: np.ndarray, before: np.ndarray) -
     for instance_id, other, row in zip(ids.tolist(), first_of[image[len(before) :]].tolist(), now):
         if other >= 0 and row.any() and (row != before[instance_id]).any():
             yield instance_id, other
+
+
+def _digest_now(source: RandomAccessSource, instance_id: int) -> bytes:
+    stamps.go_on()
+    return _digest(source.content_of(instance_id))
 
 
 def write(path: str, hashes: np.ndarray) -> None:

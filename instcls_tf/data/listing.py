@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from instcls_tf import stamps
 from instcls_tf.config import RUN_FLAGS_NAME
 from instcls_tf.data.image_suffixes import IMAGE_SUFFIXES, UNREAD_SUFFIXES, unread_sentence
 from instcls_tf.data.manifest import ImagePaths
@@ -192,6 +193,7 @@ def _scan(folder: bytes) -> _Entries:
     is_run = False
     with os.scandir(folder) as entries:
         for entry in entries:
+            stamps.go_on()
             name = entry.name
             is_image = name.lower().endswith(_SUFFIXES)
             is_run = is_run or name == _RUN_FLAGS

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from instcls_tf import files
+from instcls_tf import files, stamps
 from instcls_tf.errors import UserError
 
 MANIFEST_NAME = "manifest.tsv"
@@ -98,6 +98,7 @@ def file_sizes(root: str, paths: ImagePaths) -> np.ndarray:
 
 
 def _size(path: bytes) -> int:
+    stamps.go_on()
     try:
         return os.stat(path).st_size
     except OSError:
@@ -113,6 +114,7 @@ def write(path: str, paths: ImagePaths, sizes: np.ndarray) -> None:
             if len(lines) == _LINES_AT_ONCE:
                 file.writelines(lines)
                 lines.clear()
+                stamps.go_on()
         file.writelines(lines)
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import psutil
 import pytest
 
-from instcls_tf.data import manifest
+from instcls_tf import stamps
+from instcls_tf.data import contents, manifest
 from instcls_tf.data.folder import open_folder
 from instcls_tf.data.manifest import ImagePaths
 from instcls_tf.errors import UserError
@@ -101,6 +102,26 @@ def test_a_folder_keeps_its_ids_over_restarts(tmp_path):
     assert tuple(again.paths) == tuple(source.paths) and again.changes == (("b/3.jpg",), ())
     _, sizes = manifest.read(str(workdir / "manifest.tsv"))
     assert sizes.tolist() == [7, 7, 7, 7, 7], "the sizes of when the run began"
+
+
+def test_the_watchdog_sees_that_many_files_are_looked_at(tmp_path, monkeypatch):
+    """Every file takes a network file system its time: the work has moved with each of them, in each of the passes."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    _touch(photos, *(f"{number:04d}.jpg" for number in range(2000)))
+    before = stamps.last().number
+    source = open_folder(f"folder:{photos}", "train")
+    assert stamps.last().number >= before + 2000
+    before = stamps.last().number
+    source.write_manifest(str(tmp_path))
+    assert stamps.last().number >= before + 2000
+    monkeypatch.setattr(manifest, "_LINES_AT_ONCE", 100)
+    before = stamps.last().number
+    manifest.write(str(tmp_path / "manifest.tsv"), source.paths, np.zeros(2000, np.int64))
+    assert stamps.last().number == before + 20
+    before = stamps.last().number
+    assert list(contents.exchanged(source, np.arange(50), np.zeros([2000, 2], np.uint64))) == []
+    assert stamps.last().number == before + 50
 
 
 def test_a_million_names_stay_one_block(tmp_path):

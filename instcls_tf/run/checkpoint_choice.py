@@ -15,11 +15,9 @@ from instcls_tf import files
 from instcls_tf.errors import UserError, shown
 from instcls_tf.run import checkpoint_manifest
 from instcls_tf.run.checkpoint_manifest import Origin
-from instcls_tf.run.workdir import checkpoint_folder
+from instcls_tf.run.workdir import RECORD_NAME, checkpoint_folder, has_checkpoints
 
 _NAME = re.compile(r"(ckpt-\d{8,})\..+")
-# Written by TensorFlow's own tools as well; what it names is only compared with what is there.
-_RECORD = "checkpoint"
 _WRITING = ".writing-"
 
 
@@ -66,7 +64,7 @@ def choose(workdir: str, whole: bool = False, wanted: Origin = Origin()) -> Choi
       UserError: there are checkpoints, or the record of one, but none can be used.
     """
     named, record_problem = _recorded(workdir)
-    found = prefixes(workdir)
+    found = prefixes(workdir) if has_checkpoints(workdir) else []
     problems = []
     for prefix in reversed(found):
         problem = problem_of(prefix, whole) or of_another_run(prefix, wanted)
@@ -111,7 +109,8 @@ def of_another_run(prefix: str, wanted: Origin) -> str:
 
 
 def _record(workdir: str) -> str:
-    return os.path.join(checkpoint_folder(workdir), _RECORD)
+    """Written by TensorFlow's own tools as well; what it names is only compared with what is there."""
+    return os.path.join(checkpoint_folder(workdir), RECORD_NAME)
 
 
 def _recorded(workdir: str) -> tuple[str, str]:

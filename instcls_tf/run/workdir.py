@@ -40,8 +40,9 @@ _OF_THE_RUN = ("manifest.tsv", "contents.npy", "bad_files.txt")
 RESULTS = ("report", "knn_eval", "linear_eval", "finetune", "detect", "similarity", "correlation")
 # And what would be shown as its successor's; it may be a user's where no run has begun.
 _RESULTS = ("start.safetensors", "report.html", *(f"{name}.json" for name in RESULTS))
-# The folder in a workdir that holds the checkpoints of its run.
-CHECKPOINTS_NAME = "checkpoints"
+# The folder in a workdir that holds the checkpoints of its run, and the file there that names the newest: the last one
+# that a save writes.
+CHECKPOINTS_NAME, RECORD_NAME = "checkpoints", "checkpoint"
 # The last line that a run.flags had for certain before files ended with a mark.
 _ONCE_LAST = "checkpoint_every"
 
@@ -57,9 +58,14 @@ def checkpoint_folder(workdir: str) -> str:
 
 
 def has_checkpoints(workdir: str) -> bool:
-    """Whether there is anything of a checkpoint, whole or not."""
+    """Whether there is anything of a checkpoint, whole or not.
+
+    Data without index, manifest and record are none: a first save was ended when it gave its files their names.
+    """
     folder = checkpoint_folder(workdir)
-    return os.path.isdir(folder) and any(name.startswith("ckpt-") for name in os.listdir(folder))
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    ends = ("",) if RECORD_NAME in names else (".index", ".json")
+    return any(name.startswith("ckpt-") and name.endswith(ends) for name in names)
 
 
 def begin_run(config: PretrainConfig) -> None:

@@ -112,6 +112,19 @@ def test_all_files_of_checkpoints_are_lost(damaged):
     assert len((damaged.workdir / "metrics.jsonl").read_text().splitlines()) == 6
 
 
+def test_the_first_save_was_ended_before_its_index(damaged):
+    """Only data of a run's first checkpoint have their names, and no record: the run begins, and its next save removes
+    them.
+    """
+    for path in damaged.checkpoints.iterdir():
+        if not path.name.startswith("ckpt-00000006.data-00000"):
+            path.unlink()
+    finished = damaged.resume(max_steps=0)
+    assert finished.status == 0, finished.output
+    assert "is missing" not in finished.stderr and "continuing" not in finished.stderr
+    assert {path.name.partition(".")[0] for path in damaged.checkpoints.iterdir()} == {"checkpoint", "ckpt-00000000"}
+
+
 def test_run_flags_are_lost(damaged):
     """Checkpoints without run.flags: nobody knows of which run, so none begins there."""
     lose(damaged.workdir / "run.flags")

@@ -12,10 +12,12 @@ import pytest
 
 from instcls_tf.config import PretrainConfig
 from instcls_tf.errors import UserError
+from instcls_tf.run.checkpoint_choice import choose
 from instcls_tf.run.workdir import (
     NOT_RECIPE,
     begin_run,
     extend_run,
+    has_checkpoints,
     load_run,
     refuse_other_recipe,
     run_flags_path,
@@ -167,6 +169,24 @@ def test_a_run_that_has_saved_nothing_makes_way(tmp_path):
     write_run(tmp_path, VALID)
     assert refuse_other_recipe(VALID.replace(workdir=str(tmp_path)))
     assert not refuse_other_recipe(VALID.replace(workdir=str(tmp_path), seed=5))
+
+
+def test_data_without_an_index_are_nothing_saved(tmp_path):
+    """A first save was ended when only some of its files had their names; with a record they are of a lost checkpoint."""
+    write_run(tmp_path, VALID)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "ckpt-00000002.data-00000-of-00003").touch()
+    other = VALID.replace(workdir=str(tmp_path), seed=5)
+    assert not has_checkpoints(str(tmp_path)) and not refuse_other_recipe(other)
+    assert choose(str(tmp_path)) == (None, ())
+    record = tmp_path / "checkpoints" / "checkpoint"
+    record.write_text('model_checkpoint_path: "ckpt-00000002"')
+    for refuses in (lambda: refuse_other_recipe(other), lambda: choose(str(tmp_path))):
+        with pytest.raises(UserError):
+            refuses()
+    record.unlink()
+    (tmp_path / "checkpoints" / "ckpt-00000002.index").touch()
+    assert has_checkpoints(str(tmp_path))
 
 
 def test_an_extension_may_only_grow(tmp_path):

@@ -16,7 +16,7 @@ from absl import flags
 from instcls_tf import files, flagfiles
 from instcls_tf.distributed import job, watchdog
 from instcls_tf.distributed.launcher import launched_rank_and_size
-from instcls_tf.errors import UserError, one_line, reason_of, shown
+from instcls_tf.errors import MachineError, UserError, one_line, reason_of, shown
 from instcls_tf.report.answer import Answer, Picture
 from instcls_tf.run import signals
 
@@ -43,7 +43,7 @@ def run(main: Callable[[], None], description: str, before_parsing: Callable[[],
         _parse(description)
         main()
     except UserError as error:
-        _fail_once(str(error), error.status)
+        _fail_once(error)
     except signals.Stopped:
         sys.exit(job.STOPPED_STATUS)  # it has been said
     except Exception as error:
@@ -178,16 +178,17 @@ def _own_flags_help() -> str:
     return "\n".join(line for line in text.splitlines() if not line.startswith("flags."))
 
 
-def _fail_once(sentence: str, status: int = UserError.status) -> None:
+def _fail_once(error: UserError) -> None:
     """Rank 0 speaks for all. The others wait to be ended by the launcher; one that is not met a mistake of its own."""
     rank, _ = launched_rank_and_size() or (0, 1)
-    is_told_by_launcher = job.record_error(sentence, is_said=rank == 0)
+    sentence, is_mistake = str(error), not isinstance(error, MachineError)
+    is_told_by_launcher = job.record_error(sentence, is_said=rank == 0, is_mistake=is_mistake)
     if rank > 0:
         time.sleep(_GRACE_SECONDS)
         sentence = f"rank {rank}: {sentence}"
     if rank == 0 or not is_told_by_launcher:
         _write_error(f"error: {sentence}")
-    _leave(status)
+    _leave(error.status)
 
 
 def _leave(status: int) -> NoReturn:

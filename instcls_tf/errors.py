@@ -33,6 +33,12 @@ class DivergedError(UserError):
     status = 1
 
 
+class MachineError(UserError):
+    """A fault of a machine, such as a file system that failed or a bit that flipped: started again, the run goes on."""
+
+    status = 1
+
+
 def shown(name: object) -> str:
     """A name from data or from the command line as a message quotes it.
 

@@ -36,6 +36,7 @@ class WorkerError(NamedTuple):
     sentence: str
     trace: str  # a traceback, if nobody has foreseen the error
     is_said: bool  # on standard error, by the worker itself
+    is_mistake: bool  # for a person to mend: the same would come again
 
 
 def folder() -> str | None:
@@ -47,7 +48,7 @@ def folder() -> str | None:
     return named if named and os.path.exists(os.path.join(named, MARK)) else None
 
 
-def record_error(sentence: str, trace: str = "", is_said: bool = False) -> bool:
+def record_error(sentence: str, trace: str = "", is_said: bool = False, is_mistake: bool = False) -> bool:
     """Leaves this worker's error for the launcher; returns whether there is one that will find it.
 
     Each worker has a file of its own, and its first error stays.
@@ -56,7 +57,7 @@ def record_error(sentence: str, trace: str = "", is_said: bool = False) -> bool:
     to = folder()
     if to is None:
         return False
-    error = WorkerError(time.time(), rank, socket.gethostname(), sentence, trace, is_said)
+    error = WorkerError(time.time(), rank, socket.gethostname(), sentence, trace, is_said, is_mistake)
     try:
         with open(os.path.join(to, f"rank{rank:05d}.error"), "x") as file:
             json.dump(error, file)

@@ -294,8 +294,9 @@ class _Attempt:
             self._tell(first)
             if status == watchdog.STALLED_STATUS:
                 return Outcome(status, None)  # who tells it need not be who is stuck
-            is_mistake = not first.trace  # told in a sentence by the worker, as a rate at which the loss diverges
-            return Outcome(status if status == _USER_ERROR_STATUS else _FAILED_STATUS, first.rank, is_mistake)
+            # What the workers have found together is no more that of the one that tells it than of the others.
+            rank = first.rank if first.trace else None
+            return Outcome(status if status == _USER_ERROR_STATUS else _FAILED_STATUS, rank, first.is_mistake)
         if ended is None:
             how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
             _say(f"error: mpirun was ended {how}" if status < 0 else f"error: mpirun ended {how}")

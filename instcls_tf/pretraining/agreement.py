@@ -21,7 +21,7 @@ from instcls_tf.config import PretrainConfig
 from instcls_tf.data.kernels import views
 from instcls_tf.data.source import Source
 from instcls_tf.distributed import collectives, cores, device, workers
-from instcls_tf.errors import UserError, shown
+from instcls_tf.errors import MachineError, UserError, shown
 from instcls_tf.run import checkpoint_choice, checkpoint_manifest
 from instcls_tf.run.code import code_digest
 
@@ -191,14 +191,14 @@ def refuse_different_weights(variables: list[tf.Variable], step: int) -> None:
       step: completed steps.
 
     Raises:
-      UserError: names the worker and both checksums; on all workers alike.
+      MachineError: names the worker and both checksums; on all workers alike.
     """
     if collectives.size() == 1:
         return
     found = workers.everybodys(checksum_of(variables))
     for rank, checksum in enumerate(found):
         if checksum != found[0]:
-            raise UserError(
+            raise MachineError(
                 f"step {step}: the weights of worker {rank} are not those of worker 0 (checksums {checksum} and"
                 f" {found[0]}), nothing was saved: look for a defect of that machine's memory or processor; the same"
                 f" command goes on from the last checkpoint"

@@ -72,7 +72,8 @@ class Run(NamedTuple):
           with_lists: in mid-epoch, where there are lists of hard negatives.
 
         Raises:
-          UserError: the workers hold different weights, or see `checkpoint.save`; on all workers alike.
+          MachineError: the workers hold different weights; on all workers alike.
+          UserError: see `checkpoint.save`.
         """
         stamps.stamp(f"saving step {self.step}")
         replicated = self.replicated()

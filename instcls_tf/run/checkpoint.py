@@ -12,6 +12,7 @@ tell each other how each of these stages went: where one fails, all stop, and wh
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import os
 import shutil
@@ -22,7 +23,7 @@ from typing import Callable
 import tensorflow as tf
 
 from instcls_tf.distributed import collectives, workers
-from instcls_tf.errors import UserError, one_line, shown
+from instcls_tf.errors import MachineError, UserError, one_line, shown
 from instcls_tf.files import flush_folder, flush_to_disk
 from instcls_tf.run import checkpoint_choice, checkpoint_manifest
 from instcls_tf.run.checkpoint_manifest import Manifest, Origin
@@ -30,6 +31,10 @@ from instcls_tf.run.parts import Slices, refuse_not_finite
 from instcls_tf.run.workdir import run_id
 
 _KEPT = 2
+# Why a file system does not write until a person has mended it; TensorFlow wraps these into longer sentences.
+_TO_BE_MENDED = tuple(
+    map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR))
+)
 
 
 def save(
@@ -56,7 +61,8 @@ def save(
       The checkpoint's prefix, for `tf.train.load_checkpoint`.
 
     Raises:
-      UserError: a value is not finite, or the checkpoint cannot be written; on all workers alike.
+      UserError: a value is not finite, or the disk is full, or not to be written to; on all workers alike.
+      MachineError: the checkpoint cannot be written for another reason; likewise.
     """
     prefix, parts = checkpoint_choice.prefix_of(workdir, step), checkpoint_choice.writing_folder(workdir, step)
     is_chief = collectives.rank() == 0
@@ -105,18 +111,20 @@ class _Stages:
         Raises:
           UserError: the first worker's that failed.
         """
-        problem = ""
+        problem, is_mistake = "", True
         try:
             stage()
         except UserError as error:
             problem = str(error)
         except (OSError, tf.errors.OpError) as error:
             problem = self._sentence(error)
-        problems = list(filter(None, workers.everybodys(problem)))
+            is_mistake = any(reason in str(error) for reason in _TO_BE_MENDED)
+        problems = [one for one in workers.everybodys([problem, is_mistake]) if one[0]]
         if problems:
             if collectives.rank() == 0:
                 shutil.rmtree(self._parts, ignore_errors=True)
-            raise UserError(problems[0])
+            problem, is_mistake = problems[0]
+            raise UserError(problem) if is_mistake else MachineError(problem)
 
     def _sentence(self, error: Exception) -> str:
         folder = os.path.dirname(self._parts)

@@ -159,6 +159,18 @@ def test_a_restart_goes_on_from_the_last_checkpoint(tmp_path):
     assert saved(tmp_path)[-1] == 10
 
 
+def test_a_fault_of_a_machine_is_no_mistake(tmp_path):
+    """All workers say in a sentence that a file system or a bit of memory failed: a restart goes on from there."""
+    faults = "--faults=machine@0:5,machine@1:5"
+    finished = run_command(standin(tmp_path, faults, "--once", options=("--max_restarts=1",)))
+    assert finished.status == 0
+    assert attempts(tmp_path) == ["2 0", "2 4"]
+    said = finished.stderr.splitlines()
+    assert [line for line in said if line.startswith("error: ")] == ["error: step 4: the file system has failed"]
+    finished = run_command(standin(tmp_path / "other", faults))
+    assert finished.status == 1 and last_line(finished.stderr) == "error: step 4: the file system has failed"
+
+
 def test_a_worker_that_fails_again_and_again_is_left_out(tmp_path):
     """A worker is killed twice without a checkpoint between, under `--min_workers`: the third attempt goes on without
     it.

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from instcls_tf.errors import UserError
+from instcls_tf.errors import MachineError, UserError
 from instcls_tf.run import checkpoint, checkpoint_choice, checkpoint_manifest, parts
 from instcls_tf.run.checkpoint_manifest import Origin
 from instcls_tf.run.parts import Slices
@@ -121,16 +121,24 @@ def test_an_interrupted_save_does_no_harm(tmp_path, saved):
     assert_equal(state, make_state(2.0))
 
 
-def test_a_save_that_fails_leaves_the_previous_one(tmp_path, saved, monkeypatch):
-    def no_space(**_):
-        raise tf.errors.ResourceExhaustedError(None, None, "no space left")
+@pytest.mark.parametrize(
+    ("said", "reason", "kind"),
+    [
+        ("stale handle", "stale handle", MachineError),
+        ("x; No space left on device", "No space left on device", UserError),
+    ],
+)
+def test_a_save_that_fails_leaves_the_previous_one(tmp_path, saved, monkeypatch, said, reason, kind):
+    def fail(**_):
+        raise tf.errors.ResourceExhaustedError(None, None, said)
 
-    monkeypatch.setattr(tf.raw_ops, "MergeV2Checkpoints", no_space)
+    monkeypatch.setattr(tf.raw_ops, "MergeV2Checkpoints", fail)
     with pytest.raises(UserError) as refusal:
         checkpoint.save(str(tmp_path), 8, *make_state(2.0))
+    assert type(refusal.value) is kind, "a full disk is a person's to mend, what may pass is not"
     folder = tmp_path / "checkpoints"
     assert re.fullmatch(
-        re.escape(f"--workdir={tmp_path}: cannot write the checkpoint of step 8 to {folder} (no space left; ")
+        re.escape(f"--workdir={tmp_path}: cannot write the checkpoint of step 8 to {folder} ({reason}; ")
         + r"[\d.]+ MB are free there\); the last good checkpoint is that of step 7, from which the same"
         r" command goes on",
         str(refusal.value),

@@ -5,7 +5,9 @@ import socket
 
 import pytest
 
-from instcls_tf.distributed import launch, launcher
+from instcls_tf.distributed import job, launch, launcher
+from instcls_tf.distributed.forwarded_signals import ForwardedSignals
+from instcls_tf.distributed.hosts import Host
 
 PAIRS = {
     "horovodrun": ("HOROVOD_RANK", "HOROVOD_SIZE"),
@@ -45,6 +47,26 @@ def test_horovodrun_inside_a_slurm_job_wins(shell):
     for name, value in (("PMIX_RANK", "0"), ("SLURM_NTASKS", "1"), ("HOROVOD_RANK", "3"), ("HOROVOD_SIZE", "4")):
         shell.setenv(name, value)
     assert launcher.launched_rank_and_size() == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "outcome"),
+    [
+        ({"is_mistake": True}, 2, (2, None, True)),
+        ({"is_mistake": True}, 1, (1, None, True)),  # a run that diverges
+        ({}, 1, (1, None, False)),
+        ({"trace": "Traceback"}, 1, (1, 1, False)),
+    ],
+    ids=["mistake", "diverged", "machine", "unforeseen"],
+)
+def test_a_worker_says_whether_the_same_would_come_again(shell, tmp_path, said, status, outcome):
+    """Not whether there is a traceback: a bit that flipped is told in a sentence, too."""
+    (tmp_path / job.MARK).touch()
+    for name, value in ((job.FOLDER, tmp_path), ("OMPI_COMM_WORLD_RANK", 1), ("OMPI_COMM_WORLD_SIZE", 2)):
+        shell.setenv(name, str(value))
+    assert job.record_error("step 4: went wrong", **said)
+    attempt = launch._Attempt((Host("localhost", 2),), [], str(tmp_path), ForwardedSignals(True))
+    assert attempt._judge(status) == launch.Outcome(*outcome)
 
 
 def test_only_own_folders_of_dead_launchers_are_removed(tmp_path, monkeypatch):

@@ -172,7 +172,7 @@ def test_a_run_that_has_saved_nothing_makes_way(tmp_path):
 
 
 def test_data_without_an_index_are_nothing_saved(tmp_path):
-    """A first save was ended when only some of its files had their names; with a record they are of a lost checkpoint."""
+    """A first save was ended when some of its files had their names; with a record they are of a lost one."""
     write_run(tmp_path, VALID)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "ckpt-00000002.data-00000-of-00003").touch()

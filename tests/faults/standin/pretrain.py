@@ -17,7 +17,7 @@ from flags import command
 from instcls_tf import stamps
 from instcls_tf.distributed import watchdog
 from instcls_tf.distributed.launcher import launched_rank_and_size
-from instcls_tf.errors import UserError
+from instcls_tf.errors import MachineError, UserError
 from instcls_tf.progress import Progress
 from instcls_tf.run import signals
 
@@ -46,6 +46,8 @@ def fail(kind: str) -> None:
         raise HorovodError("Horovod has been shut down")
     if kind == "mistake":
         raise UserError("--dataset=x: this worker has no such images")
+    if kind == "machine":
+        raise MachineError("step 4: the file system has failed")
     if kind == "die":
         os._exit(9)
     if kind == "hang":

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from instcls_tf.config import FLOAT32, RESNET50, PretrainConfig
+from instcls_tf.config import FLOAT32, RESNET18, RESNET50, PretrainConfig
 from instcls_tf.data.folder import FolderSource
 from instcls_tf.data.source import Source
 from instcls_tf.data.tfds import TfdsSource
@@ -39,10 +39,12 @@ def warnings_of(config: PretrainConfig, source: Source, num_workers: int) -> Ite
     import tensorflow as tf
 
     rate = functools.cache(lambda: measured_rate(config, num_workers))
-    yield from sentences(config, source, rate, on_cpu=not tf.config.list_physical_devices("GPU"))
+    yield from sentences(config, source, rate, not tf.config.list_physical_devices("GPU"), num_workers)
 
 
-def sentences(config: PretrainConfig, source: Source, rate: Callable[[], float], on_cpu: bool) -> Iterator[str]:
+def sentences(
+    config: PretrainConfig, source: Source, rate: Callable[[], float], on_cpu: bool, num_workers: int = 1
+) -> Iterator[str]:
     """What should be looked at before a run begins, one sentence each. No TensorFlow.
 
     Args:
@@ -50,20 +52,24 @@ def sentences(config: PretrainConfig, source: Source, rate: Callable[[], float],
       source: its images.
       rate: measures multiplications a second of this machine, of all workers; called if there is something to say.
       on_cpu: whether there is no GPU.
+      num_workers: T, whom a recipe that is named must fit.
     """
     side = shorter_side(source)
     preset = _SMALL_IMAGES if side and side <= _SMALL_SIDE else _PHOTOS
     better = PretrainConfig.from_flagfile(preset, workdir=config.workdir, dataset=config.dataset)
     count, name = source.num_instances, f"--flagfile=flags/presets/{preset}.flags"
+    fits = better.groups_per_batch >= num_workers
     if config.batch_size > count >= _FEWEST:
-        size = min(better.batch_size, 2 ** int(np.log2(count / _FEW_STEPS)))
-        or_preset = f", or {name}: {_times(config, better, count, rate)}" if better.batch_size < count else ""
+        size = max(num_workers, min(better.batch_size, 2 ** int(np.log2(count / _FEW_STEPS))))
+        groups = "" if -(-size // config.micro_batch) >= num_workers else f" --micro_batch={size // num_workers}"
+        or_preset = f", or {name}: {_times(config, better, count, rate)}" if fits and better.batch_size < count else ""
         yield (
             f"--batch_size={config.batch_size} is more than the {count} images: an epoch is a single step; take"
-            f" --batch_size={size} ({-(-count // size)} steps an epoch){or_preset}"
+            f" --batch_size={size}{groups} ({-(-count // size)} steps an epoch){or_preset}"
         )
     if on_cpu and config.encoder == RESNET50:
-        yield f"--encoder={RESNET50} without a GPU: take {name}: {_times(config, better, count, rate)}"
+        what, smaller = (name, better) if fits else (f"--encoder={RESNET18}", config.replace(encoder=RESNET18))
+        yield f"--encoder={RESNET50} without a GPU: take {what}: {_times(config, smaller, count, rate)}"
     is_narrow = round(64 * config.width_multiplier) < _FEWEST_CHANNELS
     if on_cpu and is_narrow and os.environ.get("TF_ENABLE_ONEDNN_OPTS") != "0":
         yield (
@@ -73,16 +79,18 @@ def sentences(config: PretrainConfig, source: Source, rate: Callable[[], float],
         )
     if side is None:
         return
+    or_preset = f", or {name}" if fits else ""
     if config.image_size >= _MUCH_LARGER * side:
         fitting = config.replace(image_size=max(32, 8 * round(side / 8)))
         yield (
             f"--image_size={config.image_size} is {config.image_size / side:.1f} times the images' own {side:.0f}"
-            f" pixels: take --image_size={fitting.image_size}, or {name}: {_times(config, fitting, count, rate)}"
+            f" pixels: take --image_size={fitting.image_size}{or_preset}: {_times(config, fitting, count, rate)}"
         )
     elif config.image_size <= _MUCH_SMALLER * side and config.image_size < _PHOTOGRAPHS:
+        larger = better if fits else config.replace(image_size=better.image_size)
         yield (
             f"--image_size={config.image_size} leaves little of images of {side:.0f} pixels: take"
-            f" --image_size={better.image_size}, or {name}: {_times(config, better, count, rate)}"
+            f" --image_size={better.image_size}{or_preset}: {_times(config, larger, count, rate)}"
         )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from types import SimpleNamespace
+
 import pytest
 
 from instcls_tf.config import PretrainConfig
@@ -22,9 +25,9 @@ def folder(tmp_path_factory) -> str:
     return f"folder:{root}"
 
 
-def said(dataset: str, on_cpu: bool = True, **settings) -> list[str]:
+def said(dataset: str, on_cpu: bool = True, num_workers: int = 1, **settings) -> list[str]:
     config = PretrainConfig(workdir="run", dataset=dataset, **settings)
-    return list(advice.sentences(config, open_source(dataset), lambda: RATE, on_cpu))
+    return list(advice.sentences(config, open_source(dataset), lambda: RATE, on_cpu, num_workers))
 
 
 FITS = {"encoder": "resnet18", "batch_size": 4, "image_size": 32}
@@ -42,6 +45,28 @@ def test_a_batch_of_more_than_all_images(folder):
     (sentence,) = said("digits", **{**FITS, "batch_size": 4096})
     assert "; take --batch_size=64 (23 steps an epoch), or --flagfile=flags/presets/photos.flags: " in sentence
     assert sentence.endswith("at the 100 billion a second of a bare matrix product here)")
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("count", [8, 11, 100, 300, 1437])
+def test_what_is_advised_fits_the_workers(num_workers, count):
+    """As a whole: a batch of the advised size has a BN group for each of them, and so has a preset that is named."""
+    config = PretrainConfig(workdir="run", dataset="digits")
+    sentences = list(advice.sentences(config, SimpleNamespace(num_instances=count), lambda: RATE, True, num_workers))
+    advised = dict(re.findall(r"--(batch_size|micro_batch)=(\d+)", sentences[0].partition("; take ")[2]))
+    changed = config.replace(**{name: int(value) for name, value in advised.items()})
+    changed.validate(num_workers)
+    assert changed.batch_size < 4096 and ("micro_batch" in advised) == (num_workers > -(-changed.batch_size // 64))
+    for sentence in sentences:
+        for preset in re.findall(r"presets/(\w+)\.flags", sentence):
+            PretrainConfig.from_flagfile(preset, workdir="run").validate(num_workers)
+    assert ("photos.flags" in sentences[1]) == (num_workers <= 2)
+    assert num_workers <= 2 or sentences[1].startswith("--encoder=resnet50 without a GPU: take --encoder=resnet18: ")
+
+
+def test_an_image_size_without_a_preset_that_fits(folder):
+    (sentence,) = said(folder, num_workers=3, **{**FITS, "image_size": 224})
+    assert ": take --image_size=32: " in sentence and "presets" not in sentence
 
 
 def test_a_handful_of_images_needs_no_batch_size(tmp_path):

@@ -215,7 +215,8 @@ class PretrainConfig:
         if num_workers > 1:
             largest = -(-self.batch_size // (num_workers - 1)) - 1
             why = f"for each of the {num_workers} workers to have a BN group of --batch_size={self.batch_size}"
-            require(self, "micro_batch", self.micro_batch <= largest, f"at most {largest}, {why}")
+            wanted = f"at most {largest}, {why}, or at most {self.groups_per_batch} workers"
+            require(self, "micro_batch", self.micro_batch <= largest, wanted)
         require(self, "hard_negatives", self.hard_negatives >= 1 or self.smoothing == 0, "at least 1, or --smoothing=0")
         if self.sampled_classes and self.smoothing:
             raise UserError(

@@ -15,7 +15,7 @@ from instcls_tf.data.sources import open_training_source
 from instcls_tf.distributed.launcher import launched_rank_and_size
 from instcls_tf.errors import UserError
 from instcls_tf.initial.kinds import kind_of
-from instcls_tf.run.workdir import has_checkpoints, load_run, refuse_other_recipe
+from instcls_tf.run.workdir import has_checkpoints, load_run, refuse_other_recipe, run_flags_path
 
 _OF_THE_NETWORK = ("method", "encoder", "width_multiplier", "stem", "mlp_head", "embedding_size")
 
@@ -50,6 +50,8 @@ def open_training_data(config: PretrainConfig, source: Source | None = None) -> 
       UserError: one sentence naming the flag, its value and what is wanted.
     """
     _, num_workers = launched_rank_and_size() or (0, 1)
+    config.validate()
+    _refuse_more_workers_than_groups(config, num_workers)
     config.validate(num_workers)
     # Before the data: a manifest in the workdir is of the run that it belongs to.
     resuming = refuse_other_recipe(config)
@@ -84,6 +86,19 @@ def _refuse_without_labels(config: PretrainConfig) -> None:
         open_splits(config.dataset, config.data_dir, reading=reading_of(config))
     except UserError as error:
         raise UserError(f"{error}; --online_knn_every={config.online_knn_every} judges by both splits") from error
+
+
+def _refuse_more_workers_than_groups(config: PretrainConfig, num_workers: int) -> None:
+    """A run that has a checkpoint keeps its BN groups, of which each worker has one at least."""
+    if not has_checkpoints(config.workdir) or not os.path.exists(run_flags_path(config.workdir)):
+        return
+    run = load_run(config.workdir)
+    if run.groups_per_batch < num_workers:
+        raise UserError(
+            f"--workdir={config.workdir}: its run has {run.groups_per_batch} BN group(s) in a batch"
+            f" (--micro_batch={run.micro_batch} of --batch_size={run.batch_size}), one at least for each worker: wanted"
+            f" at most {run.groups_per_batch} workers, not {num_workers}, to continue it"
+        )
 
 
 def _refuse_images_in_workdir(config: PretrainConfig, source: Source) -> None:

@@ -126,7 +126,8 @@ def test_every_worker_needs_a_group(batch, workers, largest):
     with pytest.raises(UserError) as refusal:
         VALID.replace(batch_size=batch, micro_batch=largest + 1).validate(workers)
     wanted = f"at most {largest}, for each of the {workers} workers to have a BN group of --batch_size={batch}"
-    assert str(refusal.value) == f"--micro_batch={largest + 1}: must be {wanted}"
+    fewer = f"or at most {-(-batch // (largest + 1))} workers"
+    assert str(refusal.value) == f"--micro_batch={largest + 1}: must be {wanted}, {fewer}"
 
 
 def test_fewer_hard_negatives_than_other_instances():

@@ -36,6 +36,8 @@ _LATER = "center_crop_fraction"
 _RUN_ID = "# run "
 # What a run leaves that would be taken for its successor's.
 _OF_THE_RUN = ("manifest.tsv", "contents.npy", "bad_files.txt")
+# What a run replaces besides, once it has begun: where none has, they are another program's.
+_REPLACED = (*_OF_THE_RUN, "metrics.jsonl", "start.safetensors")
 # What commands leave in a workdir: their results, and in which order these are told.
 RESULTS = ("report", "knn_eval", "linear_eval", "finetune", "detect", "similarity", "correlation")
 # And what would be shown as its successor's; it may be a user's where no run has begun.
@@ -77,7 +79,8 @@ def begin_run(config: PretrainConfig) -> None:
       UserError: it cannot be written there.
     """
     try:
-        _remove(config.workdir, *_OF_THE_RUN, *(_RESULTS if os.path.exists(run_flags_path(config.workdir)) else ()))
+        if os.path.exists(run_flags_path(config.workdir)):
+            _remove(config.workdir, *_OF_THE_RUN, *_RESULTS)
         _write_recipe(config, secrets.token_hex(8))
     except OSError as error:
         raise UserError(f"--workdir={config.workdir}: cannot write there ({error.strerror})") from error
@@ -182,8 +185,8 @@ def _values_of(workdir: str) -> dict[str, Any]:
         values[name] = flagfiles.parse(value, fields[name], line, path)
     if RUN_FLAGS_END not in lines and not (_ONCE_LAST in values and text.endswith("\n")):
         raise UserError(
-            f"{path}: {'cut off' if text else 'empty'}, wanted all flags of the run: bring it back from a copy, or take"
-            f" it and {checkpoint_folder(workdir)} away to begin another run there"
+            f"{path}: {'cut off' if text else 'empty'}, wanted all flags of the run: bring it back from a copy, or"
+            f" begin another run in another folder"
         )
     return values
 
@@ -218,7 +221,7 @@ def refuse_other_recipe(config: PretrainConfig) -> bool:
 
     Raises:
       UserError: the folder belongs to a run with other flags, is a file, or cannot be written; or it has checkpoints
-        and nothing tells of which run.
+        or other files of a run, and nothing tells of which.
     """
     if os.path.exists(config.workdir) and not os.path.isdir(config.workdir):
         raise UserError(f"--workdir={config.workdir}: is a file, not a folder")
@@ -226,8 +229,9 @@ def refuse_other_recipe(config: PretrainConfig) -> bool:
         if has_checkpoints(config.workdir):
             raise UserError(
                 f"--workdir={config.workdir}: has checkpoints, but its {RUN_FLAGS_NAME} is missing: bring it back from"
-                f" a copy, or take {checkpoint_folder(config.workdir)} away to begin another run there"
+                f" a copy, or begin another run in another folder"
             )
+        _refuse_files_of_others(config.workdir)
         _refuse_unwritable(config.workdir)
         return False
     theirs, values = load_run(config.workdir), _values_of(config.workdir)
@@ -251,6 +255,16 @@ def refuse_other_recipe(config: PretrainConfig) -> bool:
         )
     _refuse_unwritable(config.workdir)
     return True
+
+
+def _refuse_files_of_others(workdir: str) -> None:
+    """A run writes its flags first: what has a name of its files without them is not its own."""
+    for name in _REPLACED:
+        if os.path.lexists(os.path.join(workdir, name)):
+            raise UserError(
+                f"--workdir={workdir}: holds a {name}, which a run would replace, and no {RUN_FLAGS_NAME} of a run:"
+                f" wanted another folder, or that file somewhere else"
+            )
 
 
 def _refuse_unwritable(folder: str) -> None:

@@ -39,8 +39,8 @@ def test_a_run_goes_on_with_as_many_workers_as_it_has_groups(tmp_path, monkeypat
         preflight.open_training_data(config)
     monkeypatch.setattr(preflight, "launched_rank_and_size", lambda: (0, 4))
     assert refusal_of(config) == (
-        f"--workdir={tmp_path}: its run has 2 BN group(s) in a batch (--micro_batch=32 of --batch_size=64), one at least"
-        f" for each worker: wanted at most 2 workers, not 4, to continue it"
+        f"--workdir={tmp_path}: its run has 2 BN group(s) in a batch (--micro_batch=32 of --batch_size=64), one at"
+        f" least for each worker: wanted at most 2 workers, not 4, to continue it"
     )
     new = "--micro_batch=32: must be at most 21, for each of the 4 workers to have a BN group of --batch_size=64, or at"
     assert refusal_of(config_of(tmp_path / "new")) == f"{new} most 2 workers"

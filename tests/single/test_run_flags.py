@@ -100,14 +100,11 @@ def test_run_flags_without_a_mark_at_the_end_are_read(tmp_path, text):
 def test_run_flags_that_are_empty_or_cut_are_refused(tmp_path, text, what):
     path = run_flags_path(str(tmp_path))
     Path(path).write_text(text)
-    sentence = (
-        f"{path}: {what}, wanted all flags of the run: bring it back from a copy, or take it and {tmp_path}/checkpoints"
-        f" away to begin another run there"
-    )
+    wanted = "all flags of the run: bring it back from a copy, or begin another run in another folder"
     for read in (lambda: load_run(str(tmp_path)), lambda: refuse_other_recipe(VALID.replace(workdir=str(tmp_path)))):
         with pytest.raises(UserError) as refusal:
             read()
-        assert str(refusal.value) == sentence
+        assert str(refusal.value) == f"{path}: {what}, wanted {wanted}"
 
 
 def test_run_flags_are_written_whole_or_not_at_all(tmp_path):
@@ -207,8 +204,8 @@ def test_checkpoints_of_nobody_knows_what(tmp_path):
     with pytest.raises(UserError) as refusal:
         refuse_other_recipe(VALID.replace(workdir=str(tmp_path)))
     assert str(refusal.value) == (
-        f"--workdir={tmp_path}: has checkpoints, but its run.flags is missing: bring it back from a copy, or take"
-        f" {tmp_path}/checkpoints away to begin another run there"
+        f"--workdir={tmp_path}: has checkpoints, but its run.flags is missing: bring it back from a copy, or begin"
+        f" another run in another folder"
     )
 
 
@@ -235,16 +232,37 @@ def test_each_run_has_an_id(tmp_path):
     assert run_id(str(tmp_path)) == "", "an earlier version's"
 
 
+OF_THE_RUN = ("manifest.tsv", "contents.npy", "bad_files.txt")
+
+
 def test_a_new_run_does_not_take_the_ids_of_the_one_before(tmp_path):
-    for name in ("manifest.tsv", "contents.npy", "bad_files.txt"):
-        (tmp_path / name).touch()
     results = {"report.json", "knn_eval.json", "linear_eval.json", "finetune.json", "detect.json"}
     for name in results:
         (tmp_path / name).touch()  # a user's: no run has begun there
+    assert not refuse_other_recipe(VALID.replace(workdir=str(tmp_path)))
     begin_run(VALID.replace(workdir=str(tmp_path)))
     assert {path.name for path in tmp_path.iterdir()} == {"run.flags", *results}
+    for name in OF_THE_RUN:
+        (tmp_path / name).touch()
+    assert not refuse_other_recipe(VALID.replace(workdir=str(tmp_path), seed=1))
     begin_run(VALID.replace(workdir=str(tmp_path), seed=1))
     assert [path.name for path in tmp_path.iterdir()] == ["run.flags"]
+
+
+@pytest.mark.parametrize("name", [*OF_THE_RUN, "metrics.jsonl", "start.safetensors"])
+def test_files_of_another_program_are_left_alone(tmp_path, name):
+    """A run would remove or overwrite what bears the name of a file of its own."""
+    (tmp_path / name).write_text('{"step": 1, "loss": 0.5}\n')
+    with pytest.raises(UserError) as refusal:
+        refuse_other_recipe(VALID.replace(workdir=str(tmp_path)))
+    assert str(refusal.value) == (
+        f"--workdir={tmp_path}: holds a {name}, which a run would replace, and no run.flags of a run: wanted another"
+        f" folder, or that file somewhere else"
+    )
+    begin_run(VALID.replace(workdir=str(tmp_path)))
+    assert (tmp_path / name).read_text() == '{"step": 1, "loss": 0.5}\n'
+    write_run(tmp_path, VALID.replace(workdir=str(tmp_path)))
+    assert refuse_other_recipe(VALID.replace(workdir=str(tmp_path)))
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(PretrainConfig)])

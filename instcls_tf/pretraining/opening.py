@@ -6,7 +6,7 @@ import contextlib
 import os
 from typing import NamedTuple
 
-from instcls_tf.config import PretrainConfig
+from instcls_tf.config import INSTANCE, PretrainConfig
 from instcls_tf.data.source import Source
 from instcls_tf.distributed import collectives, workers
 from instcls_tf.errors import UserError
@@ -102,10 +102,13 @@ def _refuse_another_extension(config: PretrainConfig, source: Source, prefix: st
     steps = Steps(config.for_instances(source.num_instances), source.num_instances)
     regular = steps.total - steps.extension
     if before != config.extend_epochs and step > regular:
+        kept = (
+            f", or --extend_from={config.workdir}, which keeps the class weights" if config.method == INSTANCE else ""
+        )
         raise UserError(
             f"--extend_epochs={config.extend_epochs}: the extension of {config.workdir} by {before} has begun (step"
             f" {step}, it starts at {regular}) and its learning rate runs down to its end: give the same, or begin"
-            f" another run from this one with --init={config.workdir}, or --extend_from, which keeps the class weights"
+            f" another run from this one with --init={config.workdir}{kept}"
         )
 
 

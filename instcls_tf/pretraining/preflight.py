@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from instcls_tf import flagfiles
-from instcls_tf.config import MIXED_FLOAT16, PretrainConfig
+from instcls_tf.config import INSTANCE, MIXED_FLOAT16, PretrainConfig
 from instcls_tf.data.decoding import reading_of
 from instcls_tf.data.folder import of_files
 from instcls_tf.data.labelled import open_splits
@@ -123,7 +123,7 @@ def _refuse_added_files(config: PretrainConfig, source: Source) -> None:
             f"--dataset={config.dataset}: {source.changes.added[0]!r} was added after the run in"
             f" --workdir={config.workdir} began with {before} images, now there are {source.num_instances}: take the"
             f" new files away to continue the run, or begin another one in another folder, with"
-            f" --extend_from={config.workdir} to go on from this one"
+            f" --{'extend_from' if config.method == INSTANCE else 'init'}={config.workdir} to go on from this one"
         )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from instcls_tf.config import PretrainConfig
+from instcls_tf.config import INSTANCE, METHODS, PretrainConfig
+from instcls_tf.data.folder import open_folder
 from instcls_tf.errors import UserError
-from instcls_tf.pretraining import preflight
+from instcls_tf.pretraining import opening, preflight
 from instcls_tf.run.workdir import begin_run
 
 
@@ -44,3 +46,27 @@ def test_a_run_goes_on_with_as_many_workers_as_it_has_groups(tmp_path, monkeypat
     )
     new = "--micro_batch=32: must be at most 21, for each of the 4 workers to have a BN group of --batch_size=64, or at"
     assert refusal_of(config_of(tmp_path / "new")) == f"{new} most 2 workers"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_how_a_run_goes_on_elsewhere_is_a_flag_of_its_method(tmp_path, method):
+    """Class weights are taken over by --extend_from, which the paper's method has; others go on with their encoder."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        (photos / name).write_text(name)
+    settings = {"dataset": f"folder:{photos}", "method": method, "hard_negatives": 1}
+    config = begin_and_save(config_of(tmp_path / "run", extend_epochs=1, **settings))
+    open_folder(config.dataset, "train").write_manifest(config.workdir)
+    (photos / "d.jpg").touch()
+    flag = f"--{'extend_from' if method == INSTANCE else 'init'}={config.workdir}"
+    sentence = refusal_of(config)
+    assert sentence.startswith(f"--dataset={config.dataset}: 'd.jpg' was added after the run in")
+    assert sentence.endswith(f"or begin another one in another folder, with {flag} to go on from this one")
+    with pytest.raises(UserError) as refusal:
+        opening._refuse_another_extension(
+            config.replace(extend_epochs=2), SimpleNamespace(num_instances=3), f"{config.workdir}/ckpt-00099999"
+        )
+    sentence = str(refusal.value)
+    assert f"begin another run from this one with --init={config.workdir}" in sentence
+    assert ("--extend_from" in sentence) == (method == INSTANCE)

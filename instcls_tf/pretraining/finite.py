@@ -17,6 +17,7 @@ from instcls_tf.config import FLOAT32, PretrainConfig
 from instcls_tf.distributed import workers
 from instcls_tf.errors import DivergedError, some_of
 from instcls_tf.run.checkpoint_choice import last_good
+from instcls_tf.run.workdir import has_checkpoints
 
 _MOST_NAMES = 5
 
@@ -120,9 +121,12 @@ def refuse(
     }
     what = _found(workers.everybodys(mine), float(health.loss), name_of)
     half = "" if config.precision == FLOAT32 else f", or --precision=float32 instead of {config.precision}"
+    # Its workdir refuses all of these once it has saved.
+    where = f": in another folder, with --init={config.workdir} to begin from that checkpoint"
     raise DivergedError(
         f"step {step + 1}: {what}, and the step was not taken on any worker ({last_good(config.workdir)}); if the run"
         f" diverged, it needs a lower --learning_rate than {config.learning_rate:g} or a longer warm-up{half}"
+        + (where if has_checkpoints(config.workdir) else "")
     )
 
 

@@ -84,9 +84,9 @@ class Trial:
             value.numpy() for value in (*self.encoder.trainable_variables, *self.optimizer.variables, *parts, *queue)
         ]
 
-    def refusal(self, health: finite.Health) -> str:
+    def refusal(self, health: finite.Health, config: PretrainConfig = CONFIG) -> str:
         with pytest.raises(UserError) as refusal:
-            finite.refuse(health, 3, self.ids, CONFIG, lambda i: f"{i}.jpg")
+            finite.refuse(health, 3, self.ids, config, lambda i: f"{i}.jpg")
         return str(refusal.value)
 
 
@@ -124,6 +124,22 @@ def test_whose_numbers_they_were():
     trial.fault.backward.assign(1.0)
     trial.method.classifier.local_weights.assign(np.full([NUM_INSTANCES, SIZE], np.nan))
     assert trial.refusal(trial.take()).startswith("step 4: the loss is nan, and ")
+
+
+def test_what_helps_is_not_what_the_workdir_refuses(tmp_path):
+    """A run that has saved goes on with its own flags alone: others are for another folder."""
+    trial = Trial("instance")
+    trial.fault.forward.assign(np.inf)
+    config = CONFIG.replace(workdir=str(tmp_path), precision="mixed_bfloat16")
+    health = trial.take()
+    assert trial.refusal(health, config).endswith(" warm-up, or --precision=float32 instead of mixed_bfloat16")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "ckpt-00000003.index").touch()
+    sentence = trial.refusal(health, config)
+    assert "the last good checkpoint is that of step 3" in sentence
+    assert sentence.endswith(
+        f"float32 instead of mixed_bfloat16: in another folder, with --init={tmp_path} to begin from that checkpoint"
+    )
 
 
 def test_a_gradient_that_a_relu_hides():

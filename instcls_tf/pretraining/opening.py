@@ -16,7 +16,7 @@ from instcls_tf.progress import Progress
 from instcls_tf.run import checkpoint_choice
 from instcls_tf.run.checkpoint_manifest import Origin
 from instcls_tf.run.lock import WorkdirLock
-from instcls_tf.run.workdir import extend_run, load_run, recipe_of, refuse_other_recipe, run_flags_path, run_id
+from instcls_tf.run.workdir import continue_run, load_run, recipe_of, refuse_other_recipe, run_flags_path, run_id
 
 
 class Opened(NamedTuple):
@@ -85,7 +85,7 @@ def _take(opened: Opened, config: PretrainConfig, source: Source, progress: Prog
             return opened
         choice = checkpoint_choice.choose(config.workdir, whole=True, wanted=Origin(run_id=run_id(config.workdir)))
         _refuse_another_extension(config, source, choice.prefix)
-        if extend_run(config):
+        if continue_run(config):
             regular = config.for_instances(source.num_instances).epochs
             progress.say(f"{config.workdir}: extended to {regular} + {config.extend_epochs} epochs")
     except UserError:

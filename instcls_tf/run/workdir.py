@@ -30,6 +30,8 @@ NOT_RECIPE = (
     "class_passes",  # the same up to rounding
     "extend_epochs",  # may only grow
 )
+# Of these, what its recipe follows: how long the run is, and where its images lie for those who look at it later.
+_FOLLOWED = ("extend_epochs", "max_steps", "data_dir")
 # What runs began without: a run.flags that does not name it says nothing about it.
 _LATER = "center_crop_fraction"
 # Marks the line of a run.flags with the run's id: a comment, so that the file is a flagfile still.
@@ -97,26 +99,31 @@ def _remove(folder: str, *names: str) -> None:
             os.remove(os.path.join(folder, name))
 
 
-def extend_run(config: PretrainConfig) -> bool:
-    """Writes a longer extension into the recipe of the run in the workdir, which stays the same run.
+def continue_run(config: PretrainConfig) -> bool:
+    """Writes another length, or place of the images, into the recipe of the run in the workdir, which stays the same.
 
     Returns:
-      Whether it is longer than it was.
+      Whether its extension is longer than it was.
 
     Raises:
       UserError: it cannot be written.
     """
-    if load_run(config.workdir).extend_epochs == config.extend_epochs:
-        return False
-    try:
-        _write_recipe(config, run_id(config.workdir))
-    except OSError as error:
-        raise UserError(f"--workdir={config.workdir}: cannot write there ({error.strerror})") from error
-    return True
+    values = _values_of(config.workdir)
+    before = PretrainConfig(**values)
+    now = before.replace(**{name: getattr(config, name) for name in _FOLLOWED})
+    if now != before:
+        try:
+            now = now.replace(workdir=config.workdir)
+            _write_recipe(now, run_id(config.workdir), left_out=() if _LATER in values else (_LATER,))
+        except OSError as error:
+            raise UserError(f"--workdir={config.workdir}: cannot write there ({error.strerror})") from error
+    return now.extend_epochs != before.extend_epochs
 
 
-def _write_recipe(config: PretrainConfig, run: str) -> None:
-    text = (f"{_RUN_ID}{run}\n" if run else "") + config.as_flags()
+def _write_recipe(config: PretrainConfig, run: str, left_out: tuple[str, ...] = ()) -> None:
+    lines = config.as_flags().split("\n")
+    kept = "\n".join(line for line in lines if line.partition("=")[0].removeprefix("--") not in left_out)
+    text = (f"{_RUN_ID}{run}\n" if run else "") + kept
     # Paths may have bytes that are no text.
     files.write_whole(run_flags_path(config.workdir), text.encode("utf-8", "surrogateescape"))
 

@@ -16,7 +16,7 @@ from instcls_tf.run.checkpoint_choice import choose
 from instcls_tf.run.workdir import (
     NOT_RECIPE,
     begin_run,
-    extend_run,
+    continue_run,
     has_checkpoints,
     load_run,
     refuse_other_recipe,
@@ -193,10 +193,35 @@ def test_an_extension_may_only_grow(tmp_path):
     for extend_epochs in (0, 3, 5):
         config = VALID.replace(workdir=str(tmp_path), extend_epochs=extend_epochs)
         assert refuse_other_recipe(config)
-        assert extend_run(config) == (extend_epochs > 0)
+        assert continue_run(config) == (extend_epochs > 0)
         assert load_run(str(tmp_path)) == config and run_id(str(tmp_path)) == run
     with pytest.raises(UserError, match="belongs to a run with --extend_epochs=5, this one has --extend_epochs=3"):
         refuse_other_recipe(config.replace(extend_epochs=3))
+
+
+def test_the_recipe_follows_where_the_images_lie_and_where_the_run_ends(tmp_path):
+    """What replays a finished run must not stop where its first start did, nor look for its images where they were."""
+    first = VALID.replace(workdir=str(tmp_path), max_steps=100, data_dir="/old", log_every=5)
+    begin_run(first)
+    save_something(tmp_path)
+    run = run_id(str(tmp_path))
+    config = first.replace(max_steps=None, data_dir="/new", log_every=7)
+    assert refuse_other_recipe(config) and not continue_run(config)
+    assert load_run(str(tmp_path)) == first.replace(max_steps=None, data_dir="/new")
+    assert run_id(str(tmp_path)) == run
+    before = Path(run_flags_path(str(tmp_path))).stat()
+    assert not continue_run(config.replace(log_every=9))
+    assert Path(run_flags_path(str(tmp_path))).stat() == before, "nothing to write"
+
+
+def test_an_earlier_versions_recipe_keeps_its_meaning_when_it_is_continued(tmp_path):
+    Path(run_flags_path(str(tmp_path))).write_text(OLD_RUN_FLAGS)
+    before = load_run(str(tmp_path))
+    config = PretrainConfig(workdir=str(tmp_path), dataset="digits", epochs=3, color_strength=0.5, max_steps=5)
+    for fraction in (1.0, 0.875):
+        config = config.replace(max_steps=config.max_steps + 1, center_crop_fraction=fraction)
+        assert refuse_other_recipe(config) and not continue_run(config)
+        assert load_run(str(tmp_path)) == before.replace(max_steps=config.max_steps, workdir=str(tmp_path))
 
 
 def test_checkpoints_of_nobody_knows_what(tmp_path):

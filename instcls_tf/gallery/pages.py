@@ -199,7 +199,7 @@ def _set(exhibit: Exhibit, order: np.ndarray, side: int) -> dict[str, Any]:
         "shard": _SHARD,
         "thumbnail": {"size": exhibit.thumbnails.shape[1], "columns": side, "rows": side},
         "places": _base64(np.rint(exhibit.places[order] * 65535).astype("<u2")),
-        "labels": None if labels is None or classes is None else _base64(labels[order].astype("<u2")),
+        "labels": None if labels is None or classes is None else _base64(labels[order].astype("<u4")),
         "classes": None if labels is None or classes is None else [shown(name) for name in classes],
         "ranks": _base64(exhibit.ranks[order].astype("<u4")),
         "outlier_hint": "The images that are least like their most similar other one, the first the least.",

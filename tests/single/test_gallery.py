@@ -172,8 +172,8 @@ def test_data_of_the_page_are_those_of_the_images(tmp_path, monkeypatch):
     names = [name for shard in (0, 1) for name in given_by(data / f"names-{shard:05d}.js")[1]]
     shown = {"\u2028\u202e.png": "'\\u2028\\u202e.png'", "b\udcff.png": "'b\\udcff.png'"}
     assert names == [shown.get(NAMES[i], NAMES[i]) for i in order]
-    labels = np.frombuffer(base64.b64decode(about["labels"]), "<u2")
-    assert labels.tolist() == [65535 if exhibit.labels[i] < 0 else exhibit.labels[i] for i in order]
+    labels = np.frombuffer(base64.b64decode(about["labels"]), "<u4")
+    assert labels.tolist() == [2**32 - 1 if exhibit.labels[i] < 0 else exhibit.labels[i] for i in order]
     np.testing.assert_array_equal(np.frombuffer(base64.b64decode(about["ranks"]), "<u4"), exhibit.ranks[order])
     assert [order[i] for i in about["duplicates"]["pairs"][0][:2]] == [0, 3]
     lists = [given_by(data / f"lists-{shard:05d}.js")[1] for shard in (0, 1)]
@@ -181,6 +181,19 @@ def test_data_of_the_page_are_those_of_the_images(tmp_path, monkeypatch):
         ids = np.concatenate([np.frombuffer(base64.b64decode(part[one.key]["ids"]), "<u4") for part in lists])
         back = [-1 if i == 2**32 - 1 else order[i] for i in ids]
         assert back == one.places[order].ravel().tolist()
+
+
+def test_classes_beyond_16_bits_keep_their_names(tmp_path):
+    """As of a folder in which every person, or product, has a class."""
+    classes = tuple(f"c{i}" for i in range(2**16 + 8))
+    labels = np.array([0, 2**16 - 1, 2**16, 2**16 + 1, 2**16 + 7, 7], np.int32)
+    exhibit = exhibit_of(NAMES, labels=labels, class_names=classes)
+    pages.write_gallery(str(tmp_path / "g"), exhibit)
+    (about,), order = given_by(tmp_path / "g" / "data" / "set.js"), layout.along_a_curve(exhibit.places)
+    script = (tmp_path / "g" / "gallery.js").read_text()
+    kind = re.search(r"set.labels = set.labels \? new Uint(\d+)Array\(bytes", script)[1]
+    found = np.frombuffer(base64.b64decode(about["labels"]), f"<u{int(kind) // 8}").tolist()
+    assert [about["classes"][label] for label in found] == [classes[labels[i]] for i in order]
 
 
 def test_a_sheet_holds_the_thumbnails_in_the_order_of_the_page(tmp_path, monkeypatch):

@@ -439,7 +439,7 @@ dark.addEventListener("change", redraw);
 
 function colour() {
   const isClass = el("colour").value === "class";
-  const marks = isClass ? set.labels : Uint16Array.from(set.ranks, (rank) => Math.floor((RAMP.length * (set.images - 1 - rank)) / set.images));
+  const marks = isClass ? set.labels : Uint32Array.from(set.ranks, (rank) => Math.floor((RAMP.length * (set.images - 1 - rank)) / set.images));
   points.mark(marks, !isClass);
   chosenClass = -1;
   el("legend").replaceChildren(...(isClass && set.classes ? set.classes.map(legendOf) : []));
@@ -467,7 +467,7 @@ function start() {
   set.ranks = new Uint32Array(bytes(set.ranks).buffer);
   set.order = new Uint32Array(set.images);
   set.ranks.forEach((rank, image) => { set.order[rank] = image; });
-  set.labels = set.labels ? new Uint16Array(bytes(set.labels).buffer) : new Uint16Array(set.images);
+  set.labels = set.labels ? new Uint32Array(bytes(set.labels).buffer) : new Uint32Array(set.images);
   for (const [first, second] of set.duplicates.pairs) {
     for (const [one, other] of [[first, second], [second, first]]) twins.set(one, [...(twins.get(one) || []), other]);
   }

@@ -10,9 +10,11 @@ const RAMP = ["#00224E", "#233E6C", "#434E6C", "#575D6D", "#707173", "#8A8678", 
 
 const VERTEX = `#version 300 es
 in vec2 place;
-in float mark;
+in uint mark;
 uniform vec2 centre, span;
-uniform float size, marks, ramp, chosen;
+uniform float size, ramp;
+uniform uint marks;
+uniform int chosen;
 uniform vec3 colours[${PALETTE.length}], ramps[${RAMP.length}];
 flat out vec4 colour;
 flat out int shape;
@@ -26,11 +28,11 @@ void main() {
     colour = vec4(ramps[int(mark)], 1.0);
     shape = 0;
   } else {
-    int number = int(mark) % int(marks);
+    int number = int(mark % marks);
     colour = vec4(colours[number % ${PALETTE.length}], 1.0);
     shape = number / ${PALETTE.length};
   }
-  if (chosen >= 0.0 && chosen != mark) {
+  if (chosen >= 0 && uint(chosen) != mark) {
     colour = vec4(0.5, 0.5, 0.5, 0.18);
     gl_PointSize = max(1.5, 0.6 * size);
   }
@@ -84,15 +86,16 @@ function pointsOfWebGL(gl, places) {
     gl.bindBuffer(gl.ARRAY_BUFFER, made);
     gl.bufferData(gl.ARRAY_BUFFER, data, gl.STATIC_DRAW);
     gl.enableVertexAttribArray(place);
-    gl.vertexAttribPointer(place, size, kind, false, 0, 0);
+    if (kind === gl.UNSIGNED_INT) gl.vertexAttribIPointer(place, size, kind, 0, 0);
+    else gl.vertexAttribPointer(place, size, kind, false, 0, 0);
     return made;
   };
   const count = places.length / 2;
   buffer("place", 2, gl.FLOAT, places);
-  const marks = buffer("mark", 1, gl.UNSIGNED_SHORT, new Uint16Array(count));
+  const marks = buffer("mark", 1, gl.UNSIGNED_INT, new Uint32Array(count));
   gl.uniform3fv(at("colours"), PALETTE.flatMap(rgb));
   gl.uniform3fv(at("ramps"), RAMP.flatMap(rgb));
-  gl.uniform1f(at("marks"), MARKS);
+  gl.uniform1ui(at("marks"), MARKS);
   gl.enable(gl.BLEND);
   gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
   return {
@@ -109,7 +112,7 @@ function pointsOfWebGL(gl, places) {
       gl.uniform2f(at("centre"), view.x, view.y);
       gl.uniform2f(at("span"), view.width, view.height);
       gl.uniform1f(at("size"), size);
-      gl.uniform1f(at("chosen"), chosen);
+      gl.uniform1i(at("chosen"), chosen);
       gl.drawArrays(gl.POINTS, 0, count);
     },
     finish() { // until the picture is there: reading a pixel waits for it
@@ -119,7 +122,7 @@ function pointsOfWebGL(gl, places) {
 }
 
 function pointsOfCanvas(context, places) {
-  let marks = new Uint16Array(places.length / 2), colours = PALETTE;
+  let marks = new Uint32Array(places.length / 2), colours = PALETTE;
   return {
     kind: "2-D canvas",
     mark(values, isRamp) {

@@ -9,7 +9,7 @@ from instcls_tf.checks import require_value
 from instcls_tf.export.folder import refuse_occupied
 from instcls_tf.export.formats import FORMATS
 from instcls_tf.export.subject import subject_of_run
-from instcls_tf.export.writing import export
+from instcls_tf.export.writing import export, refuse_missing_packages
 
 
 def export_of_run(
@@ -28,7 +28,8 @@ def export_of_run(
       `output`, `format`, `verified_in`, `metric` and `max_error`.
 
     Raises:
-      UserError: there is no run, it has no checkpoint, no such format, or `output_dir` cannot be written.
+      UserError: there is no run, it has no checkpoint, no such format, a package is missing, or `output_dir` cannot be
+        written.
     """
     require_value("format", format_name, format_name in FORMATS, "one of " + ", ".join(FORMATS))
     if serving_version is not None:
@@ -36,5 +37,6 @@ def export_of_run(
         require_value("serving_version", serving_version, fits, "1 or more, and comes with --format=saved_model")
         output_dir = os.path.join(output_dir, str(serving_version))
     refuse_occupied(output_dir)
+    refuse_missing_packages(FORMATS[format_name])
     card = export(FORMATS[format_name], subject_of_run(workdir), output_dir)
     return {"output": output_dir, **{name: card[name] for name in ("format", "verified_in", "metric", "max_error")}}

@@ -23,4 +23,6 @@ def _write(subject: Subject, folder: str) -> None:
     os.remove(whole)
 
 
-ONNX_INT8 = Format("onnx_int8", _write, onnx_model.USE, any_size=True, least_cosine=_LEAST_COSINE)
+ONNX_INT8 = Format(
+    "onnx_int8", _write, onnx_model.USE, any_size=True, least_cosine=_LEAST_COSINE, needed=onnx_model.NEEDED
+)

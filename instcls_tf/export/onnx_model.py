@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from typing import Any
 
-from instcls_tf.errors import UserError
 from instcls_tf.export.portable import IMAGES, portable_function
 from instcls_tf.export.subject import Subject
 from instcls_tf.export.writing import Format
 
-_NEEDED = ("tf2onnx", "onnx", "onnxruntime")
+NEEDED = ("tf2onnx", "onnx", "onnxruntime")  # the converter, and the runtime that checks it
 _OPSET = 17  # of 2022: old runtimes read it, and nothing here needs a later one
 _AXES = ("batch", "height", "width")
 
@@ -26,12 +24,7 @@ features, projection = session.run(["features", "projection"], {{"images": image
 
 
 def write(subject: Subject, folder: str) -> None:
-    """Writes `FOLDER/model.onnx`, and has it checked.
-
-    Raises:
-      UserError: a package is missing.
-    """
-    refuse_missing_packages()
+    """Writes `FOLDER/model.onnx`, and has it checked."""
     import onnx
     import tf2onnx
 
@@ -43,20 +36,6 @@ def write(subject: Subject, folder: str) -> None:
     onnx.save(model, os.path.join(folder, "model.onnx"))
 
 
-def refuse_missing_packages() -> None:
-    """Refuses to export where the converter or the runtime that checks it is missing.
-
-    Raises:
-      UserError: names them.
-    """
-    missing = [name for name in _NEEDED if not importlib.util.find_spec(name)]
-    if missing:
-        raise UserError(
-            f"--format=onnx: needs {', '.join(missing)} (pip install '.[onnx]', on CPython 3.10 or later), which"
-            f" {'is' if len(missing) == 1 else 'are'} not installed"
-        )
-
-
 def _name_axes(model: Any) -> None:
     (images,) = model.graph.input
     for dimension, name in zip(images.type.tensor_type.shape.dim, _AXES):
@@ -65,4 +44,4 @@ def _name_axes(model: Any) -> None:
         output.type.tensor_type.shape.dim[0].dim_param = _AXES[0]
 
 
-ONNX = Format("onnx", write, USE, any_size=True)
+ONNX = Format("onnx", write, USE, any_size=True, needed=NEEDED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any, Callable, NamedTuple
 
 from instcls_tf.errors import UserError
@@ -21,6 +22,21 @@ class Format(NamedTuple):
     card_place: str = ""  # folder of model_card.json below that of the export
     least_cosine: float | None = None  # of formats that round weights, in the place of the relative error
     architecture_of: Callable[[Subject], str] = lambda subject: ""  # torchvision's name; refuses what has none
+    needed: tuple[str, ...] = ()  # packages of the extra `onnx`
+
+
+def refuse_missing_packages(form: Format) -> None:
+    """Refuses a format whose packages are not there, before anything long is done for it.
+
+    Raises:
+      UserError: names them.
+    """
+    missing = [name for name in form.needed if not importlib.util.find_spec(name)]
+    if missing:
+        raise UserError(
+            f"--format={form.name}: needs {', '.join(missing)} (pip install '.[onnx]', on CPython 3.10 or 3.11), which"
+            f" {'is' if len(missing) == 1 else 'are'} not installed"
+        )
 
 
 def export(form: Format, subject: Subject, output_dir: str) -> dict[str, Any]:
@@ -35,9 +51,10 @@ def export(form: Format, subject: Subject, output_dir: str) -> dict[str, Any]:
       The model card.
 
     Raises:
-      UserError: `output_dir` holds something already or cannot be written, the encoder has no such format, or what was
-        written computes something else.
+      UserError: `output_dir` holds something already or cannot be written, the encoder has no such format, a package is
+        missing, or what was written computes something else.
     """
+    refuse_missing_packages(form)
     with whole_folder(output_dir) as folder:
         architecture = form.architecture_of(subject)
         form.write(subject, folder)

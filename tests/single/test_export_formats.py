@@ -13,13 +13,15 @@ import tensorflow as tf
 
 from instcls_tf.encoder import networks
 from instcls_tf.errors import UserError
-from instcls_tf.export import numpy_resnet, onnx_model, runtimes, self_check, tensor_file
+from instcls_tf.export import numpy_resnet, runtimes, self_check, tensor_file
 from instcls_tf.export.card import _facts, card_of
+from instcls_tf.export.commands import export_of_run
 from instcls_tf.export.formats import FORMATS
 from instcls_tf.export.names import FORMAT_NAMES
 from instcls_tf.export.subject import Subject
 from instcls_tf.export.torchvision import state_dict
 from instcls_tf.export.writing import export
+from tests.commands import ROOT
 from tests.encoders import trained_encoder
 
 IMAGE_SIZE = 32
@@ -159,11 +161,22 @@ def test_detectron2_wants_a_resnet50(subjects, tmp_path):
         export(FORMATS["detectron2"], subjects["resnet18"], str(tmp_path / "model"))
 
 
-def test_onnx_names_what_is_missing(subjects, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_model, "_NEEDED", ("tensorflow", "no_such_package"))
-    with pytest.raises(UserError, match=re.escape("--format=onnx: needs no_such_package (pip install '.[onnx]'")):
-        export(FORMATS["onnx"], subjects["resnet18"], str(tmp_path / "model"))
+@pytest.mark.parametrize("name", ["onnx", "onnx_int8"])
+def test_onnx_names_what_is_missing(subjects, tmp_path, monkeypatch, name):
+    """Before a run is read; and with the Pythons that the page names."""
+    form = FORMATS[name]._replace(needed=("tensorflow", "no_such_package"))
+    monkeypatch.setitem(FORMATS, name, form)
+    pythons = "on CPython 3.10 or 3.11"
+    sentence = f"--format={name}: needs no_such_package (pip install '.[onnx]', {pythons}), which is not installed"
+    for act in (
+        lambda: export(form, subjects["resnet18"], str(tmp_path / "model")),
+        lambda: export_of_run(str(tmp_path / "no run"), str(tmp_path / "model"), name),
+    ):
+        with pytest.raises(UserError) as refusal:
+            act()
+        assert str(refusal.value) == sentence
     assert list(tmp_path.iterdir()) == []
+    assert pythons in (ROOT / "docs" / "export.md").read_text()
 
 
 def assert_same_outputs(model, subject: Subject, batch: int, height: int, width: int) -> None:

@@ -25,7 +25,7 @@ def reserve(descriptor: int, num_bytes: int) -> None:
         stamps.go_on()
 
 
-def new_pixels(path: str, shape: tuple[int, ...]) -> np.ndarray:
+def new_pixels(path: str, shape: tuple[int, ...]) -> np.memmap:
     """A new file of zeros without a head, mapped to be filled, uint8.
 
     Raises:
@@ -36,7 +36,7 @@ def new_pixels(path: str, shape: tuple[int, ...]) -> np.ndarray:
     return np.memmap(path, np.uint8, "r+", shape=shape)
 
 
-def new_npy(path: str, shape: tuple[int, ...]) -> np.ndarray:
+def new_npy(path: str, shape: tuple[int, ...]) -> np.memmap:
     """A new `.npy` file of zeros, mapped to be filled, float32.
 
     Raises:

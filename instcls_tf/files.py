@@ -7,7 +7,6 @@ import contextlib
 import json
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -140,19 +139,20 @@ def write_whole(path: str, content: bytes) -> None:
 def whole_folder(path: str) -> Iterator[str]:
     """A folder to write into, which takes the name `path` when the block is done, and is gone if the block fails.
 
+    Args:
+      path: where nothing is, or an empty folder.
+
     Raises:
       OSError: the folder cannot be written.
     """
     parent = os.path.dirname(os.path.abspath(path))
     os.makedirs(parent, exist_ok=True)
-    scratch = tempfile.mkdtemp(dir=parent, prefix=".writing-")
-    try:
-        yield scratch
-        os.chmod(scratch, 0o755)  # mkdtemp's folders are private
-        os.replace(scratch, path)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
+    # Beside the target, so that the final rename stays on one file system.
+    with tempfile.TemporaryDirectory(dir=parent, prefix=".writing-") as scratch:
+        complete = os.path.join(scratch, "complete")  # unlike scratch itself, readable by other users
+        os.mkdir(complete)
+        yield complete
+        os.replace(complete, path)
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ def refuse_missing_packages(form: Format) -> None:
     missing = [name for name in form.needed if not importlib.util.find_spec(name)]
     if missing:
         raise UserError(
-            f"--format={form.name}: needs {', '.join(missing)} (pip install '.[onnx]', on CPython 3.10 or 3.11), which"
+            f"--format={form.name}: needs {', '.join(missing)} (pip install '.[onnx]', on CPython 3.10 to 3.12), which"
             f" {'is' if len(missing) == 1 else 'are'} not installed"
         )
 

@@ -166,7 +166,7 @@ def test_onnx_names_what_is_missing(subjects, tmp_path, monkeypatch, name):
     """Before a run is read; and with the Pythons that the page names."""
     form = FORMATS[name]._replace(needed=("tensorflow", "no_such_package"))
     monkeypatch.setitem(FORMATS, name, form)
-    pythons = "on CPython 3.10 or 3.11"
+    pythons = "on CPython 3.10 to 3.12"
     sentence = f"--format={name}: needs no_such_package (pip install '.[onnx]', {pythons}), which is not installed"
     for act in (
         lambda: export(form, subjects["resnet18"], str(tmp_path / "model")),

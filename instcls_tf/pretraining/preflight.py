@@ -17,11 +17,15 @@ from instcls_tf.errors import UserError
 from instcls_tf.initial.kinds import kind_of
 from instcls_tf.run.workdir import has_checkpoints, load_run, refuse_other_recipe, run_flags_path
 
+# Settings that name a file or a folder; the dataset's own paths are expanded where it is opened.
+_PATHS = ("workdir", "data_dir", "init", "extend_from", "cache")
 _OF_THE_NETWORK = ("method", "encoder", "width_multiplier", "stem", "mlp_head", "embedding_size")
 
 
 def recipe_of_call(config: PretrainConfig | None, preset: str | None, settings: dict[str, Any]) -> PretrainConfig:
     """The recipe that `pretrain` is called with: a whole one, or single settings, which win over it or over a preset.
+
+    In its paths `~` is expanded, as in the command's.
 
     Raises:
       UserError: there is a recipe and a preset, or no such preset or setting; names the nearest.
@@ -30,8 +34,11 @@ def recipe_of_call(config: PretrainConfig | None, preset: str | None, settings: 
     if config is not None and preset is not None:
         raise UserError(f"preset {preset!r}: comes in the place of a config, wanted one of them")
     if config is not None:
-        return config.replace(**settings)
-    return PretrainConfig.from_flagfile(preset, **settings) if preset else PretrainConfig(**settings)
+        config = config.replace(**settings)
+    else:
+        config = PretrainConfig.from_flagfile(preset, **settings) if preset else PretrainConfig(**settings)
+    paths = {name: getattr(config, name) for name in _PATHS}
+    return config.replace(**{name: os.path.expanduser(path) for name, path in paths.items() if path is not None})
 
 
 def open_training_data(config: PretrainConfig, source: Source | None = None) -> Source:

@@ -52,13 +52,13 @@ _ONCE_LAST = "checkpoint_every"
 
 
 def run_flags_path(workdir: str) -> str:
-    """Where a run keeps its recipe."""
-    return os.path.join(workdir, RUN_FLAGS_NAME)
+    """Where a run keeps its recipe; a `~` is the home folder here and below, for who gives a workdir from Python."""
+    return os.path.join(os.path.expanduser(workdir), RUN_FLAGS_NAME)
 
 
 def checkpoint_folder(workdir: str) -> str:
     """Where a run keeps its checkpoints."""
-    return os.path.join(workdir, CHECKPOINTS_NAME)
+    return os.path.join(os.path.expanduser(workdir), CHECKPOINTS_NAME)
 
 
 def has_checkpoints(workdir: str) -> bool:

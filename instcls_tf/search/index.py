@@ -117,6 +117,7 @@ class Index:
         Raises:
           UserError: no run, no checkpoint or no such dataset.
         """
+        workdir = os.path.expanduser(workdir)
         config = judged_config(workdir, center_crop_fraction)
         split = chosen_split(config, dataset, split)
         source = open_source(dataset or config.dataset, split, data_dir or config.data_dir, reading=reading_of(config))

@@ -11,7 +11,8 @@ from instcls_tf.config import INSTANCE, METHODS, PretrainConfig
 from instcls_tf.data.folder import open_folder
 from instcls_tf.errors import UserError
 from instcls_tf.pretraining import opening, preflight
-from instcls_tf.run.workdir import begin_run
+from instcls_tf.run.checkpoint import latest
+from instcls_tf.run.workdir import begin_run, load_run
 
 
 def config_of(workdir, **changes) -> PretrainConfig:
@@ -70,3 +71,22 @@ def test_how_a_run_goes_on_elsewhere_is_a_flag_of_its_method(tmp_path, method):
     sentence = str(refusal.value)
     assert f"begin another run from this one with --init={config.workdir}" in sentence
     assert ("--extend_from" in sentence) == (method == INSTANCE)
+
+
+def test_home_is_expanded_from_python_too(tmp_path, monkeypatch):
+    """As it is on the command line, and in `dataset`: no folder of that name is made."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    paths = {name: f"~/{name}" for name in ("workdir", "data_dir", "init", "extend_from", "cache")}
+    whole = {name: f"{tmp_path}/{name}" for name in paths}
+    for config in (
+        preflight.recipe_of_call(None, None, paths),
+        preflight.recipe_of_call(None, "photos", paths),
+        preflight.recipe_of_call(PretrainConfig(**paths), None, {}),
+    ):
+        assert {name: getattr(config, name) for name in paths} == whole
+    assert preflight.recipe_of_call(None, None, {"cache": "ram", "init": "a/~"}) == PretrainConfig(
+        cache="ram", init="a/~"
+    )
+    config = begin_and_save(config_of(tmp_path / "run"))
+    assert load_run("~/run") == config
+    assert latest("~/run") == f"{tmp_path}/run/checkpoints/ckpt-00000004"

@@ -78,6 +78,30 @@ def check_seed(settings: object) -> None:
     require(settings, "seed", 0 <= getattr(settings, "seed") < 2**31, "0 or more and below 2147483648")  # noqa: B009
 
 
+def a_group_each(settings: Any, num_workers: int) -> None:
+    """Refuses a `micro_batch` of which a batch has fewer than there are workers; see `require_value`."""
+    if num_workers > 1:
+        largest = -(-settings.batch_size // (num_workers - 1)) - 1
+        why = f"for each of the {num_workers} workers to have a BN group of --batch_size={settings.batch_size}"
+        wanted = f"at most {largest}, {why}, or at most {settings.groups_per_batch} workers"
+        require(settings, "micro_batch", settings.micro_batch <= largest, wanted)
+
+
+def sampled_alone(settings: Any) -> None:
+    """Refuses `sampled_classes` together with what cannot be computed from a sample.
+
+    Raises:
+      UserError: names both settings.
+    """
+    if settings.sampled_classes and settings.smoothing:
+        raise UserError(
+            f"--sampled_classes={settings.sampled_classes} works without smoothing only (a hard negative need not be in"
+            f" the sample): add --smoothing=0"
+        )
+    if settings.sampled_classes:  # of which a worker has another number in each step, and XLA compiles for each
+        require(settings, "class_passes", settings.class_passes != "xla", "auto or operations with --sampled_classes")
+
+
 def left_out(settings: Any, names: tuple[str, ...], why: str) -> None:
     """Refuses settings, fields of a dataclass, that are not their defaults.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from instcls_tf import flagfiles
 from instcls_tf.checks import (
+    a_group_each,
     above_zero,
     background_colour,
     check_seed,
@@ -17,6 +18,7 @@ from instcls_tf.checks import (
     one_of,
     path_for_tensorflow,
     require,
+    sampled_alone,
     starts_from_elsewhere,
     zero_or_more,
     zero_to_below_one,
@@ -79,18 +81,24 @@ STALL_TIMEOUT = 900.0
 # The batch size at which `learning_rate` is meant, as in the paper.
 REFERENCE_BATCH_SIZE = 4096
 
-# What only the instance classification has; its prior and its smoothing are on by default and left out elsewhere.
-_OF_THE_CLASSIFICATION = (
-    "extend_from",
-    "sampled_classes",
-    "prior_every",
-    "contrast_epochs",
-    "batch_contrast",
-    "class_weights_dtype",
-    "class_momentum_dtype",
-    "class_products_dtype",
-    "class_passes",
-)
+# What only one method has; the classification's prior and smoothing are on by default, and left out elsewhere.
+_OWN = {
+    INSTANCE: (
+        "extend_from",
+        "sampled_classes",
+        "prior_every",
+        "contrast_epochs",
+        "batch_contrast",
+        "class_weights_dtype",
+        "class_momentum_dtype",
+        "class_products_dtype",
+        "class_passes",
+    ),
+    MOCO_V2: ("moco_queue", "moco_momentum"),
+    PIC: ("pic_recent_negatives", "pic_window", "pic_stride"),
+    DIET: ("diet_label_smoothing", "diet_optimizer"),
+}
+_OF_CLASS_WEIGHTS, _WITHOUT_CLASS_WEIGHTS = ("class_weight_decay", "class_momentum"), (SIMCLR, MOCO_V2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,8 +186,12 @@ class PretrainConfig:
             if str(field.type).startswith("float") and isinstance(value, int) and not isinstance(value, bool):
                 object.__setattr__(self, field.name, float(value))
 
-    def validate(self, num_workers: int = 1) -> None:
+    def validate(self, num_workers: int = 1, begins: bool = True) -> None:
         """Checks what can be known before the data are opened.
+
+        Args:
+          num_workers: T.
+          begins: whether it is a run's first start; a run that began with what is now refused elsewhere goes on.
 
         Raises:
           UserError: one sentence naming the flag, its value and what is wanted.
@@ -212,37 +224,26 @@ class PretrainConfig:
         for name in ("blur_probability", "max_bad_fraction"):
             require(self, name, 0 <= getattr(self, name) <= 1, "0 to 1")
         require(self, "batch_size", self.batch_size >= num_workers, f"at least the {num_workers} workers")
-        if num_workers > 1:
-            largest = -(-self.batch_size // (num_workers - 1)) - 1
-            why = f"for each of the {num_workers} workers to have a BN group of --batch_size={self.batch_size}"
-            wanted = f"at most {largest}, {why}, or at most {self.groups_per_batch} workers"
-            require(self, "micro_batch", self.micro_batch <= largest, wanted)
+        a_group_each(self, num_workers)
         require(self, "hard_negatives", self.hard_negatives >= 1 or self.smoothing == 0, "at least 1, or --smoothing=0")
-        if self.sampled_classes and self.smoothing:
-            raise UserError(
-                f"--sampled_classes={self.sampled_classes} works without smoothing only (a hard negative need not be in"
-                f" the sample): add --smoothing=0"
-            )
-        if self.sampled_classes:  # of which a worker has another number in each step, and XLA compiles for each
-            require(self, "class_passes", self.class_passes != XLA, f"{AUTO} or {OPERATIONS} with --sampled_classes")
-        self._validate_method()
+        sampled_alone(self)
+        self._validate_method(begins)
 
-    def _validate_method(self) -> None:
+    def _validate_method(self, begins: bool) -> None:
         require(self, "pic_recent_negatives", self.pic_recent_negatives >= 1, "at least 1")
         for name, least in (("moco_queue", 1), ("pic_window", 0), ("pic_stride", 1)):
             value = getattr(self, name)
             require(self, name, value is None or value >= least, f"at least {least}")
         if not self.exposures:
             self._validate_contrast_epochs()
-        if self.method != INSTANCE:
-            why = f"is of --method={INSTANCE}, --method={self.method} has nothing of the kind"
-            left_out(self, _OF_THE_CLASSIFICATION, why)
+        for method, names in _OWN.items():
+            if method != self.method and (begins or method == INSTANCE):
+                left_out(self, names, f"is of --method={method}, --method={self.method} has nothing of the kind")
+        if self.method in _WITHOUT_CLASS_WEIGHTS and begins:
+            left_out(self, _OF_CLASS_WEIGHTS, f"is of class weights, --method={self.method} has none")
         starts_from_elsewhere(self)
-        if self.prior_every and self.classifier_init == RANDOM:
-            raise UserError(
-                f"--prior_every={self.prior_every}: takes the contrastive prior again, but --classifier_init={RANDOM}"
-                f" has none"
-            )
+        why = f"takes the contrastive prior again, but --classifier_init={RANDOM} has none"
+        left_out(self, ("prior_every",) if self.classifier_init == RANDOM else (), why)
         if self.method == MOCO_V2:
             require(self, "views", self.views == 2, "2 with --method=moco_v2, a query and its key")
         if self.method == DIET:

@@ -57,9 +57,11 @@ def open_training_data(config: PretrainConfig, source: Source | None = None) -> 
       UserError: one sentence naming the flag, its value and what is wanted.
     """
     _, num_workers = launched_rank_and_size() or (0, 1)
-    config.validate()
-    _refuse_more_workers_than_groups(config, num_workers)
-    config.validate(num_workers)
+    continues = has_checkpoints(config.workdir) and os.path.exists(run_flags_path(config.workdir))
+    config.validate(begins=not continues)
+    if continues:
+        _refuse_more_workers_than_groups(config, num_workers)
+    config.validate(num_workers, begins=not continues)
     # Before the data: a manifest in the workdir is of the run that it belongs to.
     resuming = refuse_other_recipe(config)
     has_past = resuming and has_checkpoints(config.workdir)
@@ -97,8 +99,6 @@ def _refuse_without_labels(config: PretrainConfig) -> None:
 
 def _refuse_more_workers_than_groups(config: PretrainConfig, num_workers: int) -> None:
     """A run that has a checkpoint keeps its BN groups, of which each worker has one at least."""
-    if not has_checkpoints(config.workdir) or not os.path.exists(run_flags_path(config.workdir)):
-        return
     run = load_run(config.workdir)
     if run.groups_per_batch < num_workers:
         raise UserError(

@@ -217,6 +217,46 @@ def test_refuses_what_a_method_cannot_do(changes, sentence):
     assert str(refusal.value) == sentence
 
 
+OWN = {
+    "moco_v2": {"moco_queue": 4096, "moco_momentum": 0.99},
+    "pic": {"pic_recent_negatives": 100, "pic_window": 0, "pic_stride": 5},
+    "diet": {"diet_label_smoothing": 0.5, "diet_optimizer": "sgd"},
+}
+
+
+@pytest.mark.parametrize("method", recipe.METHODS)
+@pytest.mark.parametrize(("owner", "name", "value"), [(o, *item) for o, own in OWN.items() for item in own.items()])
+def test_what_only_another_method_has_is_refused(method, owner, name, value):
+    """Not accepted without any effect; a run that began with it goes on."""
+    config = PretrainConfig(workdir="run", method=method, **{name: value})
+    config.validate(begins=False)
+    if method == owner:
+        config.validate()
+        return
+    with pytest.raises(UserError) as refusal:
+        config.validate()
+    assert str(refusal.value) == f"--{name}={value}: is of --method={owner}, --method={method} has nothing of the kind"
+
+
+@pytest.mark.parametrize("method", recipe.METHODS)
+@pytest.mark.parametrize("name", ["class_weight_decay", "class_momentum"])
+def test_class_weights_have_settings_where_there_are_some(method, name):
+    config = PretrainConfig(workdir="run", method=method, **{name: 0.0})
+    if method in ("instance", "pic", "diet"):
+        config.validate()
+        return
+    with pytest.raises(UserError) as refusal:
+        config.validate()
+    assert str(refusal.value) == f"--{name}=0.0: is of class weights, --method={method} has none"
+    config.validate(begins=False)
+
+
+@pytest.mark.parametrize("preset", ["cifar10", "digits", "imagenet"])
+def test_presets_of_the_papers_method_are_for_the_others_too(preset):
+    for method in recipe.METHODS:
+        PretrainConfig.from_flagfile(preset, workdir="run", method=method).validate()
+
+
 def test_cifar10_preset_fits_all_methods():
     preset = {"augmentation": "simclr", "image_size": 32, "batch_size": 128, "classifier_learning_rate_factor": 4.0}
     for method in recipe.METHODS:

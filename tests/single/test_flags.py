@@ -269,7 +269,7 @@ def test_other_ranks_leave_the_word_to_rank_0(monkeypatch, capsys, ending):
     monkeypatch.setattr(command.os, "_exit", leave if ending == "_exit" else None)
     monkeypatch.setattr(command.sys, "exit", leave if ending == "exit" else None)
     with pytest.raises(SystemExit) as end:
-        command._fail_once("--seed=x: wrong")
+        command._fail_once(UserError("--seed=x: wrong"))
     assert end.value.code == 2
     assert slept == [command._GRACE_SECONDS]
     assert capsys.readouterr().err == "error: rank 1: --seed=x: wrong\n"

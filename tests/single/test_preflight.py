@@ -90,3 +90,10 @@ def test_home_is_expanded_from_python_too(tmp_path, monkeypatch):
     config = begin_and_save(config_of(tmp_path / "run"))
     assert load_run("~/run") == config
     assert latest("~/run") == f"{tmp_path}/run/checkpoints/ckpt-00000004"
+
+
+def test_a_run_that_began_with_flags_of_another_method_goes_on(tmp_path):
+    config = begin_and_save(config_of(tmp_path / "run", method="simclr", moco_queue=5))
+    assert preflight.open_training_data(config).num_instances == 1437
+    sentence = refusal_of(config.replace(workdir=str(tmp_path / "new")))
+    assert sentence == "--moco_queue=5: is of --method=moco_v2, --method=simclr has nothing of the kind"

@@ -13,9 +13,10 @@ from instcls_tf.errors import UserError
 from instcls_tf.pretraining import agreement
 from instcls_tf.pretraining.steps import Steps
 from instcls_tf.progress import Progress
-from instcls_tf.run import checkpoint_choice
+from instcls_tf.run import checkpoint_choice, checkpoint_manifest
 from instcls_tf.run.checkpoint_manifest import Origin
 from instcls_tf.run.lock import WorkdirLock
+from instcls_tf.run.log import RunClock
 from instcls_tf.run.workdir import continue_run, load_run, recipe_of, refuse_other_recipe, run_flags_path, run_id
 
 
@@ -119,3 +120,14 @@ def _step(prefix: str | None) -> int | None:
 def origin_of(config: PretrainConfig, source: Source) -> Origin:
     """What the checkpoints of this run are of; once the run has begun."""
     return Origin(run_id(config.workdir), recipe_of(config), source.ids_digest().hex())
+
+
+def clock_of(prefix: str | None, started: float) -> RunClock:
+    """The wall time of a run, of which the checkpoint to go on from has kept that of the parts before.
+
+    Args:
+      prefix: of the checkpoint; None for a run that begins.
+      started: when this part began, of `time.monotonic()`.
+    """
+    manifest = None if prefix is None else checkpoint_manifest.read(prefix)
+    return RunClock(started, manifest.seconds if manifest else 0.0)

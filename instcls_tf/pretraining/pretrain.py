@@ -110,7 +110,7 @@ def _pretrain(
         begin_run(config)
     elif is_chief and prefix is None:
         forget_images(config.workdir)
-    run = run._replace(origin=opening.origin_of(config, source))
+    run = run._replace(origin=opening.origin_of(config, source), clock=opening.clock_of(prefix, started))
     if is_chief:
         _report_changes(source, source.write_manifest(config.workdir), progress)
         if hashes is not None:
@@ -145,7 +145,7 @@ def _pretrain(
         stop.with_step(make_train_step(run.network, loss, run.optimizer, views_spec, config.micro_batch, groups))
         for loss in (run.method, contrast)
     )
-    reporter = EpochReporter(steps, first_step, progress, online_knn, started, gauge)
+    reporter = EpochReporter(steps, first_step, progress, online_knn, run.clock, gauge)
     for step in range(first_step, steps.end):
         # ---- Class weights from the network as it is now: after the epochs of contrast, and every so many epochs
         if classifier is not None and steps.takes_prior_again(step):

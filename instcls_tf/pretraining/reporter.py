@@ -37,7 +37,7 @@ class EpochReporter:
       progress: of the run.
       online_knn: measured at the end of the epochs for which it is due; None for never.
       gauge: likewise.
-      started: when the run was started or continued, of `time.monotonic()`; None for now.
+      clock: of the run, which may know more of the parts before than `metrics.jsonl`; None for one that begins now.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class EpochReporter:
         first_step: int,
         progress: Progress,
         online_knn: OnlineKnn | None,
-        started: float | None = None,
+        clock: RunClock | None = None,
         gauge: OnlineGauge | None = None,
     ):
         config = steps.config
@@ -66,8 +66,8 @@ class EpochReporter:
         self._refresh: Refresh | None = None
         self._epoch_started = 0.0
         self._timer = StepTimer()
-        before = self._log.seconds if self._log else 0.0
-        self._clock = RunClock(time.monotonic() if started is None else started, before)
+        self._clock = RunClock(time.monotonic()) if clock is None else clock
+        self._clock.at_least(self._log.seconds if self._log else 0.0)
         self.refresh_progress = Progress(visible=is_chief, within=True)
         self._forecast = Forecast(steps, progress.say)
         self.metrics: dict[str, float] = {}

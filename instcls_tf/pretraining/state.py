@@ -20,6 +20,7 @@ from instcls_tf.pretraining.make_method import make_method
 from instcls_tf.pretraining.steps import Steps
 from instcls_tf.run import checkpoint
 from instcls_tf.run.checkpoint_manifest import Origin
+from instcls_tf.run.log import RunClock
 from instcls_tf.run.parts import Slices, replicated_variables
 
 
@@ -31,6 +32,7 @@ class Run(NamedTuple):
     optimizer: MomentumSGD
     origin: Origin = Origin()
     keep_checkpoints: int = PretrainConfig.keep_checkpoints
+    clock: RunClock | None = None  # of which checkpoints keep the time
 
     @property
     def network(self) -> tf.keras.Model:
@@ -79,7 +81,8 @@ class Run(NamedTuple):
         replicated = self.replicated()
         agreement.refuse_different_weights(replicated_variables(replicated), self.step)
         sliced = self.sliced(with_lists)
-        checkpoint.save(workdir, self.step, replicated, sliced, self.origin, self.keep_checkpoints)
+        seconds = self.clock.seconds() if self.clock else 0.0
+        checkpoint.save(workdir, self.step, replicated, sliced, self.origin, self.keep_checkpoints, seconds)
 
     def restore(self, prefix: str) -> bool:
         """Reads a checkpoint; returns whether it holds the lists of an epoch that was cut in two.

@@ -44,6 +44,7 @@ def save(
     sliced: dict[str, Slices],
     origin: Origin = Origin(),  # noqa: B008 # frozen
     keep: int = _KEPT,
+    seconds: float = 0.0,
 ) -> str:
     """Writes the checkpoint of `step`; all workers call it together, on a file system that they share.
 
@@ -56,6 +57,7 @@ def save(
       sliced: tensors that are split over the workers, by their names in the checkpoint.
       origin: the run, for the manifest.
       keep: how many of the newest checkpoints stay.
+      seconds: that the run has taken so far, for the manifest.
 
     Returns:
       The checkpoint's prefix, for `tf.train.load_checkpoint`.
@@ -87,7 +89,7 @@ def save(
     def merge() -> None:
         if is_chief:
             rows = {name: part.total for name, part in sliced.items()}
-            manifest = Manifest(step, collectives.size(), rows, origin, {})
+            manifest = Manifest(step, collectives.size(), rows, origin, {}, seconds)
             _merge(parts, prefix, manifest, {name: facts for of in everything for name, facts in of.items()})
             checkpoint_choice.remember(workdir, prefix, keep)
 

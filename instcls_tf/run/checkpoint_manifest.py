@@ -44,6 +44,7 @@ class Manifest:
       rows: of each tensor that is split over the workers, how many it has in all.
       origin: the run.
       files: bytes and checksum of each, by name.
+      seconds: of wall time that the run had taken by then; 0 where that is not known.
     """
 
     step: int
@@ -51,6 +52,7 @@ class Manifest:
     rows: dict[str, int]
     origin: Origin
     files: dict[str, tuple[int, str]]
+    seconds: float = 0.0
 
 
 def path_of(prefix: str) -> str:

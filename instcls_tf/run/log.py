@@ -120,7 +120,12 @@ class RunClock:
     """
 
     def __init__(self, started: float, before: float = 0.0):
-        self._started = started - before
+        self._started, self._before = started - before, before
+
+    def at_least(self, before: float) -> None:
+        """The parts before have taken no less than this."""
+        self._started -= max(0.0, before - self._before)
+        self._before = max(before, self._before)
 
     def seconds(self) -> float:
         """So far."""

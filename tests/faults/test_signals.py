@@ -5,6 +5,8 @@ Signals come at exact places of real runs, see `tests.faults.hurt`. Compared wit
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from instcls_tf.run import checkpoint, checkpoint_manifest
 from tests.commands import Finished, run_forked
 from tests.end_to_end.runs import flags_of
 from tests.faults.jobs import launcher, running, saved
@@ -104,6 +107,25 @@ def test_in_a_step(chain):
     )
     assert "contrastive prior" not in finished.stderr, "it is saved with step 0"
     assert saved(workdir) == [4, 6]
+
+
+def test_the_time_of_a_part_that_was_stopped(tmp_path):
+    """SIGTERM in the search that follows the prior, and in a step between two lines of metrics.jsonl: checkpoints keep
+    the run's time, and `seconds` of the run that follows has all parts in it.
+    """
+    workdir, hour = tmp_path / "run", 3600
+    for part, how in enumerate(("SIGTERM@0:hard negatives:1", "SIGTERM@0:training:3")):
+        stopped(hurt(how, workdir, log_every=100))
+        assert (workdir / "metrics.jsonl").read_text() == ""
+        prefix = checkpoint.newest(str(workdir))
+        manifest = checkpoint_manifest.read(prefix)
+        assert part * hour < manifest.seconds < (part + 1) * hour
+        as_after_an_hour = dataclasses.replace(manifest, seconds=manifest.seconds + hour)
+        checkpoint_manifest.write(checkpoint_manifest.path_of(prefix), as_after_an_hour)
+    finished = hurt("", workdir, log_every=100)
+    assert finished.status == 0, finished.output
+    first, *_ = (workdir / "metrics.jsonl").read_text().splitlines()
+    assert 2 * hour < json.loads(first)["seconds"] < 3 * hour
 
 
 def test_before_it_begins(chain):

@@ -14,6 +14,7 @@ from instcls_tf.config import PretrainConfig
 from instcls_tf.pretraining.reporter import EpochReporter
 from instcls_tf.pretraining.steps import Steps
 from instcls_tf.progress import Progress
+from instcls_tf.run.log import RunClock
 
 
 class Clock:
@@ -147,9 +148,23 @@ def test_the_clock_goes_on_in_a_continued_run(tmp_path, clock):
     for first in (0, 4):
         started = clock.now
         clock.now += 10
-        run(EpochReporter(steps, first, Progress(visible=False), None, started), clock, range(first, 6), {})
+        reporter = EpochReporter(steps, first, Progress(visible=False), None, RunClock(started))
+        run(reporter, clock, range(first, 6), {})
         clock.now += 100
     assert [line["seconds"] for line in lines_of(tmp_path)] == [11, 12, 13, 14, 14 + 11, 14 + 12]
+
+
+@pytest.mark.parametrize(("kept", "seconds"), [(30.0, 30 + 12), (14.0, 14 + 12), (3.0, 14 + 12)])
+def test_the_clock_goes_on_from_what_a_checkpoint_has_kept(tmp_path, clock, kept, seconds):
+    """The line of its step is later if there is one, earlier if the run was ended between two lines."""
+    steps = steps_of(tmp_path, max_steps=6, log_every=2)
+    for first, before in ((0, 0.0), (4, kept)):
+        started = clock.now
+        clock.now += 10
+        reporter = EpochReporter(steps, first, Progress(visible=False), None, RunClock(started, before))
+        run(reporter, clock, range(first, 6), {})
+        clock.now += 100
+    assert [line["seconds"] for line in lines_of(tmp_path)] == [12, 14, seconds]
 
 
 def test_the_search_of_an_epoch_that_was_cut_in_two_is_not_reported(tmp_path, clock):

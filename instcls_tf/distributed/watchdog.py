@@ -104,7 +104,9 @@ class Watch:
         order = sorted(self._seen.values(), key=lambda seen: (*_blame(*seen), seen[0].rank))
         missing = [f"worker {rank} has never given a sign of life" for rank in self._ranks if rank not in self._seen]
         told = some_of([*missing, *(_describe(*seen) for seen in order)], _SHOWN_WORKERS, "; ")
-        return f"nothing has moved for {longest:.0f} s (--stall_timeout={limit:g}): {told}"
+        may_compute = not missing and all(status.is_waiting and not _is_silent(still) for status, still in seen)
+        hint = "; steps that take longer need a larger --stall_timeout" if may_compute else ""
+        return f"nothing has moved for {longest:.0f} s (--stall_timeout={limit:g}): {told}{hint}"
 
 
 def _is_silent(still: Standstill) -> bool:
@@ -121,7 +123,7 @@ def _describe(status: Status, still: Standstill) -> str:
     if _is_silent(still):
         how = "is stopped (SIGSTOP)" if _is_stopped(status) else "gives no sign of life"
         return f"{who} {how} in {status.phase}"
-    return f"{who} {'waits' if status.is_waiting else 'is stuck'} in {status.phase}, at {status.where}"
+    return f"{who} {'waits or computes' if status.is_waiting else 'is stuck'} in {status.phase}, at {status.where}"
 
 
 def _is_stopped(status: Status) -> bool:

@@ -32,6 +32,8 @@ _HEADERS = 32
 # Training takes a forward pass, and a backward pass of twice its products.
 _PASSES = 3
 _PRODUCT, _REPEATS = 1024, 3
+# Multiplications a second of a worker that is slower than any: what fits it needs no measurement.
+_SLOWEST = 1e9
 
 
 def warnings_of(config: PretrainConfig, source: Source, num_workers: int) -> Iterator[str]:
@@ -67,6 +69,15 @@ def sentences(
             f"--batch_size={config.batch_size} is more than the {count} images: an epoch is a single step; take"
             f" --batch_size={size}{groups} ({-(-count // size)} steps an epoch){or_preset}"
         )
+    # The watchdog is of several workers, and sees nothing of a step but its begin and its end.
+    if num_workers > 1 and 2 * products_of_step(config, count) / (_SLOWEST * num_workers) > config.stall_timeout > 0:
+        seconds = products_of_step(config, count) / rate()
+        if 2 * seconds > config.stall_timeout:
+            yield (
+                f"--stall_timeout={config.stall_timeout:g} ends a job in which nothing moves for so many seconds, and a"
+                f" step of {min(config.batch_size, count)} images takes {_duration(seconds)} at best"
+                f" {_basis(rate())}: give a larger one, or a smaller batch"
+            )
     if on_cpu and config.encoder == RESNET50:
         what, smaller = (name, better) if fits else (f"--encoder={RESNET18}", config.replace(encoder=RESNET18))
         yield f"--encoder={RESNET50} without a GPU: take {what}: {_times(config, smaller, count, rate)}"
@@ -97,16 +108,27 @@ def sentences(
 def _times(config: PretrainConfig, better: PretrainConfig, count: int, rate: Callable[[], float]) -> str:
     per_second = rate()
     own, others = (_duration(products_of(recipe, count) / per_second) for recipe in (config, better))
-    return (
-        f"{others} at best instead of {own} (by the networks' multiplications, at the {per_second / 1e9:.0f} billion a"
-        f" second of a bare matrix product here)"
-    )
+    return f"{others} at best instead of {own} {_basis(per_second)}"
+
+
+def _basis(per_second: float) -> str:
+    billions = f"{per_second / 1e9:.0f} billion a second"
+    return f"(by the networks' multiplications, at the {billions} of a bare matrix product here)"
 
 
 def products_of(config: PretrainConfig, num_instances: int) -> float:
     """Multiplications of the encoder in a whole run."""
     epochs = config.for_instances(num_instances).all_epochs
-    return float(sizes_of(config).products) * _PASSES * config.views * epochs * num_instances
+    return _products_of(config, epochs * num_instances)
+
+
+def products_of_step(config: PretrainConfig, num_instances: int) -> float:
+    """The same of one step, over all workers."""
+    return _products_of(config, min(config.batch_size, num_instances))
+
+
+def _products_of(config: PretrainConfig, images: int) -> float:
+    return float(sizes_of(config).products) * _PASSES * config.views * images
 
 
 def _duration(seconds: float) -> str:

@@ -86,7 +86,7 @@ def test_pretraining_without_our_launcher(tmp_path, monkeypatch):
         r"is stuck in waiting for images, step 2 of 8, at tests/faults/hurt/pretrain.py:\d+ \(hang\); worker 0",
         sentence,
     )
-    assert "waits in training, step 2 of 8, at instcls_tf/pretraining/stopping.py" in sentence
+    assert "waits or computes in training, step 2 of 8, at instcls_tf/pretraining/stopping.py" in sentence
     assert any(line.startswith("1: [") for line in finished.said_by(0)), "Horovod names what misses rank 1"
 
 
@@ -101,7 +101,9 @@ def test_workers_in_different_collectives(differs):
         assert finished.status == STALLED
         assert last.startswith("error: nothing has moved for ")
         for rank in (0, 1):
-            assert re.search(rf"worker {rank} \(pid \d+ on \S+\) waits in summing, step 3 of 10", last), last
+            assert re.search(rf"worker {rank} \(pid \d+ on \S+\) waits or computes in summing, step 3 of 10", last), (
+                last
+            )
     else:
         assert finished.status == 1
         expected = {  # in the order in which they came
@@ -147,9 +149,20 @@ def test_none_moves(tmp_path):
     assert sentence_after(tmp_path, 10, statuses) is None
     assert sentence_after(tmp_path, 11, statuses) == (
         "nothing has moved for 11 s (--stall_timeout=10): worker 1 (pid 101 on elsewhere) is stuck in training, at"
-        " a.py:1 (f); worker 0 (pid 100 on elsewhere) waits in training, at a.py:1 (f)"
+        " a.py:1 (f); worker 0 (pid 100 on elsewhere) waits or computes in training, at a.py:1 (f)"
     )
     assert sentence_after(tmp_path, 60, statuses, judges_work=False) is None
+
+
+def test_all_may_compute(tmp_path):
+    def statuses(second):
+        return [status(rank, second, 5, is_waiting=True) for rank in (0, 1)]
+
+    assert sentence_after(tmp_path, 11, statuses) == (
+        "nothing has moved for 11 s (--stall_timeout=10): "
+        + "; ".join(f"worker {i} (pid 10{i} on elsewhere) waits or computes in training, at a.py:1 (f)" for i in (0, 1))
+        + "; steps that take longer need a larger --stall_timeout"
+    )
 
 
 def test_one_is_silent(tmp_path):

@@ -80,6 +80,20 @@ def test_a_large_network_on_a_cpu(folder):
     assert said(folder, on_cpu=False, **{**FITS, "encoder": "resnet50"}) == []
 
 
+def test_steps_that_the_watchdog_may_take_for_a_standstill(folder):
+    """By the bare multiplications, so only where even these take too long; one worker has no watchdog."""
+    config = PretrainConfig(workdir="run", dataset=folder, **FITS)
+    least = advice.products_of_step(config, 11) / RATE
+    assert advice.products_of_step(config, 11) == advice.sizes_of(config).products * 3 * 2 * 4
+    (sentence,) = said(folder, num_workers=2, **FITS, stall_timeout=1.9 * least)
+    assert sentence.startswith(
+        f"--stall_timeout={1.9 * least:g} ends a job in which nothing moves for so many seconds,"
+    )
+    assert " a step of 4 images takes 1 seconds at best (by the networks' multiplications, at the 100 bil" in sentence
+    for stall_timeout, num_workers in ((2.1 * least, 2), (0.0, 2), (1.9 * least, 1)):
+        assert said(folder, num_workers=num_workers, **FITS, stall_timeout=stall_timeout) == []
+
+
 def test_a_network_too_narrow_for_onednn(folder, monkeypatch):
     narrow = {**FITS, "width_multiplier": 0.125}
     (sentence,) = said(folder, **narrow)

@@ -77,7 +77,7 @@ def _refuse_others(theirs: type, own: type, wanted: str, flag_values: flags.Flag
     """Refuses flags of the other protocol, which would be read by none."""
     names = [field.name for field in dataclasses.fields(own)]
     for field in dataclasses.fields(theirs):
-        if field.name not in names:
+        if field.name in flag_values and field.name not in names:
             flag = flag_values[field.name]
             require_value(field.name, flag.value, not flag.present, wanted)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from instcls_tf import files
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.folder import FolderSource
 from instcls_tf.data.image_header import PNG_SIGNATURE
@@ -22,9 +23,6 @@ from instcls_tf.data.labelled import labels_of
 from instcls_tf.data.source import Source
 from instcls_tf.data.sources import open_training_source
 from instcls_tf.errors import UserError
-
-# In that folder, beside the splits: the digest of all images, which a sweep keeps to its end.
-_IMAGES_NAME = "images.txt"
 
 
 def held_out_folder(workdir: str, config: PretrainConfig, fraction: float, seed: int) -> str:
@@ -43,14 +41,11 @@ def write_held_out(folder: str, config: PretrainConfig, fraction: float, seed: i
       seed: of the division.
 
     Raises:
-      UserError: the folder is there and was made of other images; an image has no label; no class has two images, or
-        the folder lies among them or cannot be written.
+      UserError: an image has no label, no class has two images, or the folder lies among them or cannot be written.
     """
-    source = open_training_source(config)
-    images = source.ids_digest().hex()
     if os.path.isdir(folder):
-        _refuse_other_images(folder, config, images)
         return
+    source = open_training_source(config)
     if isinstance(source, FolderSource) and _is_within(folder, source.root):
         raise UserError(
             f"--dataset={config.dataset}: holds {folder}, wanted a folder for the sweep outside of its images"
@@ -69,16 +64,24 @@ def write_held_out(folder: str, config: PretrainConfig, fraction: float, seed: i
             else:
                 with open(target, "wb") as file:
                     file.write(content)
-        with open(os.path.join(scratch, _IMAGES_NAME), "w", encoding="ascii") as file:
-            file.write(f"{images}\n")
         os.replace(scratch, folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot write the images of the sweep there ({error.strerror})") from error
 
 
-def _refuse_other_images(folder: str, config: PretrainConfig, images: str) -> None:
-    path = os.path.join(folder, _IMAGES_NAME)
-    if not os.path.exists(path):  # of an earlier version
+def refuse_other_images(folder: str, config: PretrainConfig) -> None:
+    """Keeps which images a sweep began with, beside their folder, and refuses others in any of its stages.
+
+    Args:
+      folder: of `held_out_folder`; it need not be there.
+      config: whose training images are looked at.
+
+    Raises:
+      UserError: they are others, or it cannot be written which they are.
+    """
+    path, images = f"{folder}.txt", open_training_source(config).ids_digest().hex()
+    if not os.path.exists(path):
+        files.write(path, f"{images}\n".encode())
         return
     with open(path, encoding="ascii", errors="replace") as file:
         if file.read().strip() != images:

@@ -25,7 +25,7 @@ from instcls_tf.run.metrics import read_metrics
 from instcls_tf.sweep import calibration, picture, summary
 from instcls_tf.sweep.beside import keep_side_by_side
 from instcls_tf.sweep.calibration import Pace
-from instcls_tf.sweep.held_out import write_held_out
+from instcls_tf.sweep.held_out import held_out_folder, refuse_other_images, write_held_out
 from instcls_tf.sweep.jobs import Ended, Job, commit_of, places, run_jobs
 from instcls_tf.sweep.ownership import interruptible, locked
 from instcls_tf.sweep.results import CALIBRATIONS_NAME, RESULTS_NAME, append_line, processor, read_lines
@@ -148,10 +148,12 @@ class _Sweep:
         left = [trial for trial in trials if trial.key not in finished]
         if len(left) < len(trials):
             self._progress.say(f"{len(trials) - len(left)} of {len(trials)} trials are finished already")
-        for trial in left:
-            if trial.stage == SEARCH:
-                folder = trial.dataset.partition(":")[2]
-                write_held_out(folder, trial.setting.config, self._spec.validation, self._spec.seed)
+        if left:
+            config = left[0].setting.config  # all arms have their images in common
+            folder = held_out_folder(self._spec.workdir, config, self._spec.validation, self._spec.seed)
+            if left[0].stage == SEARCH:
+                write_held_out(folder, config, self._spec.validation, self._spec.seed)
+            refuse_other_images(folder, config)
         configs = {trial.folder: self._config(trial) for trial in left}
         by_folder = {trial.folder: trial for trial in left}
         jobs = [

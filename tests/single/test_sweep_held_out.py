@@ -13,7 +13,7 @@ from instcls_tf.data.labelled import labels_of, open_splits
 from instcls_tf.data.prepare import prepare
 from instcls_tf.data.sources import open_source, open_training_source
 from instcls_tf.errors import UserError
-from instcls_tf.sweep.held_out import held_out_folder, stratified_slice, write_held_out
+from instcls_tf.sweep.held_out import held_out_folder, refuse_other_images, stratified_slice, write_held_out
 from tests.end_to_end.runs import write_images
 
 CLASSES = {"ant": 20, "bee": 7, "cat": 2}
@@ -136,9 +136,9 @@ def test_a_sweep_does_not_go_on_with_other_images(photos, tmp_path):
     images = tmp_path / "images"
     shutil.copytree(photos, images)
     config = PretrainConfig(dataset=f"folder:{images}")
-    folder = held_out_folder(str(tmp_path / "sweep"), config, 0.2, seed=0)
+    folder = held_out_folder(str(tmp_path), config, 0.2, seed=0)
     for _ in range(2):
-        write_held_out(folder, config, 0.2, seed=0)
+        refuse_other_images(folder, config)
     shutil.copy(images / "train" / "ant" / "0.jpg", images / "train" / "bee" / "new.jpg")
     with pytest.raises(UserError, match="has other images than when the sweep began"):
-        write_held_out(folder, config, 0.2, seed=0)
+        refuse_other_images(folder, config)

@@ -102,6 +102,20 @@ def test_search_and_final(make_spec):
     assert recorder.trained == []
 
 
+@pytest.mark.parametrize("final", [False, True])
+def test_no_stage_goes_on_with_other_images(make_spec, tmp_path, final):
+    """The search is finished, or a trial of it is missing: one more image is refused before anything is trained."""
+    photos = tmp_path / "photos"
+    write_images(photos, [f"{split}/{name}/{i}.jpg" for split in ("train", "test") for name in "ab" for i in range(3)])
+    base = {"dataset": f"folder:{photos}", "batch_size": 4, "hard_negatives": 2, "micro_batch": 4}
+    run_sweep(make_spec([0.1], base=base), commands=Recorder().commands())
+    write_images(photos, ["train/a/new.jpg"])
+    recorder, spec = Recorder(), make_spec([0.1] if final else [0.1, 0.5], base=base)
+    with pytest.raises(UserError, match="has other images than when the sweep began"):
+        run_sweep(spec, final=final, commands=recorder.commands())
+    assert recorder.trained == []
+
+
 def test_equal_epochs_need_no_calibration(make_spec):
     recorder, spec = Recorder(), make_spec([0.1, 0.5], minutes=0.1)
     with pytest.raises(

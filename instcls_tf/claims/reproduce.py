@@ -25,7 +25,7 @@ from instcls_tf.distributed.cores import allowed
 from instcls_tf.errors import UserError, shown
 from instcls_tf.progress import Progress
 from instcls_tf.report.answer import Answer
-from instcls_tf.run.metrics import read_json_lines, read_metrics
+from instcls_tf.run.metrics import metrics_path, read_json_lines, read_metrics
 from instcls_tf.run.workdir import load_run
 from instcls_tf.sweep.jobs import ATTEMPTS_NAME, LOG_NAME, Ended, Job, commit_of, places, run_jobs
 from instcls_tf.sweep.ownership import interruptible, locked
@@ -144,7 +144,8 @@ def _line(run: Run, ended: Ended) -> dict[str, Any]:
             f"{shown(folder)}: the run failed ({how}; {LOG_NAME} there ends with: {shown(last)}); the same command goes"
             f" on when that is mended"
         )
-    config, lines = load_run(folder), read_metrics(folder)
+    config = load_run(folder)
+    lines = read_metrics(folder) if os.path.exists(metrics_path(folder)) else []
     source = open_training_source(config, workdir=folder)
     found: dict[str, Any] = {KNN: None, LINEAR: None, "test_images": None}
     if not ended.has_diverged:
@@ -162,9 +163,9 @@ def _line(run: Run, ended: Ended) -> dict[str, Any]:
         "instances": source.num_instances,
         "images": source.ids_digest().hex(),
         "passes_per_image": passes_per_image(config),
-        "seconds": lines[-1]["seconds"],
+        "seconds": lines[-1]["seconds"] if lines else 0.0,
         "cpu_seconds": _cpu_seconds(folder),
-        "images_per_second": float(np.median([line["images_per_second"] for line in lines])),
+        "images_per_second": float(np.median([line["images_per_second"] for line in lines])) if lines else None,
         "cores": 1,
         "commit": commit_of(ended.job),
         "processor": processor(),

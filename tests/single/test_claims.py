@@ -16,6 +16,8 @@ from instcls_tf.claims.runs import Run, hours_of, passes_per_image, run_of, runs
 from instcls_tf.config import PretrainConfig
 from instcls_tf.errors import UserError
 from instcls_tf.plan import planner
+from instcls_tf.run.workdir import begin_run
+from instcls_tf.sweep.jobs import Ended, Job
 from instcls_tf.sweep.summary import Estimate
 from tests.commands import ROOT, run_script
 
@@ -160,6 +162,20 @@ def test_a_run_that_has_diverged_has_no_accuracy():
     assert verdict.pairs == 3
     text = page.render(type(LEDGER)("claims.yaml", {"small": SCALE}, {"it": CLAIM}, ()), results)
     assert "8 runs, 0.1 hours of one core of training, of which 1 diverged" in text
+
+
+def test_a_line_of_a_run_that_diverged_before_its_first_log_line(tmp_path):
+    run = runs_of(LEDGER.claims["table4_prior"], LEDGER.scales["digits"])[0]
+    job = Job("it", str(tmp_path), run.commands(None, str(tmp_path)))
+    begin_run(run.config.replace(workdir=str(tmp_path)))
+    sentence = "error: step 1: the loss is nan, and the step was not taken on any worker; if the run diverged, it needs"
+    attempt = {"command": "-m scripts.pretrain", "seconds": 9.0, "cpu_seconds": 8.0, "status": 1, "commit": "abc"}
+    (tmp_path / "attempts.jsonl").write_text(json.dumps(attempt) + "\n")
+    line = json.loads(json.dumps(reproduce._line(run, Ended(job, 1, sentence)), allow_nan=False))
+    assert (line[KNN], line[LINEAR], line["images_per_second"], line["seconds"]) == (None, None, None, 0)
+    assert (line["cpu_seconds"], line["commit"], line["key"]) == (8.0, "abc", run.key)
+    with pytest.raises(UserError, match="the run failed"):
+        reproduce._line(run, Ended(job, 1, "error: no space left"))
 
 
 def test_an_interval_that_just_reaches_nothing():

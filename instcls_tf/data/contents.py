@@ -76,12 +76,16 @@ def exchanged(source: RandomAccessSource, ids: np.ndarray, before: np.ndarray) -
     """
     ids = ids[ids < len(before)]
     now = np.frombuffer(b"".join(_digest_now(source, i) for i in ids.tolist()), np.uint64).reshape(-1, 2)
+    differs = (now != before[ids]).any(axis=1) & now.any(axis=1)
+    ids, now = ids[differs], now[differs]
+    if not len(ids):  # as nearly always: all hashes need not be sorted
+        return
     _, image = np.unique(_keys(np.concatenate([before, now])), return_inverse=True)
     image = image.ravel()
     first_of = np.full([image.max(initial=-1) + 1], -1)
     first_of[image[: len(before)][::-1]] = np.arange(len(before))[::-1]
-    for instance_id, other, row in zip(ids.tolist(), first_of[image[len(before) :]].tolist(), now):
-        if other >= 0 and row.any() and (row != before[instance_id]).any():
+    for instance_id, other in zip(ids.tolist(), first_of[image[len(before) :]].tolist()):
+        if other >= 0:
             yield instance_id, other
 
 

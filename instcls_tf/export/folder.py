@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 
+from instcls_tf import files
 from instcls_tf.checks import path_for_tensorflow
 from instcls_tf.errors import UserError
 
@@ -34,14 +34,8 @@ def whole_folder(output_dir: str) -> Iterator[str]:
     """
     refuse_occupied(output_dir)
     output_dir = os.path.realpath(output_dir)  # an empty folder may be a link
-    parent = os.path.dirname(output_dir)
     try:
-        os.makedirs(parent, exist_ok=True)
-        # Beside the target, so that the final rename stays on one file system.
-        with tempfile.TemporaryDirectory(dir=parent, prefix=".export-") as scratch:
-            complete = os.path.join(scratch, "export")  # unlike scratch itself, readable by other users
-            os.mkdir(complete)
-            yield complete
-            os.replace(complete, output_dir)
+        with files.whole_folder(output_dir) as folder:
+            yield folder
     except OSError as error:
         raise UserError(f"--output={output_dir}: cannot be written ({error.strerror or error})") from error

@@ -17,6 +17,7 @@ import psutil
 
 from tests.commands import ROOT, TIMEOUT, Finished, user_environment
 
+RANK = "OMPI_COMM_WORLD_RANK"
 STANDIN = "tests.faults.standin.pretrain"
 
 
@@ -71,7 +72,7 @@ class Job:
         """One of its workers."""
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
-                if process.environ().get("OMPI_COMM_WORLD_RANK") == str(rank):
+                if process.environ().get(RANK) == str(rank):
                     return process
         raise LookupError(rank)
 
@@ -138,6 +139,14 @@ def hurt(job: Job, workdir: Path, *victims: Callable[[], psutil.Process], how: i
     job.processes()
     for victim in [victim() for victim in victims]:
         victim.send_signal(how)
+
+
+def waits_for(stopped: psutil.Process, waiting: psutil.Process) -> bool:
+    """Whether a worker of the stand-in is stopped, and another has arrived at a collective that it has not."""
+    environment, rank = stopped.environ(), waiting.environ()[RANK]
+    arrived = Path(environment["INSTCLS_JOB"]).glob(f"step*.{rank}")
+    ahead = [path for path in arrived if not path.with_suffix(f".{environment[RANK]}").exists()]
+    return stopped.status() == psutil.STATUS_STOPPED and ahead != []
 
 
 def job_folders() -> set[str]:

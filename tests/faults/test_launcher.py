@@ -23,7 +23,7 @@ import pytest
 
 from tests.commands import ROOT, run_command, user_environment
 from tests.faults import conftest
-from tests.faults.jobs import attempts, hurt, job_folders, last_line, launcher, running, saved, standin
+from tests.faults.jobs import attempts, hurt, job_folders, last_line, launcher, running, saved, standin, waits_for
 from tests.faults.preloaded.server import STANDS_FOR_A_WORKER
 
 LONG = "--steps=1000"
@@ -126,6 +126,8 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path):
     """Ctrl-C twice, while a worker is stopped: all are ended, status 75."""
     with running(standin(tmp_path, LONG)) as job:
         hurt(job, tmp_path, lambda: job.worker(1), how=signal.SIGSTOP)
+        # A worker 0 that is a step behind could save that step by itself, and leave nothing to end.
+        job.wait_until(lambda: waits_for(job.worker(1), waiting=job.worker(0)))
         job.process.send_signal(signal.SIGINT)
         job.wait_until(lambda: "Ctrl-C" in job.read().stderr)
         job.process.send_signal(signal.SIGINT)

@@ -11,9 +11,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any, Callable, NamedTuple
@@ -41,6 +43,7 @@ GRADIENT = 1e-6
 
 _PROGRAM = os.path.join(os.path.dirname(__file__), "torch_encoder.py")
 _STEPS_A_TURN = 5
+_PATIENCE_SECONDS = 900  # with a peer, which may compile first
 
 Turn = Callable[[int], float]  # makes so many steps, with all workers; the seconds that they took
 
@@ -225,8 +228,13 @@ def _peer(words: dict[str, Any], python: str) -> Iterator[Turn]:
             with contextlib.suppress(BrokenPipeError):  # then there is no answer either
                 process.stdin.write(question)
                 process.stdin.flush()
+            limit = threading.Timer(_PATIENCE_SECONDS, process.kill)
+            limit.start()
             line = process.stdout.readline()
+            limit.cancel()
             if not line:
+                if process.wait() == -signal.SIGKILL:
+                    raise UserError(f"PyTorch was ended: no answer in {_PATIENCE_SECONDS} s, or memory ran out")
                 said.seek(0)
                 last = " ".join(said.read().split())[-200:]
                 raise UserError(f"PyTorch ended with status {process.wait()}: {last}")

@@ -218,6 +218,16 @@ def test_a_peer_takes_turns(monkeypatch, tmp_path):
         pass
 
 
+def test_a_peer_that_hangs_is_ended(monkeypatch, tmp_path):
+    (tmp_path / "peer.py").write_text(STAND_IN.replace("sys.exit(", "__import__('time').sleep(1000) or sys.exit("))
+    monkeypatch.setattr(encoder, "_PROGRAM", str(tmp_path / "peer.py"))
+    monkeypatch.setattr(encoder, "_PATIENCE_SECONDS", 2)
+    with encoder._peer({}, sys.executable) as turn:
+        assert turn(3) == 1.5
+        with pytest.raises(UserError, match=r"^PyTorch was ended: no answer in 2 s, or memory ran out$"):
+            turn(6)
+
+
 def test_a_peer_that_ends_leaves_the_figures_of_the_others(monkeypatch, tmp_path):
     (tmp_path / "peer.py").write_text(STAND_IN.replace("> 5", "== 5"))  # a turn, but not the first two steps
     monkeypatch.setattr(encoder, "_PROGRAM", str(tmp_path / "peer.py"))

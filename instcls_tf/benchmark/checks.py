@@ -144,7 +144,8 @@ def _seconds(block: Callable[[], None]) -> float:
 def _train_step(config: PretrainConfig, run: Run, is_checked: bool) -> Callable:
     views_spec = tf.TensorSpec([None, config.views, config.image_size, config.image_size, 3], tf.uint8)
     parts = run.network, run.method, run.optimizer
-    return make_train_step(*parts, views_spec, config.micro_batch, groups_of(config), is_checked=is_checked)
+    groups = groups_of(config, config.batch_size)
+    return make_train_step(*parts, views_spec, config.micro_batch, groups, is_checked=is_checked)
 
 
 def _seconds_of_tick(folder: str) -> float:

@@ -165,7 +165,7 @@ def _batches(config: PretrainConfig, source: Source, repeats: int) -> tf.data.Da
 def _train_step(config: PretrainConfig, run: Run, sum_gradients: Callable) -> Callable:
     views_spec = tf.TensorSpec([None, config.views, config.image_size, config.image_size, 3], tf.uint8)
     parts = run.network, run.method, run.optimizer
-    return make_train_step(*parts, views_spec, config.micro_batch, groups_of(config), sum_gradients)
+    return make_train_step(*parts, views_spec, config.micro_batch, groups_of(config, config.batch_size), sum_gradients)
 
 
 def _finished(train_step: Callable, batch: tuple[tf.Tensor, tf.Tensor]) -> float:
@@ -195,7 +195,7 @@ def _encoder_alone(config: PretrainConfig, run: Run, views: tf.Tensor, repeats: 
     images = tf.reshape(views, [-1, *views.shape[2:]])  # [b V, H, W, 3]
     gradient = tf.random.normal([images.shape[0], config.embedding_size], stddev=GRADIENT)
     group_rows = config.micro_batch * config.views
-    encode = encoder_step(config, run.encoder, run.optimizer, groups_of(config), group_rows)
+    encode = encoder_step(config, run.encoder, run.optimizer, groups_of(config, config.batch_size), group_rows)
     return _seconds_alone(lambda: encode(images, gradient).numpy(), repeats)
 
 

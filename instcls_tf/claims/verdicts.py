@@ -11,6 +11,8 @@ from instcls_tf.sweep.summary import Estimate, mean_with_interval, paired_differ
 # Fewer agree by chance: accuracies are multiples of one test image.
 FEWEST_PAIRS = 3
 HOLDS, DOES_NOT, NOT_RESOLVED, NOT_RUN = "holds", "does not hold", "not resolved", "not run"
+# An interval that is looked at before all pairs are there is one of several looks.
+SO_FAR = ", so far"
 
 
 class Verdict(NamedTuple):
@@ -59,15 +61,21 @@ def verdicts_of(claim: Claim, scale: Scale, metric: str, results: dict[str, dict
             values = [values_of(claim.arms[name], scale, epochs, metric, results, seeds) for name in (better, worse)]
             difference = paired_difference(*values)
             pairs = len(values[0].keys() & values[1].keys())
-            found.append(Verdict(better, worse, epochs, metric, difference, pairs, word_of(difference, pairs)))
+            found.append(Verdict(better, worse, epochs, metric, difference, pairs, word_of(difference, pairs, seeds)))
     return found
 
 
-def word_of(difference: Estimate | None, pairs: int) -> str:
-    """A claim holds if all of the interval is above 0, and does not if all of it is below; it takes three pairs."""
+def word_of(difference: Estimate | None, pairs: int, wanted: int) -> str:
+    """A claim holds if all of the interval is above 0, and does not if all of it is below; it takes three pairs.
+
+    Args:
+      difference: of the pairs.
+      pairs: how many there are.
+      wanted: how many the claim asks for; of fewer it is said so.
+    """
     if difference is None:
         return NOT_RUN
     mean, interval = difference
     if pairs < FEWEST_PAIRS or interval is None or abs(mean) <= interval:
         return NOT_RESOLVED
-    return HOLDS if mean > 0 else DOES_NOT
+    return (HOLDS if mean > 0 else DOES_NOT) + (SO_FAR if pairs < wanted else "")

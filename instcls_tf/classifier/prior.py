@@ -57,7 +57,8 @@ def initialize_classifier(
     if config.classifier_init == RANDOM:
         return
     infer = {RAW_RUNNING_BN: _running_bn, RAW_FIXED_BN: _fixed_bn, RAW_BATCH_BN: _batch_bn}
-    embed = infer[config.classifier_init](encoder, config.micro_batch)
+    in_batch = min(config.batch_size, source.num_instances)
+    embed = infer[config.classifier_init](encoder, config.micro_batch, in_batch)
     burn_in = config.bn_burn_in if config.classifier_init == RAW_RUNNING_BN else 0
     _pass_over_images(config, classifier, embed, classifier.write, source, burn_in, progress, bad_files)
 
@@ -100,7 +101,7 @@ def initialize_new_classes(
         ones = tf.ones([tf.shape(directions)[0], 1])
         differences.assign_add(tf.reduce_sum(tf.concat([directions - projections[~new], ones], axis=1), axis=0))
 
-    embed = _fixed_bn(encoder, config.micro_batch)
+    embed = _fixed_bn(encoder, config.micro_batch, source.num_instances)
     _pass_over_images(config, classifier, embed, use, source, 0, progress, bad_files)
     total = collectives.sum_over_workers(tf.identity(differences), "differences_of_weights")
     shift = tf.math.divide_no_nan(total[:-1], total[-1])
@@ -156,7 +157,9 @@ def _gather(embeddings: tf.Tensor, instance_ids: tf.Tensor) -> tuple[tf.Tensor, 
     return collectives.all_gather(weights, "prior_weights"), collectives.all_gather(instance_ids[real], "prior_ids")
 
 
-def _fixed_bn(encoder: tf.keras.Model, group_rows: int) -> Embed:
+def _fixed_bn(encoder: tf.keras.Model, group_rows: int, in_batch: int) -> Embed:
+    del in_batch
+
     def embed(images: tf.Tensor, instance_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         embeddings, _ = bn_groups.map_groups(
             lambda group, begin, state: (encoder(group, training=False), state),
@@ -170,15 +173,17 @@ def _fixed_bn(encoder: tf.keras.Model, group_rows: int) -> Embed:
     return embed
 
 
-def _batch_bn(encoder: tf.keras.Model, group_rows: int) -> Embed:
+def _batch_bn(encoder: tf.keras.Model, group_rows: int, in_batch: int) -> Embed:
+    groups = bn_groups.Groups(several=True, in_batch=in_batch / group_rows)
+
     def embed(images: tf.Tensor, instance_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        encoded = bn_groups.encode(encoder, images, instance_ids >= 0, group_rows, bn_groups.Groups(several=True))
+        encoded = bn_groups.encode(encoder, images, instance_ids >= 0, group_rows, groups)
         return _gather(encoded.embeddings, instance_ids)
 
     return embed
 
 
-def _running_bn(encoder: tf.keras.Model, group_rows: int) -> Embed:
+def _running_bn(encoder: tf.keras.Model, group_rows: int, in_batch: int) -> Embed:
     probe = networks.batch_norm_probe(encoder)
     layers = networks.batch_norm_layers(encoder)
 
@@ -197,8 +202,9 @@ def _running_bn(encoder: tf.keras.Model, group_rows: int) -> Embed:
         sizes = [layer.moving_mean.shape[0] for layer in layers]
         # The features above used the statistics of previous iterations; only now does this one enter.
         with tf.control_dependencies(gathered):
+            share = tf.cast(tf.size(gathered[1]), tf.float32) / in_batch
             for layer, mean, variance in zip(layers, tf.split(means, sizes), tf.split(variances, sizes)):
-                _update_moving(layer, mean, variance, counts[0] > 0)
+                _update_moving(layer, mean, variance, share)
         return gathered
 
     return embed
@@ -213,8 +219,9 @@ def _moments(inputs: list[tf.Tensor]) -> tf.Tensor:
 
 
 def _update_moving(
-    layer: tf.keras.layers.BatchNormalization, mean: tf.Tensor, variance: tf.Tensor, is_real: tf.Tensor
+    layer: tf.keras.layers.BatchNormalization, mean: tf.Tensor, variance: tf.Tensor, share: tf.Tensor
 ) -> None:
-    """One step towards a batch's statistics, none if all of its images are bad."""
+    """A step towards a batch's statistics, as large a part of one as the batch, in good images, is of a full one."""
+    step = share * (1.0 - layer.momentum)
     for moving, value in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
-        moving.assign(tf.where(is_real, layer.momentum * moving + (1.0 - layer.momentum) * value, moving))
+        moving.assign((1.0 - step) * moving + step * value)

@@ -31,18 +31,20 @@ class Groups(NamedTuple):
 
     several: bool  # whether any worker may have more than one group
     kept: bool = False  # whether the activations of several are kept
+    in_batch: float | None = None  # full groups in a full batch, over all workers; None: every batch counts as full
 
 
 def encode(encoder: tf.keras.Model, images: tf.Tensor, is_real: tf.Tensor, group_rows: int, groups: Groups) -> Encoded:
     """Embeds a share of a batch in training mode and lets its BN statistics into the moving ones; all workers together.
 
     The moving statistics take one step per batch: towards the mean over all BN groups of the global batch, whichever
-    workers had them.
+    workers had them. A group counts by its real images, and a smaller batch, such as the last one of an epoch, takes as
+    large a part of a step as it is of a full batch.
 
     Args:
       encoder: from images to `[b, D]`.
       images: `[b, H, W, 3]`; a group is `group_rows` consecutive ones, the last may be smaller.
-      is_real: `[b]` bool; a group without any real image has no say in the moving statistics.
+      is_real: `[b]` bool; the others have no say in the moving statistics, but as neighbours in their group.
       group_rows: images per BN group.
       groups: how several are encoded.
     """
@@ -64,10 +66,10 @@ def encode(encoder: tf.keras.Model, images: tf.Tensor, is_real: tf.Tensor, group
             embeddings, sums, count = _encode_groups(in_training_mode, images, is_real, group_rows, size, before)
         else:
             embeddings, after = in_training_mode(images)
-            count = tf.cast(tf.reduce_any(is_real), tf.float32)
+            count = _share_of_group(is_real, group_rows)
             sums = [count * value for value in after]
 
-    moved = _mean_over_groups(sums, count, before)
+    moved = _mean_over_groups(sums, count, before, groups.in_batch)
     for variable, value in zip(statistics, moved):
         variable.assign(value)
 
@@ -120,7 +122,7 @@ def _encode_groups(
     def add_group(group: tf.Tensor, begin: tf.Tensor, state: tuple) -> tuple:
         sums, count = state
         embeddings, after = in_training_mode(group)
-        counted = tf.cast(tf.reduce_any(is_real[begin : begin + group_rows]), tf.float32)
+        counted = _share_of_group(is_real[begin : begin + group_rows], group_rows)
         return embeddings, ([total + counted * value for total, value in zip(sums, after)], count + counted)
 
     start = ([tf.zeros_like(value) for value in before], tf.constant(0.0))
@@ -128,17 +130,26 @@ def _encode_groups(
     return embeddings, sums, count
 
 
-def _mean_over_groups(sums: list[tf.Tensor], count: tf.Tensor, before: list[tf.Tensor]) -> list[tf.Tensor]:
+def _share_of_group(is_real: tf.Tensor, group_rows: int) -> tf.Tensor:
+    return tf.math.count_nonzero(is_real, dtype=tf.float32) / float(group_rows)
+
+
+def _mean_over_groups(
+    sums: list[tf.Tensor], count: tf.Tensor, before: list[tf.Tensor], in_batch: float | None
+) -> list[tf.Tensor]:
     """The mean of every statistic over the groups of all workers, from each worker's sums; one message.
 
-    Without any group that counts (all images of the batch are bad) the statistics stay as they were `before`.
+    With fewer groups than are `in_batch` the way there from `before` is that much shorter; without any that counts (all
+    images of the batch are bad) the statistics stay as they were.
     """
     if not sums:
         return []
     sizes = [value.shape[0] for value in sums]
     message = collectives.sum_over_workers(tf.concat([*sums, count[tf.newaxis]], axis=0), "batch_norm_statistics")
     *totals, count = tf.split(message, [*sizes, 1])
-    return [tf.where(count > 0, tf.math.divide_no_nan(total, count), old) for total, old in zip(totals, before)]
+    share = tf.minimum(1.0, tf.math.divide_no_nan(count, count if in_batch is None else in_batch))
+    means = [tf.math.divide_no_nan(total, count) for total in totals]
+    return [tf.where(share < 1.0, old + share * (mean - old), mean) for mean, old in zip(means, before)]
 
 
 def _backpropagate_groups(

@@ -14,7 +14,7 @@ from instcls_tf.encoder.sizes import sizes_of
 _SHARE = 0.6
 
 
-def groups_of(config: PretrainConfig) -> Groups:
+def groups_of(config: PretrainConfig, num_instances: int) -> Groups:
     """How this worker encodes its share of a batch.
 
     With `--recompute=auto` activations are kept if those of all its groups take at most 60 % of its part of the memory
@@ -22,17 +22,20 @@ def groups_of(config: PretrainConfig) -> Groups:
 
     Args:
       config: the recipe.
+      num_instances: N; a full batch has no more.
     """
+    window = config.window(num_instances)  # no batch goes beyond it
+    in_batch = min(config.batch_size, num_instances if window is None else window[0]) / config.micro_batch
     several = config.groups_per_batch > collectives.size()
     if not several or config.recompute == ALWAYS:
-        return Groups(several, kept=False)
+        return Groups(several, kept=False, in_batch=in_batch)
     if config.recompute == AUTO:
         if tf.config.list_logical_devices("GPU"):
-            return Groups(several, kept=False)
+            return Groups(several, kept=False, in_batch=in_batch)
         free = free_bytes()
         if free is None or activation_bytes(config, collectives.size()) > _SHARE * free / collectives.local_size():
-            return Groups(several, kept=False)
-    return Groups(several, kept=True)
+            return Groups(several, kept=False, in_batch=in_batch)
+    return Groups(several, kept=True, in_batch=in_batch)
 
 
 def activation_bytes(config: PretrainConfig, num_workers: int) -> int:

@@ -16,6 +16,7 @@ from instcls_tf.data.folder import FolderSource
 from instcls_tf.data.source import Source
 from instcls_tf.data.tfds import TfdsSource
 from instcls_tf.encoder.sizes import sizes_of
+from instcls_tf.pretraining import short_runs
 
 # Views as large as the files need no warning, nor do crops that are shown somewhat larger than they are.
 _MUCH_LARGER, _MUCH_SMALLER = 2.0, 0.25
@@ -88,6 +89,7 @@ def sentences(
             " have written beyond their memory, and results may be wrong; take"
             f" --width_multiplier={_FEWEST_CHANNELS / 64:g}, or set TF_ENABLE_ONEDNN_OPTS=0, which is slower"
         )
+    yield from short_runs.sentences(config, count)
     if side is None:
         return
     or_preset = f", or {name}" if fits else ""

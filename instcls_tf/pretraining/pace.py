@@ -60,9 +60,8 @@ def measure_pace(config: PretrainConfig, num_instances: int, source: Source, sec
         lists.assign(tf.random.uniform(lists.shape, 0, num_instances, tf.int32))
     instances = min(_instances_of_a_step(config, seconds), source.num_instances)
     views_spec = tf.TensorSpec([None, config.views, config.image_size, config.image_size, 3], tf.uint8)
-    train_step = make_train_step(
-        run.network, run.method, run.optimizer, views_spec, config.micro_batch, groups_of(config)
-    )
+    groups = groups_of(config, num_instances)
+    train_step = make_train_step(run.network, run.method, run.optimizer, views_spec, config.micro_batch, groups)
     infer = tf.function(lambda images: run.encoder(images, training=False), autograph=False)
     batches = iter(_training_batches(config, source, instances))
     passes = iter(_inference_batches(config, source, instances))

@@ -139,7 +139,7 @@ def _pretrain(
     gauge = starting.make_gauge(config, run.encoder, source, progress, begins=prefix is None)
     batches = iter(_training_batches(config, source, first_step, max(first_step, steps.end)))
     views_spec = tf.TensorSpec([None, config.views, config.image_size, config.image_size, 3], tf.uint8)
-    groups = groups_of(config)
+    groups = groups_of(config, source.num_instances)
     contrast = SimCLR(temperature=config.batch_contrast_temperature, name="contrast")
     train_step, contrast_step = (
         stop.with_step(make_train_step(run.network, loss, run.optimizer, views_spec, config.micro_batch, groups))

@@ -137,7 +137,10 @@ def test_whole_training_step_equals_dense_reference(num_workers, job):
 
 
 def moving_statistics() -> tuple[np.ndarray, np.ndarray]:
-    """What BN learns from the pixels: a step towards the mean over all groups of the global batch, whoever has them."""
+    """What BN learns from the pixels: a step towards the mean over all groups of the global batch, whoever has them.
+
+    Groups and steps count by their instances.
+    """
     from tests.parallel import tasks
 
     moving = np.stack([np.zeros(3), np.ones(3)])
@@ -147,5 +150,6 @@ def moving_statistics() -> tuple[np.ndarray, np.ndarray]:
             views[begin : begin + cases.MICRO_BATCH].reshape([-1, 3]) for begin in range(0, len(ids), cases.MICRO_BATCH)
         ]
         values = [[pixels.mean(0, np.float64), pixels.var(0, np.float64, ddof=1)] for pixels in groups]
-        moving = 0.9 * moving + 0.1 * np.mean(values, axis=0)
+        mean = np.average(values, axis=0, weights=[len(pixels) for pixels in groups])
+        moving = moving + 0.1 * min(1, len(ids) / cases.MICRO_BATCH / tasks.FULL_BATCH_GROUPS) * (mean - moving)
     return moving[0], moving[1]

@@ -79,11 +79,14 @@ def test_bytes_of_all_groups(precision, bytes_of_a_value, workers, instances):
 )
 def test_groups(monkeypatch, recompute, micro_batch, free, expected):
     monkeypatch.setattr(activations, "free_bytes", lambda: free)
-    assert activations.groups_of(CONFIG.replace(recompute=recompute, micro_batch=micro_batch)) == expected
+    config = CONFIG.replace(recompute=recompute, micro_batch=micro_batch)
+    for num_instances, full_batch in [(1000, 128), (128, 128), (100, 100)]:  # 100: there is no larger batch than N
+        groups = activations.groups_of(config, num_instances)
+        assert groups == expected._replace(in_batch=full_batch / micro_batch)
 
 
 def test_at_most_60_percent_of_what_is_free(monkeypatch):
     needed = activations.activation_bytes(CONFIG, 1)
     for free, kept in [(needed / 0.599, True), (needed / 0.601, False)]:
         monkeypatch.setattr(activations, "free_bytes", lambda free=free: free)
-        assert activations.groups_of(CONFIG).kept == kept
+        assert activations.groups_of(CONFIG, 1000).kept == kept

@@ -27,10 +27,10 @@ def images(rows: int) -> tf.Tensor:
 
 
 def plain(rows: int, is_real: np.ndarray):
-    """Embeddings, gradients of `sum(embeddings ** 3)` over real rows, and moving statistics."""
+    """Embeddings, gradients of `sum(embeddings ** 3)` over real rows, and moving statistics: by real rows, one step."""
     encoder = make_encoder()
     statistics = networks.batch_norm_statistics(encoder)
-    before, after = [v.numpy() for v in statistics], []
+    before, after, counts = [v.numpy() for v in statistics], [], []
     embeddings, gradients = [], None
     for begin in range(0, rows, GROUP):
         with tf.GradientTape() as tape:
@@ -39,11 +39,12 @@ def plain(rows: int, is_real: np.ndarray):
         parts = tape.gradient(loss, encoder.trainable_variables)
         gradients = parts if gradients is None else [a + b for a, b in zip(gradients, parts)]
         embeddings.append(group)
-        if is_real[begin : begin + GROUP].any():
-            after.append([v.numpy() for v in statistics])
+        after.append([v.numpy() for v in statistics])
+        counts.append(is_real[begin : begin + GROUP].sum())
         for variable, value in zip(statistics, before):
             variable.assign(value)
-    return np.concatenate(embeddings), gradients, [np.mean(values, axis=0) for values in zip(*after)]
+    moved = [np.average(values, axis=0, weights=counts) for values in zip(*after)]
+    return np.concatenate(embeddings), gradients, moved
 
 
 @pytest.mark.parametrize(
@@ -98,9 +99,34 @@ def test_groups_do_not_see_each_other():
     assert relative_error(second[6:], first[6:]) > 1e-2
 
 
+@pytest.mark.parametrize(("rows", "padding", "groups"), [(1, 0, ONE), (3, 1, ONE), (6, 0, AGAIN), (6, 1, KEPT)])
+def test_a_smaller_batch_takes_a_part_of_a_step(rows, padding, groups):
+    """The last batch of an epoch may be a single image: it must not count like the twelve of a full batch."""
+    is_real = np.arange(rows) < rows - padding
+    encoder, full = make_encoder(), 12
+    before = [v.numpy() for v in networks.batch_norm_statistics(encoder)]
+    in_batch = groups._replace(in_batch=full / GROUP)
+    bn_groups.encode(encoder, images(rows), tf.constant(is_real), GROUP, in_batch)
+    _, _, whole_steps = plain(rows, is_real)
+    for variable, old, whole in zip(networks.batch_norm_statistics(encoder), before, whole_steps):
+        np.testing.assert_allclose(variable, old + is_real.sum() / full * (whole - old), rtol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [AGAIN, KEPT])
+def test_a_full_batch_takes_a_whole_step(groups):
+    results = []
+    for in_batch in (None, 3):
+        encoder = make_encoder()
+        bn_groups.encode(encoder, images(12), tf.fill([12], True), GROUP, groups._replace(in_batch=in_batch))
+        results.append(networks.batch_norm_statistics(encoder))
+    for first, second in zip(*results):
+        np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("in_batch", [None, 3])
 @pytest.mark.parametrize("groups", [ONE, AGAIN, KEPT])
-def test_a_batch_of_bad_images_moves_nothing(groups):
-    encoder = make_encoder()
+def test_a_batch_of_bad_images_moves_nothing(groups, in_batch):
+    encoder, groups = make_encoder(), groups._replace(in_batch=in_batch)
     before = [v.numpy() for v in networks.batch_norm_statistics(encoder)]
     encoded = bn_groups.encode(encoder, images(1), tf.constant([False]), GROUP, groups)
     gradients = encoded.backpropagate(tf.zeros_like(encoded.embeddings))

@@ -179,15 +179,23 @@ def test_a_line_of_a_run_that_diverged_before_its_first_log_line(tmp_path):
 
 
 def test_an_interval_that_just_reaches_nothing():
-    assert verdicts.word_of(Estimate(0.01, 0.01), 3) == "not resolved"
-    assert verdicts.word_of(Estimate(0.01, 0.0099), 3) == "holds"
+    assert verdicts.word_of(Estimate(0.01, 0.01), 3, 3) == "not resolved"
+    assert verdicts.word_of(Estimate(0.01, 0.0099), 3, 3) == "holds"
+
+
+def test_a_verdict_of_fewer_pairs_than_the_claim_asks_for_is_one_so_far():
+    assert verdicts.word_of(Estimate(0.01, 0.002), 3, 5) == "holds, so far"
+    assert verdicts.word_of(Estimate(-0.01, 0.002), 4, 5) == "does not hold, so far"
+    assert verdicts.word_of(Estimate(0.01, 0.02), 3, 5) == "not resolved"
+    (verdict,) = verdicts.verdicts_of(CLAIM, SCALE, KNN, results_with([0.02, 0.03, 0.025]))
+    assert verdict.word == "holds, so far"
 
 
 def test_two_pairs_resolve_nothing():
     """That both differ by the same number of test images is no wonder."""
-    assert verdicts.word_of(Estimate(0.01, 0.0), 2) == "not resolved"
-    assert verdicts.word_of(Estimate(0.01, None), 1) == "not resolved"
-    assert verdicts.word_of(None, 0) == "not run"
+    assert verdicts.word_of(Estimate(0.01, 0.0), 2, 2) == "not resolved"
+    assert verdicts.word_of(Estimate(0.01, None), 1, 2) == "not resolved"
+    assert verdicts.word_of(None, 0, 2) == "not run"
 
 
 def test_a_row_of_the_page():

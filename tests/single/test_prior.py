@@ -54,27 +54,31 @@ def fill(source, progress=None, **changes) -> tuple[np.ndarray, tf.keras.Model]:
     return layer.local_weights.numpy(), encoder
 
 
-def batches(source, epoch: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+def batches(source, epoch: int = 0, batch_size: int = CONFIG.batch_size) -> list[tuple[np.ndarray, np.ndarray]]:
     """Images and ids of the pass of that number, in the order of the initialisation."""
     dataset = pipeline.inference_batches(
-        source, image_size=CONFIG.image_size, batch_size=CONFIG.batch_size, shuffle_seed=CONFIG.seed + epoch
+        source, image_size=CONFIG.image_size, batch_size=batch_size, shuffle_seed=CONFIG.seed + epoch
     )
     return [(images, ids) for images, ids, _ in dataset.as_numpy_iterator()]
 
 
-def plain_running_bn(source, burn_in: int) -> tuple[np.ndarray, tf.keras.Model]:
-    """Embed with the statistics of previous iterations, then let this iteration's moments into the running average."""
+def plain_running_bn(source, burn_in: int, batch_size: int) -> tuple[np.ndarray, tf.keras.Model]:
+    """Embed with the statistics of previous iterations, then let this iteration's moments into the running average.
+
+    A smaller last batch takes as large a part of a step as it is of a full one.
+    """
     encoder, weights = make_encoder(), np.zeros([source.num_instances, CONFIG.embedding_size])
     probe = networks.batch_norm_probe(encoder)
     for epoch in range(burn_in + 1):
-        for images, ids in batches(source, epoch):
+        for images, ids in batches(source, epoch, batch_size):
+            step = 0.1 * len(ids) / batch_size
             weights[ids] = reference.normalize(encoder(images, training=False).numpy())
             _, inputs = probe(images, training=False)
             for layer, x in zip(networks.batch_norm_layers(encoder), inputs):
                 x = x.numpy().astype(np.float64)
                 mean, variance = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
-                layer.moving_mean.assign(0.9 * layer.moving_mean + 0.1 * mean)
-                layer.moving_variance.assign(0.9 * layer.moving_variance + 0.1 * variance)
+                layer.moving_mean.assign((1 - step) * layer.moving_mean + step * mean)
+                layer.moving_variance.assign((1 - step) * layer.moving_variance + step * variance)
     return weights, encoder
 
 
@@ -83,10 +87,11 @@ def without_burn_in(source) -> tuple[np.ndarray, tf.keras.Model]:
     return fill(source, classifier_init="raw_running_bn", bn_burn_in=0)
 
 
-@pytest.mark.parametrize("burn_in", [0, 1])
-def test_running_bn_equals_a_plain_loop(source, without_burn_in, burn_in):
-    expected, plain = plain_running_bn(source, burn_in)
-    weights, encoder = without_burn_in if burn_in == 0 else fill(source, classifier_init="raw_running_bn", bn_burn_in=1)
+@pytest.mark.parametrize(("burn_in", "batch_size"), [(0, 24), (1, 24), (1, 34)])  # 34, 34, 4
+def test_running_bn_equals_a_plain_loop(source, without_burn_in, burn_in, batch_size):
+    expected, plain = plain_running_bn(source, burn_in, batch_size)
+    changes = {"classifier_init": "raw_running_bn", "bn_burn_in": burn_in, "batch_size": batch_size}
+    weights, encoder = fill(source, **changes) if burn_in else without_burn_in
     assert relative_error(weights, expected) < 1e-4
     statistics = (np.concatenate(networks.batch_norm_statistics(model), axis=0) for model in (encoder, plain))
     assert relative_error(*statistics) < 1e-4
@@ -165,5 +170,5 @@ def test_the_images_are_checked_after_each_pass(source, tmp_path):
 def test_a_batch_of_bad_images_moves_no_statistics():
     layer = tf.keras.layers.BatchNormalization()
     layer.build([None, 3])
-    _update_moving(layer, tf.zeros([3]), tf.zeros([3]), tf.constant(False))
+    _update_moving(layer, tf.zeros([3]), tf.zeros([3]), tf.constant(0.0))
     np.testing.assert_array_equal(layer.moving_variance, [1, 1, 1])

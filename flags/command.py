@@ -23,7 +23,12 @@ from instcls_tf.run import signals
 # How long the other ranks give rank 0 to report a mistake that all of them see.
 _GRACE_SECONDS = 5.0
 
-_WANTED = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+_WANTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "comma separated list of strings": "values with commas between",
+}
 
 
 def run(main: Callable[[], None], description: str, before_parsing: Callable[[], None] = lambda: None) -> None:
@@ -163,7 +168,8 @@ def one_sentence(error: flags.Error, flag_values: flags.FlagValues = flags.FLAGS
         return f"--{error.flagname}: no such flag" + (f"; did you mean --{meant.removesuffix(' ?')}?" if meant else "")
     illegal = re.match(r"flag (--(\w+)=.*?): ", text)
     if illegal:
-        return f"{illegal[1]}: must be {_WANTED[flag_values[illegal[2]].flag_type()]}"
+        kind = flag_values[illegal[2]].flag_type()
+        return f"{illegal[1]}: must be {_WANTED.get(kind, kind)}"
     return text
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import os
+from collections.abc import Iterable
 from typing import Any
 
 from absl import flags
@@ -14,16 +16,24 @@ from instcls_tf.search.settings import Settings
 
 FLAGS = flags.FLAGS
 _DEFAULTS = Settings()
+# absl goes on with how the flag is repeated.
+_LIST = "with commas between; a path that is there is taken whole"
 
 
 def define_search() -> None:
     """The flags of `search`."""
-    flags.DEFINE_list("query", [], "Image files, or names of images of the dataset, with commas between.")
+    flags.DEFINE_multi_string(
+        "query",
+        [],
+        f"Image files, or names of images of the dataset, {_LIST}, other names with a comma in double quotes",
+    )
     flags.DEFINE_integer("k", 20, "How many images are found for each query.")
     evaluation.define_images()
     flags.DEFINE_string("features", BACKBONE, f"What is compared. One of: {', '.join(KINDS)}.")
     paths.define("index", None, "File that keeps the index: searched if it is there, written if not.")
-    flags.DEFINE_list("add", [], "Image files, or folders of them, that join the index; nothing is trained.")
+    flags.DEFINE_multi_string(
+        "add", [], f"Image files, or folders of them, that join the index (nothing is trained), {_LIST}"
+    )
     paths.define("output", None, "HTML file to write: the images that were found.")
 
 
@@ -50,9 +60,31 @@ def define_duplicates() -> None:
 
 def queries() -> list[str]:
     """The value of --query."""
-    if not any(FLAGS.query):
+    names = names_of(FLAGS.query)
+    if not any(names):
         raise UserError("--query is missing: name an image file, or several with commas between")
-    return [os.path.expanduser(query) for query in FLAGS.query]
+    return names
+
+
+def names_of(values: Iterable[str]) -> list[str]:
+    """The files, folders or names that the values of a flag mean, whatever letters they have.
+
+    Args:
+      values: each a path that is there, or several names with commas between, as in a line of a CSV file.
+    """
+    names: list[str] = []
+    for value in values:
+        path = os.path.expanduser(value)
+        names += [path] if os.path.lexists(path) else map(os.path.expanduser, _parts_of(value))
+    return names
+
+
+def _parts_of(value: str) -> list[str]:
+    try:
+        parts = next(csv.reader([value], strict=True), [])
+    except csv.Error:  # a quotation mark that has no other, or a newline: letters of a name
+        parts = value.split(",")
+    return [part.strip() for part in parts]
 
 
 def search_settings() -> dict[str, Any]:
@@ -62,7 +94,7 @@ def search_settings() -> dict[str, Any]:
         **_images(),
         "kind": kind if FLAGS["features"].present else None,
         "index_path": FLAGS.index,
-        "add": [os.path.expanduser(path) for path in FLAGS.add],
+        "add": names_of(FLAGS.add),
     }
 
 

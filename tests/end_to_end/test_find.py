@@ -52,6 +52,20 @@ def test_search(workdir, photos, tmp_path):
     assert page.read_text().count("data:image/jpeg;base64,") == 6
 
 
+def test_search_for_names_of_any_letters(workdir, photos, tmp_path):
+    """Commas, quotation marks and newlines, of files that are asked for and of files that join; the flags repeat."""
+    names = [str(tmp_path / "a, b.jpg"), str(tmp_path / 'c\n"d".jpg'), '"e\n.jpg']
+    shutil.copytree(photos / "train", tmp_path / "train")
+    for seed, path in enumerate(names, start=20):
+        scene(seed, (48, 36)).save(tmp_path / "train" / path)  # of which the first two are absolute paths
+    flags = [f"--workdir={workdir}", f"--dataset=folder:{tmp_path}", "--k=1", f"--output={tmp_path / 'hits.html'}"]
+    queries, added = [f"--query={name}" for name in (*names, "7.jpg,3.jpg")], [f"--add={name}" for name in names[:2]]
+    finished = run_script("search", *flags, *queries, *added)
+    assert finished.status == 0, finished.output
+    hits = json.loads(finished.stdout.splitlines()[-1])["hits"]
+    assert [hit["query"] for hit in hits] == [hit["path"] for hit in hits] == [*names, "7.jpg", "3.jpg"]
+
+
 def test_duplicates_and_leaks(workdir, photos):
     before = snapshot(photos)
     finished = run_script("duplicates", f"--workdir={workdir}", f"--dataset=folder:{photos}", "--against=test")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from absl import flags as absl_flags
 
-from flags import command, evaluation, pretraining
+from flags import command, evaluation, pretraining, search
 from instcls_tf.config import CHOICES, PretrainConfig
 from instcls_tf.distributed.launcher import launched_rank_and_size
 from instcls_tf.errors import UserError
@@ -273,6 +273,40 @@ def test_other_ranks_leave_the_word_to_rank_0(monkeypatch, capsys, ending):
     assert end.value.code == 2
     assert slept == [command._GRACE_SECONDS]
     assert capsys.readouterr().err == "error: rank 1: --seed=x: wrong\n"
+
+
+@pytest.mark.parametrize(
+    ("define", "wanted"),
+    [
+        (absl_flags.DEFINE_integer, "a whole number"),
+        (absl_flags.DEFINE_list, "values with commas between"),
+        (lambda name, *about, flag_values: absl_flags.DEFINE_enum(name, None, ["a"], "", flag_values=flag_values), ""),
+    ],
+)
+def test_a_value_that_no_flag_takes(define, wanted):
+    """Whatever kind of flag it is of: one sentence."""
+    values = absl_flags.FlagValues()
+    define("some", None, "", flag_values=values)
+    with pytest.raises(absl_flags.IllegalFlagValueError) as refusal:
+        values(["command", '--some="1'])
+    assert command.one_sentence(refusal.value, values).startswith(f'--some="1: must be {wanted}')
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        (["a.jpg,b.jpg", "c, d"], ["a.jpg", "b.jpg", "c", "d"]),
+        (['"a,b",c'], ["a,b", "c"]),
+        (['"a.jpg', "a\nb.jpg,c"], ['"a.jpg', "a\nb.jpg", "c"]),
+        (["there, is.jpg", "also,~"], ["there, is.jpg", "also", os.path.expanduser("~")]),
+        ([""], []),
+    ],
+)
+def test_names_of_any_letters(values, names, tmp_path, monkeypatch):
+    """What is there is taken whole; the rest is a list, or a name that is none."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there, is.jpg").touch()
+    assert search.names_of(values) == names
 
 
 # ------------------------------------------------------------------------------------------------------- evaluations

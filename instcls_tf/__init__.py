@@ -21,7 +21,7 @@ The parts:
   pretrain             a run, or more of it; goes on where the run in its workdir has ended
   PretrainConfig       a recipe: every setting and its default; from_flagfile(path_or_preset)
   embed                features of image files
-  Index                Index.of_run("runs/photos").search("a.jpg", k=20): what looks alike, names and cosines
+  Index                Index.of_run("runs/photos").search("a.jpg", k=20)[0]: what looks alike, names and cosines
   load_encoder         the network of a run
   knn_accuracy         knn_accuracy(train_features, train_labels, test_features, test_labels)["top1"]
   ShardedClassifier    ShardedClassifier(1_000_000, smoothing=0.0)(embeddings, instance_ids, learning_rate=0.1).loss

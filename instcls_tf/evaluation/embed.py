@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-
 import numpy as np
 
 from instcls_tf.checks import require_value
 from instcls_tf.data.decoding import reading_of
-from instcls_tf.data.listed_files import listed_files
+from instcls_tf.data.listed_files import Paths, listed, listed_files
 from instcls_tf.distributed import workers
 from instcls_tf.errors import UserError, shown, some_of
 from instcls_tf.evaluation.features import extract
@@ -18,23 +15,24 @@ from instcls_tf.run.encoder import load_encoder
 from instcls_tf.run.workdir import load_run
 
 
-def embed(paths: Sequence[str | os.PathLike], workdir: str, *, features: str = BACKBONE) -> np.ndarray:
+def embed(paths: Paths, workdir: str, *, features: str = BACKBONE) -> np.ndarray:
     """Features of image files by a run's encoder, seen as where the run is judged.
 
     Args:
-      paths: of JPEG, PNG, WebP and other files that `--dataset=folder:PATH` takes.
+      paths: of JPEG, PNG, WebP and other files that `--dataset=folder:PATH` takes; one alone is a list of one.
       workdir: the run's folder.
       features: `backbone`, which k-NN and linear classifiers are for, or `projection`, which the loss compares.
 
     Returns:
-      `[len(paths), F]` float32, in the order of `paths`.
+      `[n, F]` float32, in the order of `paths`.
 
     Raises:
       UserError: there is no run, or a file is missing or cannot be read; names it.
     """
     require_value("features", features, features in KINDS, "one of " + ", ".join(KINDS))
     config = load_run(workdir)
-    if not len(paths):
+    paths = listed(paths)
+    if not paths:
         raise UserError("embed: wanted at least one path")
     workers.start(config.seed)
     encoder = load_encoder(workdir)

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from instcls_tf import files
 from instcls_tf.checks import require_value
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.decoding import Reading, reading_of
-from instcls_tf.data.listed_files import listed_files
+from instcls_tf.data.listed_files import Paths, listed, listed_files
 from instcls_tf.data.names import names_of
 from instcls_tf.data.source import Source, notes_of
 from instcls_tf.data.sources import DigitsSource, chosen_split, open_source
@@ -27,7 +27,6 @@ from instcls_tf.evaluation.subject import judged_config, refuse_untrained
 from instcls_tf.run.encoder import load_encoder
 from instcls_tf.search.neighbours import nearest_rows, unit_rows
 
-Paths = Sequence[Union[str, "os.PathLike[str]"]]
 _FORMAT = 1
 
 
@@ -173,12 +172,12 @@ class Index:
     def __len__(self) -> int:
         return len(self.names)
 
-    def add(self, images: Paths | np.ndarray, names: Sequence[str] | None = None) -> list[str]:
+    def add(self, images: Paths | np.ndarray, names: Sequence[str] | str | None = None) -> list[str]:
         """Lets more images into the index; nothing is trained.
 
         Args:
-          images: paths of files, uint8 images `[n, H, W, 3]`, or features `[n, F]` of this run's encoder.
-          names: of the n images; the paths themselves if None.
+          images: paths of files or one path, uint8 images `[n, H, W, 3]`, or features `[n, F]` of this run's encoder.
+          names: of the n images, or of the one; the paths themselves if None.
 
         Returns:
           The names of images that could not be read, and are not in the index.
@@ -186,7 +185,7 @@ class Index:
         Raises:
           UserError: features of another width, or not as many names as images.
         """
-        names = self._names_of(images) if names is None else list(names)
+        names = self._names_of(images) if names is None else [names] if isinstance(names, str) else list(names)
         vectors, is_read, _ = self._vectors_of(images)
         if len(names) != len(is_read):
             raise UserError(f"names: has {len(names)}, wanted one for each of the {len(is_read)} images")
@@ -198,9 +197,12 @@ class Index:
         """The k images most similar to each query, those of equal cosine in the order in which they came.
 
         Args:
-          queries: paths of files, uint8 images `[n, H, W, 3]`, or features `[n, F]` of this run's encoder.
+          queries: paths of files or one path, uint8 images `[n, H, W, 3]`, or features `[n, F]` of this run's encoder.
           k: how many.
           exact: also for thousands of queries among millions of images.
+
+        Returns:
+          A list of hits for each query, also if it is one.
 
         Raises:
           UserError: k is out of range, a query cannot be read, or the features have another width.
@@ -267,7 +269,7 @@ class Index:
     def _names_of(self, images: Paths | np.ndarray) -> list[str]:
         if isinstance(images, np.ndarray):
             return [str(len(self) + place) for place in range(len(images))]
-        return [os.fspath(path) for path in images]
+        return listed(images)
 
     def _vectors_of(self, images: Paths | np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
         """Rows `[m, F]` of length 1 of the images that can be read, which of the n these are, and why not the rest."""

@@ -120,6 +120,17 @@ def test_images_join_without_training(whole, photos, tmp_path):
         index.search(np.zeros([1, 5]), 1)
 
 
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_path_alone_is_a_list_of_one(workdir, whole, photos, kind):
+    """In a search, among what joins, and where features are asked for."""
+    path, index = kind(photos / "a/3.png"), copied(whole)
+    assert whole.search(path, k=1) == whole.search([path], k=1)
+    np.testing.assert_array_equal(whole.embed(path), whole.embed([path]))
+    assert index.add(path) == [] and index.names == [*NAMES, str(path)]
+    assert index.add(path, "of one name") == [] and index.names[9:] == ["of one name"]
+    np.testing.assert_array_equal(instcls_tf.embed(path, workdir), instcls_tf.embed([path], workdir))
+
+
 def test_a_file_keeps_it(workdir, other_run, whole, tmp_path):
     index = copied(whole)
     index.add(index.vectors[:1], ["caf\udce9\n.jpg"])

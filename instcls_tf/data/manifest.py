@@ -11,12 +11,12 @@ import codecs
 import os
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from instcls_tf import files, stamps
-from instcls_tf.errors import UserError
+from instcls_tf.errors import UserError, shown
 
 MANIFEST_NAME = "manifest.tsv"
 _LINES_AT_ONCE = 100_000
@@ -106,26 +106,40 @@ def _size(path: bytes) -> int:
 
 
 def write(path: str, paths: ImagePaths, sizes: np.ndarray) -> None:
-    """Writes a manifest; an older one stays until this one is complete."""
-    with files.whole_file(path) as file:
-        lines = [_HEADER % len(paths)]
-        for index, (name, size) in enumerate(zip(paths.iter_bytes(), sizes)):
-            lines.append(b"%d\t%d\t%s\n" % (index, size, escape(name)))
-            if len(lines) == _LINES_AT_ONCE:
-                file.writelines(lines)
-                lines.clear()
-                stamps.go_on()
-        file.writelines(lines)
+    """Writes a manifest; an older one stays until this one is complete.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    try:
+        with files.whole_file(path) as file:
+            _write_lines(file, paths, sizes)
+    except OSError as error:
+        raise UserError(f"{shown(path)}: cannot write the list of images ({error.strerror})") from error
+
+
+def _write_lines(file: BinaryIO, paths: ImagePaths, sizes: np.ndarray) -> None:
+    lines = [_HEADER % len(paths)]
+    for index, (name, size) in enumerate(zip(paths.iter_bytes(), sizes)):
+        lines.append(b"%d\t%d\t%s\n" % (index, size, escape(name)))
+        if len(lines) == _LINES_AT_ONCE:
+            file.writelines(lines)
+            lines.clear()
+            stamps.go_on()
+    file.writelines(lines)
 
 
 def read(path: str) -> tuple[ImagePaths, np.ndarray]:
     """The paths in the order of their ids, and the files' sizes, int64 `[N]`.
 
     Raises:
-      UserError: the file is damaged.
+      UserError: the file is damaged, or cannot be read.
     """
-    with open(path, "rb") as file:
-        block = file.read().removeprefix(codecs.BOM_UTF8)
+    try:
+        with open(path, "rb") as file:
+            block = file.read().removeprefix(codecs.BOM_UTF8)
+    except OSError as error:
+        raise UserError(f"{shown(path)}: cannot read the list of images ({error.strerror})") from error
     # An editor of another system has saved it: those of a path are escaped.
     if b"\r" in block:
         block = block.replace(b"\r\n", b"\n")

@@ -12,7 +12,7 @@ import tensorflow as tf
 from instcls_tf import files
 from instcls_tf.detection.config import DetectConfig
 from instcls_tf.distributed import collectives
-from instcls_tf.errors import UserError
+from instcls_tf.errors import UserError, reason_of, shown
 from instcls_tf.run import checkpoint
 
 # What does not change the result.
@@ -20,12 +20,20 @@ _NOT_RECIPE = ("workdir", "data_dir")
 
 
 def save(config: DetectConfig, origin: str, state: tf.train.Checkpoint, step: int) -> None:
-    """Writes `state` after `step` steps, in place of the one before; rank 0 does. `origin` as in `restore`."""
+    """Writes `state` after `step` steps, in place of the one before; rank 0 does. `origin` as in `restore`.
+
+    Raises:
+      UserError: it cannot be written; the one before stays.
+    """
     if collectives.rank() > 0:
         return
     folder = _folder(config)
-    os.makedirs(folder, exist_ok=True)
-    state.write(_prefix(config, step))
+    try:
+        os.makedirs(folder, exist_ok=True)
+        state.write(_prefix(config, step))
+    except (OSError, tf.errors.OpError) as error:
+        reason = error.strerror if isinstance(error, OSError) else reason_of(error)
+        raise UserError(f"{shown(folder)}: cannot write the state of step {step} there ({shown(reason)})") from error
     record = {"step": step, "settings": _recipe(config), "origin": origin}
     files.write(_record(config), json.dumps(record).encode())
     for path in glob.glob(os.path.join(glob.escape(folder), "step-*")):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 from typing import Any, Callable, NamedTuple
 
-from instcls_tf.errors import UserError
+import tensorflow as tf
+
+from instcls_tf.errors import UserError, reason_of, shown
 from instcls_tf.export import card as cards
 from instcls_tf.export import self_check
 from instcls_tf.export.folder import whole_folder
@@ -57,7 +59,7 @@ def export(form: Format, subject: Subject, output_dir: str) -> dict[str, Any]:
     refuse_missing_packages(form)
     with whole_folder(output_dir) as folder:
         architecture = form.architecture_of(subject)
-        form.write(subject, folder)
+        _write(form, subject, folder, output_dir)
         card = cards.card_of(subject, form.name, form.any_size, architecture, form.least_cosine)
         use = form.use.format(folder=output_dir, architecture=architecture)
         cards.write(folder, card, use, form.card_place)
@@ -70,3 +72,10 @@ def export(form: Format, subject: Subject, output_dir: str) -> dict[str, Any]:
         card.update(verified_in=result.runtime, max_error=result.error)
         cards.write(folder, card, use, form.card_place)
     return card
+
+
+def _write(form: Format, subject: Subject, folder: str, output_dir: str) -> None:
+    try:
+        form.write(subject, folder)
+    except tf.errors.OpError as error:  # as which TensorFlow raises that a disk is full
+        raise UserError(f"--output={output_dir}: cannot be written ({shown(reason_of(error))})") from error

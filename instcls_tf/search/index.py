@@ -239,8 +239,8 @@ class Index:
                     names=np.frombuffer(text, np.uint8),
                     about=np.frombuffer(json.dumps(about).encode(), np.uint8),
                 )
-        except OSError as error:
-            raise UserError(f"{shown(path)}: cannot write this index ({error.strerror})") from error
+        except OSError as error:  # of NumPy without a `strerror`
+            raise UserError(f"{shown(path)}: cannot write this index ({error.strerror or error})") from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], workdir: str | None = None) -> Index:

@@ -23,6 +23,10 @@ def begun_side_by_side(workdir: str, cores: int) -> int | None:
 
 
 def keep_side_by_side(workdir: str, cores: int, side_by_side: int) -> None:
-    """Keeps the number of a sweep that begins."""
+    """Keeps the number of a sweep that begins.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
     if begun_side_by_side(workdir, cores) is None:
-        files.write_whole(os.path.join(workdir, SIDE_BY_SIDE_NAME), f"{side_by_side} {cores}\n".encode())
+        files.write(os.path.join(workdir, SIDE_BY_SIDE_NAME), f"{side_by_side} {cores}\n".encode())

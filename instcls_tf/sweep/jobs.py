@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from typing import BinaryIO, NamedTuple
 
+from instcls_tf.errors import UserError, shown
 from instcls_tf.run.metrics import read_json_lines
 from instcls_tf.sweep.results import append_line, commit
 
@@ -100,8 +101,11 @@ def run_jobs(
 
 
 def _start(job: Job, place: int, cores: frozenset[int], keep_open: tuple[int, ...]) -> _Running:
-    os.makedirs(job.folder, exist_ok=True)
-    log = open(os.path.join(job.folder, LOG_NAME), "ab")  # noqa: SIM115
+    try:
+        os.makedirs(job.folder, exist_ok=True)
+        log = open(os.path.join(job.folder, LOG_NAME), "ab")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"{shown(job.folder)}: cannot write a log there ({error.strerror})") from error
     with _on_cores(cores):
         process = subprocess.Popen(
             job.commands[place], stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=keep_open

@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from instcls_tf.errors import UserError, shown
 from instcls_tf.run.metrics import read_json_lines
 
 RESULTS_NAME, CALIBRATIONS_NAME = "results.jsonl", "calibrations.jsonl"
@@ -23,13 +24,20 @@ def read_lines(workdir: str, name: str) -> list[dict[str, Any]]:
 
 
 def append_line(path: str, line: dict[str, Any]) -> None:
-    """Adds an object to a file, on the disk when this returns; one that a crash has cut is closed before."""
-    with open(path, "ab+") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
-        is_cut = file.read(1) not in (b"", b"\n")
-        file.write(b"\n" * is_cut + json.dumps(line).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """Adds an object to a file, on the disk when this returns; one that a crash has cut is closed before.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    try:
+        with open(path, "ab+") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+            is_cut = file.read(1) not in (b"", b"\n")
+            file.write(b"\n" * is_cut + json.dumps(line).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UserError(f"{shown(path)}: cannot write this file ({error.strerror})") from error
 
 
 def commit() -> str | None:

@@ -10,6 +10,7 @@ import tensorflow as tf
 from instcls_tf.detection import checkpoint
 from instcls_tf.detection.config import DetectConfig
 from instcls_tf.errors import UserError
+from tests.full_disk import full_disk
 
 
 def test_a_run_that_went_on_starts_another_fine_tune(tmp_path):
@@ -35,6 +36,16 @@ def test_a_damaged_record_is_one_sentence(tmp_path, content):
         f"{record}: {'damaged' if content else 'empty'}, wanted the state of a fine-tune: bring it back from a copy, or"
         f" take {tmp_path}/detector away to begin anew"
     )
+
+
+def test_a_full_disk_is_one_sentence(tmp_path):
+    """The state before it stays."""
+    config, value = DetectConfig(workdir=str(tmp_path), dataset="folder:cells"), tf.Variable(tf.ones([1000]))
+    checkpoint.save(config, "weights", tf.train.Checkpoint(x=value), 5)
+    sentence = rf"^{tmp_path}/detector: cannot write the state of step 6 there \(.*File too large"
+    with full_disk(100), pytest.raises(UserError, match=sentence):
+        checkpoint.save(config, "weights", tf.train.Checkpoint(x=value), 6)
+    assert checkpoint.restore(config, "weights", tf.train.Checkpoint(x=value)) == 5
 
 
 def test_a_record_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):

@@ -72,6 +72,19 @@ def test_a_damaged_manifest_is_explained(tmp_path, text):
         manifest.read(str(path))
 
 
+def test_a_full_disk_is_one_sentence(tmp_path):
+    """The list that was there stays; one that cannot be read is told as well."""
+    path = str(tmp_path / "manifest.tsv")
+    manifest.write(path, _paths(ODD_NAMES[:1]), np.zeros(1, int))
+    (tmp_path / "manifest.tsv.new").symlink_to("/dev/full")
+    sentence = rf"^{path}: cannot write the list of images \(No space left on device\)$"
+    with pytest.raises(UserError, match=sentence):
+        manifest.write(path, _paths(ODD_NAMES), np.zeros(len(ODD_NAMES), int))
+    assert list(manifest.read(path)[0].iter_bytes()) == ODD_NAMES[:1]
+    with pytest.raises(UserError, match=rf"^{tmp_path}: cannot read the list of images \(Is a directory\)$"):
+        manifest.read(str(tmp_path))
+
+
 def test_merging_keeps_ids_appends_new_files_and_tells_the_vanished():
     merged = manifest.merge(_paths([b"c", b"a", b"e"]), _paths([b"a", b"b", b"c", b"d"]))
     assert list(merged.paths.iter_bytes()) == [b"c", b"a", b"e", b"b", b"d"]

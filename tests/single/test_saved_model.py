@@ -15,6 +15,7 @@ from instcls_tf.encoder import networks
 from instcls_tf.errors import UserError
 from instcls_tf.export.saved_model import export_saved_model
 from tests.encoders import trained_encoder
+from tests.full_disk import full_disk
 
 IMAGE_SIZE = 32
 
@@ -252,6 +253,14 @@ def test_an_occupied_output_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"--output=.*cannot be written"):
         export_saved_model(encoder, str(tmp_path / "folder" / "file" / "inside"), image_size=IMAGE_SIZE)
     assert (tmp_path / "folder" / "file").read_text() == "mine"
+
+
+def test_a_full_disk_is_one_sentence(exported, tmp_path):
+    """Which TensorFlow tells in an error of its own; nothing is left."""
+    target = str(tmp_path / "full")
+    with full_disk(4096), pytest.raises(UserError, match=rf"^--output={target}: cannot be written \(.*File too large"):
+        export_saved_model(exported[0], target, image_size=IMAGE_SIZE, center_crop_fraction=0.875)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["a*b", "a[1]"])

@@ -10,6 +10,7 @@ from contextlib import closing
 import psutil
 import pytest
 
+from instcls_tf.errors import UserError
 from instcls_tf.sweep import jobs as jobs_module
 from instcls_tf.sweep.jobs import Job, commit_of, run_jobs
 from instcls_tf.sweep.results import append_line, read_lines
@@ -124,3 +125,13 @@ def test_lines_survive_a_crash_and_the_last_of_a_key_counts(tmp_path, capsys):
     append_line(str(path), {"key": "a", "accuracy": 3})
     assert read_lines(str(tmp_path), "results.jsonl") == [{"key": "a", "accuracy": 3}, {"key": "b", "accuracy": 2}]
     assert "skipped 1 line(s)" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_sentence(tmp_path):
+    """For the lines of a sweep, and for the log of a job."""
+    with pytest.raises(UserError, match=r"^/dev/full: cannot write this file \(No space left on device\)$"):
+        append_line("/dev/full", {"key": "a"})
+    (tmp_path / "file").touch()
+    job = Job("a", str(tmp_path / "file" / "job"), [(sys.executable, "-c", "")])
+    with pytest.raises(UserError, match=rf"^{tmp_path}/file/job: cannot write a log there \(Not a directory\)$"):
+        next(run_jobs([job], PLACES))

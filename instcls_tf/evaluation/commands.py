@@ -13,7 +13,7 @@ from instcls_tf.data.decoding import reading_of
 from instcls_tf.data.labelled import open_fraction
 from instcls_tf.data.names import names_of
 from instcls_tf.data.source import notes_of
-from instcls_tf.data.sources import chosen_split, open_source
+from instcls_tf.data.sources import chosen_split, open_source, open_training_source
 from instcls_tf.distributed import collectives, workers
 from instcls_tf.errors import UserError
 from instcls_tf.evaluation import feature_store, features, finetune, linear
@@ -61,7 +61,10 @@ def extract_of_run(
     """
     config = judged_config(workdir, center_crop_fraction)
     split, dataset = chosen_split(config, dataset, split), dataset or config.dataset
-    source = open_source(dataset, split, data_dir or config.data_dir, reading=reading_of(config))
+    if (dataset, split) == (config.dataset, chosen_split(config, None, None)):
+        source = open_training_source(config, data_dir, workdir)  # with the ids of the run
+    else:
+        source = open_source(dataset, split, data_dir or config.data_dir, reading=reading_of(config))
     feature_store.refuse_occupied(output)
     chosen = feature_store.format_of(output, wanted)
     progress = workers.start(config.seed, notes_of(source))

@@ -22,9 +22,10 @@ from instcls_tf.config import PretrainConfig
 from instcls_tf.data import prepare as prepare_module
 from instcls_tf.data.names import names_of
 from instcls_tf.data.prepare import prepare
-from instcls_tf.data.sources import open_source
+from instcls_tf.data.sources import open_source, open_training_source
 from instcls_tf.errors import UserError
 from instcls_tf.evaluation import tables
+from instcls_tf.evaluation.commands import extract_of_run
 from instcls_tf.evaluation.feature_store import Stored, format_of, write_output
 from instcls_tf.report.search import search_with_page, thumbnails_by_name, write_hits
 from instcls_tf.run import checkpoint
@@ -268,6 +269,21 @@ def test_names_of_sources(photos, tmp_path):
         names = names_of(open_source(dataset), np.array(ids))
         assert [name[-len("/2.png") :] for name in names] == ["<i>&.png"[-6:], "/2.png"], dataset
     assert names_of(open_source("digits"), np.array([5, 0])) == ["5", "0"]
+
+
+def test_ids_are_those_of_the_run(tmp_path):
+    """Also when images are gone, or have come, since it began; those of other images are their places."""
+    write_images(tmp_path / "photos", NAMES[:4])
+    workdir = make_run(tmp_path / "run", tmp_path / "photos", trained_encoder())
+    open_training_source(load_run(workdir)).write_manifest(workdir)
+    (tmp_path / "photos" / NAMES[1]).unlink()
+    write_images(tmp_path / "photos", ["0.png"])
+    shutil.copytree(tmp_path / "photos", tmp_path / "others")
+    for name, dataset, ids in (("own", None, [0, 2, 3, 4]), ("others", f"folder:{tmp_path}/others", [1, 2, 3, 0])):
+        extract_of_run(workdir, dataset, None, None, str(tmp_path / f"{name}.npz"))
+        with np.load(tmp_path / f"{name}.npz") as found:
+            of_name = dict(zip(found["paths"].tolist(), found["ids"].tolist()))
+        assert of_name == dict(zip([NAMES[0], NAMES[2], NAMES[3], "0.png"], ids))
 
 
 def test_npz(tmp_path):

@@ -6,6 +6,7 @@ by block: neither the N x N similarities nor the N weights are ever in memory at
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ import tensorflow as tf
 
 from instcls_tf.checks import require_value
 from instcls_tf.classifier.directions import unit_vectors
+from instcls_tf.data.names import names_of
 from instcls_tf.data.source import Source, notes_of
 from instcls_tf.data.sources import open_training_source
 from instcls_tf.distributed import collectives, workers
@@ -44,7 +46,7 @@ class Index(NamedTuple):
           and `outliers` (`image`, `nearest`, `cosine`). Images are named by their path, or by their id where they have
           none.
         """
-        name_of = self.source.name_of
+        name_of = self._name_of(listed)
         pairs = [{"first": name_of(i), "second": name_of(j), **self._cosine(i, j)} for i, j in self.pairs[:listed]]
         outliers = [
             {"image": name_of(i), "nearest": name_of(self.nearest[i]), **self._cosine(i, self.nearest[i])}
@@ -52,6 +54,14 @@ class Index(NamedTuple):
         ]
         about = {"pairs": len(self.pairs), "listed": pairs}
         return {"examples": len(self.cosines), "near_duplicates": about, "outliers": outliers}
+
+    def _name_of(self, listed: int) -> Callable[[int], str | int]:
+        if self.source.random_access:
+            return self.source.name_of
+        ids = {i for pair in self.pairs[:listed] for i in pair}.union(
+            *((i, int(self.nearest[i])) for i in self.outliers)
+        )
+        return dict(zip(ids, names_of(self.source, np.array([*ids])))).__getitem__
 
     def _cosine(self, i: int, j: int) -> dict[str, float]:
         # One of a pair is the other's nearest, not always both ways.

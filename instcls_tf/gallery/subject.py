@@ -16,6 +16,7 @@ from instcls_tf.config import INSTANCE, PretrainConfig
 from instcls_tf.data import pipeline
 from instcls_tf.data.labelled import take
 from instcls_tf.data.mapped_files import new_pixels
+from instcls_tf.data.names import names_of
 from instcls_tf.data.source import Source
 from instcls_tf.errors import UserError
 from instcls_tf.methods.class_tables import read_rows
@@ -36,7 +37,7 @@ class Shown(NamedTuple):
 
     def names(self) -> list[str]:
         """Paths, or ids where the images have none."""
-        return [str(self.source.name_of(i)) for i in self.ids.tolist()]
+        return names_of(self.source, self.ids)
 
 
 def some_of(source: Source, ids: np.ndarray, most: int) -> Shown:

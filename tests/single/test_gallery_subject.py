@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.labelled import take
+from instcls_tf.data.prepare import prepare
 from instcls_tf.data.sources import open_source
 from instcls_tf.errors import UserError
 from instcls_tf.gallery import command, subject
 from instcls_tf.gallery.settings import GallerySettings
 from instcls_tf.progress import no_progress
 from instcls_tf.run import checkpoint
-from instcls_tf.run.workdir import begin_run
+from instcls_tf.run.workdir import begin_run, load_run, run_flags_path
+from tests.encoders import trained_encoder
+from tests.end_to_end.runs import write_images
 from tests.single.test_checkpoint import make_state
+from tests.single.test_index import make_run
 
 
 def test_some_of_many_images_evenly_spread():
@@ -104,3 +110,17 @@ def test_features_that_the_method_has_not_trained(tmp_path):
     with pytest.raises(UserError, match=r"^--features=projection: must be backbone: --method=diet leaves"):
         command.gallery_of_run(str(tmp_path), None, None, GallerySettings(features="projection"))
     assert [path.name for path in tmp_path.iterdir()] == ["run.flags"]
+
+
+def test_images_of_records_have_the_names_of_their_files(tmp_path):
+    """As `prepare` has kept them."""
+    names = ["a/0.png", "a/1.png", "b/2.png"]
+    write_images(tmp_path / "photos", names)
+    prepare(f"folder:{tmp_path}/photos", str(tmp_path / "records"), shard_megabytes=1)
+    workdir = make_run(tmp_path / "run", tmp_path / "photos", trained_encoder())
+    config = load_run(workdir).replace(dataset=f"records:{tmp_path}/records", method="simclr")
+    Path(run_flags_path(workdir)).write_text(config.as_flags())
+    gallery = command.gallery_of_run(workdir, None, None, GallerySettings(layout="pca"))
+    assert gallery.result["images"] == 3
+    (script,) = (tmp_path / "run" / "gallery" / "data").glob("names-*.js")
+    assert sorted(json.loads(script.read_text().removeprefix("GALLERY.names(0, ").removesuffix(");\n"))) == names

@@ -8,6 +8,9 @@ import tensorflow as tf
 
 from instcls_tf.classifier.table import Table
 from instcls_tf.config import PretrainConfig
+from instcls_tf.data.names import names_of
+from instcls_tf.data.prepare import prepare
+from instcls_tf.data.sources import open_source
 from instcls_tf.errors import UserError
 from instcls_tf.evaluation import weight_index
 from instcls_tf.evaluation.similarity import retrieval_top1
@@ -98,6 +101,18 @@ def test_near_duplicates_and_outliers_are_named(run):
     assert everything["listed"][0] == pair
     draw_index(str(run / "x.png"), index)
     assert (run / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_images_of_records_have_the_names_of_their_files(run, tmp_path):
+    """As `prepare` has kept them: 23 in another order."""
+    prepare(f"folder:{tmp_path}/images", str(tmp_path / "records"), shard_megabytes=1)
+    dataset = f"records:{tmp_path}/records"
+    (run / "run.flags").write_text(PretrainConfig(dataset=dataset).as_flags())
+    result = index_of_run(str(run), None, threshold=0.999, listed=1).summary(1)
+    names = names_of(open_source(dataset), np.arange(NUM_CLASSES))
+    (pair,) = result["near_duplicates"]["listed"]
+    assert (pair["first"], pair["second"]) == (names[5], names[17])
+    assert result["outliers"][0]["image"] == names[9] and names[9].endswith(".png")
 
 
 def test_refusals(run, tmp_path):

@@ -7,6 +7,8 @@ import contextlib
 import json
 import math
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -135,6 +137,28 @@ def write_whole(path: str, content: bytes) -> None:
         file.write(content)
 
 
+def scratch_prefix(parent: str) -> str:
+    """What the name of a folder to write in, inside `parent`, begins with: hidden, and with this process in it.
+
+    Those that processes of this machine had begun before they were killed are removed.
+    """
+    own = re.compile(rf"\.writing-{re.escape(_machine())}-(\d+)-\w+")
+    with contextlib.suppress(OSError):
+        for name in os.listdir(parent):
+            begun = own.fullmatch(name)
+            if begun and not os.path.exists(f"/proc/{begun[1]}"):
+                shutil.rmtree(os.path.join(parent, name), ignore_errors=True)
+    return f".writing-{_machine()}-{os.getpid()}-"
+
+
+def _machine() -> str:
+    """This machine, or a container on it: processes of another have numbers of their own."""
+    try:
+        return f"{os.uname().nodename}-{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return os.uname().nodename
+
+
 @contextlib.contextmanager
 def whole_folder(path: str) -> Iterator[str]:
     """A folder to write into, which takes the name `path` when the block is done, and is gone if the block fails.
@@ -148,7 +172,7 @@ def whole_folder(path: str) -> Iterator[str]:
     parent = os.path.dirname(os.path.abspath(path))
     os.makedirs(parent, exist_ok=True)
     # Beside the target, so that the final rename stays on one file system.
-    with tempfile.TemporaryDirectory(dir=parent, prefix=".writing-") as scratch:
+    with tempfile.TemporaryDirectory(dir=parent, prefix=scratch_prefix(parent)) as scratch:
         complete = os.path.join(scratch, "complete")  # unlike scratch itself, readable by other users
         os.mkdir(complete)
         yield complete

@@ -11,7 +11,6 @@ import glob
 import hashlib
 import importlib.util
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -128,8 +127,7 @@ class _Writer:
         parent = os.path.dirname(folder)
         try:
             os.makedirs(parent, exist_ok=True)
-            _remove_left(parent)
-            self._scratch = tempfile.mkdtemp(dir=parent, prefix=f".writing-{_machine()}-{os.getpid()}-")
+            self._scratch = tempfile.mkdtemp(dir=parent, prefix=files.scratch_prefix(parent))
         except OSError as error:
             raise UserError(f"{parent}: cannot write features there ({error.strerror})") from error
         self._arrays: dict[str, np.memmap] = {}
@@ -183,23 +181,6 @@ class _Writer:
             os.replace(self._scratch, self._folder)
         else:
             shutil.rmtree(self._scratch)
-
-
-def _machine() -> str:
-    """This machine, or a container on it: processes of another have numbers of their own."""
-    try:
-        return f"{os.uname().nodename}-{os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError:
-        return os.uname().nodename
-
-
-def _remove_left(parent: str) -> None:
-    """Removes what processes of this machine had begun to write before they were killed."""
-    own = re.compile(rf"\.writing-{re.escape(_machine())}-(\d+)-\w+")
-    for name in os.listdir(parent):
-        begun = own.fullmatch(name)
-        if begun and not os.path.exists(f"/proc/{begun[1]}"):
-            shutil.rmtree(os.path.join(parent, name), ignore_errors=True)
 
 
 def _open_folder(folder: str) -> Stored:

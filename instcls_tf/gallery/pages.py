@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from instcls_tf import stamps
+from instcls_tf import files, stamps
 from instcls_tf.errors import UserError, shown
 from instcls_tf.gallery.layout import along_a_curve
 from instcls_tf.gallery.neighbours import NEAR_COSINE, NEAR_PIXELS, Twins
@@ -71,7 +71,7 @@ def refuse_unfit(output: str) -> None:
     parent = os.path.dirname(os.path.realpath(output))
     try:
         os.makedirs(parent, exist_ok=True)
-        os.rmdir(tempfile.mkdtemp(dir=parent, prefix=".writing-"))
+        os.rmdir(tempfile.mkdtemp(dir=parent, prefix=files.scratch_prefix(parent)))
     except OSError as error:
         raise UserError(f"--output={shown(output)}: cannot be written ({error.strerror})") from error
 
@@ -116,7 +116,7 @@ def write_gallery(output: str, exhibit: Exhibit) -> int:
     """
     parent = os.path.dirname(os.path.realpath(output))
     try:
-        scratch = tempfile.mkdtemp(dir=parent, prefix=".writing-")
+        scratch = tempfile.mkdtemp(dir=parent, prefix=files.scratch_prefix(parent))
         try:
             _write(scratch, exhibit)
             os.chmod(scratch, 0o755)  # mkdtemp's folders are private
@@ -133,16 +133,14 @@ def write_gallery(output: str, exhibit: Exhibit) -> int:
 
 def _take_the_name(scratch: str, output: str) -> None:
     old = f"{scratch}-old"
-    is_there = os.path.lexists(output)
-    if is_there:
-        os.rename(output, old)
     try:
+        if os.path.lexists(output):
+            os.rename(output, old)
         os.rename(scratch, output)
-    except OSError:
-        if is_there:
+    finally:  # also where a signal comes between
+        if os.path.lexists(old) and not os.path.lexists(output):
             os.rename(old, output)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _write(folder: str, exhibit: Exhibit) -> None:

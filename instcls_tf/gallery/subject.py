@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from instcls_tf import files
 from instcls_tf.config import INSTANCE, PretrainConfig
 from instcls_tf.data import pipeline
 from instcls_tf.data.labelled import take
@@ -127,7 +128,7 @@ def thumbnails_of(
     # Images that are read at random: those alone. A stream: all of them, and the others are passed over.
     chosen = take(source, shown.ids) if source.random_access and len(shown.ids) < source.num_instances else source
     ids = np.arange(len(shown.ids)) if chosen is not source else shown.ids
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=files.scratch_prefix(folder)) as scratch:
         shape = (len(ids), size, size, 3)
         pixels = _reserved(scratch, shape)
         batches = pipeline.inference_batches(

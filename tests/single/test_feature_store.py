@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from instcls_tf import files
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.folder import FolderSource
 from instcls_tf.data.sources import DigitsSource, open_source
@@ -176,7 +177,7 @@ def test_what_killed_processes_had_begun_is_removed(tmp_path, source, encoder):
     """Only theirs: another machine, or a container, has processes of the same numbers."""
     gone = subprocess.Popen(["true"])
     gone.wait()
-    here = feature_store._machine()
+    here = files._machine()
     others = [f".writing-{here}-{os.getppid()}-abc", f".writing-else{here}-{gone.pid}-abc", ".writing-abc_1"]
     for name in (f".writing-{here}-{gone.pid}-x_1", *others):
         (tmp_path / "features" / name).mkdir(parents=True)
@@ -201,8 +202,8 @@ def test_files_that_were_cut_are_refused(tmp_path):
 @pytest.mark.parametrize("name", ["one.npz", "folder"])
 def test_written_features_are_read_again(tmp_path, name, monkeypatch):
     monkeypatch.setattr(feature_store, "_SHARD_BYTES", 20)
-    files = write_output(STORED, str(tmp_path / name), ["a", "b", "c", "d"])
-    assert len(files) == (1 if name == "one.npz" else 3 + 2 + 2 + 2 + 1)
+    names = write_output(STORED, str(tmp_path / name), ["a", "b", "c", "d"])
+    assert len(names) == (1 if name == "one.npz" else 3 + 2 + 2 + 2 + 1)
     for kind in ("backbone", "projection"):
         vectors, labels = load_features(str(tmp_path / name), kind)
         np.testing.assert_array_equal(vectors, getattr(STORED, kind))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
 from instcls_tf import files
 from instcls_tf.errors import UserError
+from tests.commands import ROOT
 
 
 def test_write(tmp_path):
@@ -76,3 +80,14 @@ def test_bytes_that_are_no_text(tmp_path):
     with pytest.raises(UserError) as refusal:
         files.read_text(str(tmp_path))
     assert str(refusal.value) == f"{tmp_path}: cannot read this file (Is a directory)"
+
+
+def test_what_a_killed_process_had_begun_goes_with_the_next_folder(tmp_path):
+    """Which is written beside it; one that is still written stays."""
+    kill = "import os, sys; from instcls_tf import files\nwith files.whole_folder(sys.argv[1]): os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", kill, tmp_path / "killed"], cwd=ROOT).returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".writing-")
+    with files.whole_folder(str(tmp_path / "one")), files.whole_folder(str(tmp_path / "two")):
+        assert not left.exists()
+    assert sorted(os.listdir(tmp_path)) == ["one", "two"]

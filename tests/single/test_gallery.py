@@ -267,6 +267,22 @@ def test_the_old_gallery_stays_if_the_new_one_cannot_take_its_name(tmp_path, mon
     assert files_below(tmp_path) == before
 
 
+def test_the_old_gallery_stays_if_a_signal_comes_between(tmp_path, monkeypatch):
+    output, rename = tmp_path / "g", os.rename
+    pages.write_gallery(str(output), exhibit_of(NAMES))
+    before = files_below(tmp_path)
+
+    def interrupted(source, target):
+        rename(source, target)
+        if source == str(output):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pages.write_gallery(str(output), exhibit_of(NAMES[:6]))
+    assert files_below(tmp_path) == before
+
+
 def test_a_sheet_that_cannot_be_encoded_is_one_sentence(tmp_path, monkeypatch):
     def broken(image, path, **settings):
         raise OSError("encoder error -2 when writing image file")  # as Pillow says it, without a number

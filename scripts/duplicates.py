@@ -1,7 +1,7 @@
 """Copies, leaks between splits, contradicting labels, look-alikes and outliers among images; nothing is deleted.
 
 Features and hashes propose pairs, pixels confirm near-duplicates: encoded anew, resized, cut at the borders, mirrored,
-brightened. Writes WORKDIR/duplicates.csv (all pairs), .json, .html, and duplicates_drop.txt, all of a group but one.
+brightened. Writes WORKDIR/duplicates.csv (all pairs), .json, .html, and duplicates_drop.txt, which has copies only.
 
 Examples:
   python -m scripts.duplicates --workdir=runs/photos

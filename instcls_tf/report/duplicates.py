@@ -28,6 +28,8 @@ _COLUMNS = (
 )
 # Groups of each kind, and images of a group, on the page.
 _SHOWN_GROUPS, _SHOWN_IMAGES = 100, 12
+_NO_COPIES = _ALIKE, _OUTLIERS = "Alike, but not the same picture", "Outliers"
+_CHAIN = "A chain: not all of these are the same picture; each that is marked is a copy of one that is not"
 
 
 def duplicates_with_page(workdir: str, settings: Settings, **images: Any) -> Answer:
@@ -152,8 +154,8 @@ def write_duplicates(path: str, found: Duplicates) -> None:
         "In both sets": leaks,
         "Copies with different labels": conflicts,
         "Near-duplicates": others,
-        "Alike, but not the same picture": found.alike_groups,
-        "Outliers": [[outlier.place, outlier.nearest] for outlier in found.outliers],
+        _ALIKE: found.alike_groups,
+        _OUTLIERS: [[outlier.place, outlier.nearest] for outlier in found.outliers],
     }
     shown = {title: [group[:_SHOWN_IMAGES] for group in groups[:_SHOWN_GROUPS]] for title, groups in kinds.items()}
     uris = _thumbnails(found, {place for groups in shown.values() for group in groups for place in group})
@@ -163,7 +165,10 @@ def write_duplicates(path: str, found: Duplicates) -> None:
         total = len(kinds[title])
         count = f"{total}" if total == len(groups) else f"{len(groups)} of {total}"
         parts.append(f"<h2>{title} ({count})</h2>")
-        parts += [section(_figure(found, uris, place, place in drop) for place in group) for group in groups]
+        for group, whole in zip(groups, kinds[title]):
+            figures = [_figure(found, uris, place, place in drop) for place in group]
+            is_copies = title not in _NO_COPIES
+            parts.append(section(figures, _CHAIN if is_copies and is_chain(found, drop, whole) else ""))
     write_page(path, f"Duplicates among {len(found.images.ids)} images", parts)
 
 
@@ -171,6 +176,12 @@ def connected_leaks(found: Duplicates) -> list[list[int]]:
     """Groups of near-duplicates with images of both sets."""
     sets = found.images.of_source
     return [group for group in found.groups if len({int(sets[place]) for place in group}) > 1]
+
+
+def is_chain(found: Duplicates, drop: set[int], group: list[int]) -> bool:
+    """Whether more of a group stays than one image, or than what the split is held against."""
+    kept = [place for place in group if place not in drop]
+    return len(kept) > 1 and any(found.images.of_source[place] == 0 for place in kept)
 
 
 def _figure(found: Duplicates, uris: dict[int, str], place: int, is_dropped: bool) -> str:

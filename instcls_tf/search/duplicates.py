@@ -106,10 +106,10 @@ class Duplicates(NamedTuple):
     images: Images
     near: list[Pair]  # the most similar pixels first
     alike: list[Pair]  # the most similar features first
-    groups: list[list[int]]  # of near-duplicates
+    groups: list[list[int]]  # that near-duplicates connect: of a chain, two need not be the same picture
     alike_groups: list[list[int]]
     outliers: list[Outlier]
-    drop: list[int]
+    drop: list[int]  # each is a near-duplicate of one that is not in it
     threshold: float  # the cosine from which images are alike
     age: Age
 
@@ -240,8 +240,6 @@ def find(images: Images, settings: Settings, age: Age, progress: Progress) -> Du
         if good
     ]
     alike = _alike(images, neighbours, usual, threshold, {(pair.first, pair.second) for pair in near})
-    is_protected = images.of_source > 0
-    drop = sorted(place for group in groups for place in dropped(group, images.pixels, is_protected))
     return Duplicates(
         images,
         sorted(near, key=lambda pair: (-pair.similarity, pair.first, pair.second)),
@@ -249,7 +247,7 @@ def find(images: Images, settings: Settings, age: Age, progress: Progress) -> Du
         groups,
         connected(np.array([pair[:2] for pair in alike]), count),
         _outliers(neighbours, images.of_source, settings.listed),
-        drop,
+        dropped(candidates.pairs[is_near], images.pixels, images.of_source > 0),
         threshold,
         age,
     )

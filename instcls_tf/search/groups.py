@@ -1,4 +1,4 @@
-"""Pairs of images as connected groups, and which image of a group is kept."""
+"""Pairs of images as connected groups, and which images have a copy that is kept."""
 
 from __future__ import annotations
 
@@ -23,15 +23,26 @@ def connected(pairs: np.ndarray, count: int) -> list[list[int]]:
     return list(members.values())
 
 
-def dropped(group: list[int], pixels: np.ndarray, is_protected: np.ndarray) -> list[int]:
-    """All of a group but one: that of the most pixels, of equal ones the first.
+def dropped(pairs: np.ndarray, pixels: np.ndarray, is_protected: np.ndarray) -> list[int]:
+    """Images that have a copy which is kept: those with the most pixels stay first, of equal ones the first.
+
+    A chain of copies, such as the frames of a slow pan, has ends that are no copies of each other. So nothing goes but
+    what has a pair with an image that stays.
 
     Args:
-      group: places of images.
+      pairs: `[p, 2]` places of images that are copies of each other.
       pixels: `[n]`, how many each has.
-      is_protected: `[n]` bool, images that another set holds (a test split): they stay, and all others go.
+      is_protected: `[n]` bool, images that another set holds (a test split): they stay, and their copies go.
+
+    Returns:
+      Places, rising.
     """
-    if any(is_protected[place] for place in group):
-        return [place for place in group if not is_protected[place]]
-    kept = max(group, key=lambda place: (pixels[place], -place))
-    return [place for place in group if place != kept]
+    copies: dict[int, list[int]] = {}
+    for first, second in np.asarray(pairs, np.int64).reshape(-1, 2).tolist():
+        copies.setdefault(first, []).append(second)
+        copies.setdefault(second, []).append(first)
+    kept: set[int] = set()
+    for place in sorted(copies, key=lambda place: (not is_protected[place], -pixels[place], place)):
+        if is_protected[place] or kept.isdisjoint(copies[place]):
+            kept.add(place)
+    return sorted(copies.keys() - kept)

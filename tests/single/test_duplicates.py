@@ -35,7 +35,6 @@ from instcls_tf.search.duplicates import (
     joined,
     usual_cosines,
 )
-from instcls_tf.search.groups import connected, dropped
 from instcls_tf.search.neighbours import unit_rows
 from instcls_tf.search.settings import Settings
 from instcls_tf.search.signatures import signatures_of
@@ -45,19 +44,6 @@ from tests.single.test_verify import scene
 
 OLD_ENOUGH = Age(0.8, 0.1, 100, False)
 QUIET = Progress(visible=False)
-
-
-def test_connected_groups():
-    assert connected(np.array([[5, 2], [2, 7], [1, 0]]), 9) == [[0, 1], [2, 5, 7]]
-    assert connected(np.empty([0, 2]), 4) == []
-
-
-def test_one_of_a_group_stays():
-    pixels = np.array([100, 400, 400, 50])
-    free = np.zeros(4, bool)
-    assert dropped([0, 1, 2, 3], pixels, free) == [0, 2, 3]
-    assert dropped([0, 3], pixels, free) == [3]
-    assert dropped([0, 1, 3], pixels, np.array([False, False, False, True])) == [0, 1]
 
 
 def test_neighbours_leave_out_the_image_itself():

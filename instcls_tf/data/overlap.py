@@ -1,4 +1,4 @@
-"""Which images two sources have in common: the same files, or the same records, however they are called.
+"""Which images are the same files, or the same records, however they are called: of two sources, or within one.
 
 Copies of an image in different files are not looked for here; `search` finds them by their pixels.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+
+import numpy as np
 
 from instcls_tf.data.folder import FolderSource
 from instcls_tf.data.records import Shards
@@ -35,6 +37,34 @@ def common_files(first: Source, second: Source) -> list[str]:
     if type(first) is type(second) and first.content_digest() == second.content_digest():
         return [first.name]
     return []
+
+
+def same_files(source: Source, ids: np.ndarray) -> np.ndarray:
+    """Which images of a source are one file: links lead to it, or it has several names (hard links).
+
+    Args:
+      source: the images; those of a folder only can be one file.
+      ids: `[n]` instance ids.
+
+    Returns:
+      `[n]` of each image the place of the first one that is the same file: its own where it is alone.
+    """
+    places = np.arange(len(ids))
+    if isinstance(source, FolderSource):
+        first: dict[object, int] = {}
+        for place, instance_id in enumerate(ids.tolist()):
+            identity = _identity(os.path.join(source.root, source.name_of(instance_id)))
+            places[place] = first.setdefault(identity, place)
+    return places
+
+
+def _identity(path: str) -> object:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return path
+    # Some file systems have no numbers of files to tell them apart by.
+    return (status.st_dev, status.st_ino) if status.st_nlink > 1 and status.st_ino else os.path.realpath(path)
 
 
 def _files(source: FolderSource) -> set[str]:

@@ -28,7 +28,7 @@ _COLUMNS = (
 )
 # Groups of each kind, and images of a group, on the page.
 _SHOWN_GROUPS, _SHOWN_IMAGES = 100, 12
-_NO_COPIES = _ALIKE, _OUTLIERS = "Alike, but not the same picture", "Outliers"
+_NO_COPIES = _ONE_FILE, _ALIKE, _OUTLIERS = "One file", "Alike, but not the same picture", "Outliers"
 _CHAIN = "A chain: not all of these are the same picture; each that is marked is a copy of one that is not"
 
 
@@ -68,6 +68,7 @@ def summary(found: Duplicates, settings: Settings) -> dict[str, Any]:
         "sets": list(found.images.sets),
         "groups": len(found.groups),
         "near_duplicates": len(found.near),
+        "one_file": len(found.one_file),
         "alike": len(found.alike),
         "alike_groups": len(found.alike_groups),
         "leaks": len(leaks),
@@ -78,6 +79,7 @@ def summary(found: Duplicates, settings: Settings) -> dict[str, Any]:
         "too_young": found.age.is_too_young,
         "other_views": {**age, "images": found.age.images},
         "listed_groups": [[_called(found, place) for place in group] for group in by_size[:listed]],
+        "listed_one_file": [[names[place] for place in group] for group in found.one_file[:listed]],
         "listed_leaks": [
             {**_of_a_set(found, "first", pair.first), **_of_a_set(found, "second", pair.second)}
             for pair in leaks[:listed]
@@ -108,10 +110,16 @@ def table_of(found: Duplicates) -> bytes:
     table.writerow(_COLUMNS)
     for kind, pairs, groups in (
         ("near-duplicate", found.near, found.groups),
+        (_ONE_FILE.lower(), _pairs_of_one_file(found), found.one_file),
         ("alike", found.alike, found.alike_groups),
     ):
         table.writerows(_rows(found, kind, pairs, groups))
     return file.getvalue().encode("utf-8", "surrogateescape")
+
+
+def _pairs_of_one_file(found: Duplicates) -> list[Pair]:
+    """The first name of each file with each other; what is seen of them is the same."""
+    return [Pair(group[0], place, 1.0, 100.0) for group in found.one_file for place in group[1:]]
 
 
 def _rows(found: Duplicates, kind: str, pairs: list[Pair], groups: list[list[int]]) -> Iterator[list[object]]:
@@ -154,12 +162,14 @@ def write_duplicates(path: str, found: Duplicates) -> None:
         "In both sets": leaks,
         "Copies with different labels": conflicts,
         "Near-duplicates": others,
+        _ONE_FILE: [group for group in found.one_file if group[0] not in told],
         _ALIKE: found.alike_groups,
         _OUTLIERS: [[outlier.place, outlier.nearest] for outlier in found.outliers],
     }
     shown = {title: [group[:_SHOWN_IMAGES] for group in groups[:_SHOWN_GROUPS]] for title, groups in kinds.items()}
     uris = _thumbnails(found, {place for groups in shown.values() for group in groups for place in group})
     drop = set(found.drop)
+    gone = drop | {place for names in found.one_file for place in names[1:]}
     parts = [paragraph(found.age.sentence()[0].upper() + found.age.sentence()[1:] + ".", True)] * found.age.is_too_young
     for title, groups in shown.items():
         total = len(kinds[title])
@@ -168,7 +178,7 @@ def write_duplicates(path: str, found: Duplicates) -> None:
         for group, whole in zip(groups, kinds[title]):
             figures = [_figure(found, uris, place, place in drop) for place in group]
             is_copies = title not in _NO_COPIES
-            parts.append(section(figures, _CHAIN if is_copies and is_chain(found, drop, whole) else ""))
+            parts.append(section(figures, _CHAIN if is_copies and is_chain(found, gone, whole) else ""))
     write_page(path, f"Duplicates among {len(found.images.ids)} images", parts)
 
 
@@ -178,9 +188,15 @@ def connected_leaks(found: Duplicates) -> list[list[int]]:
     return [group for group in found.groups if len({int(sets[place]) for place in group}) > 1]
 
 
-def is_chain(found: Duplicates, drop: set[int], group: list[int]) -> bool:
-    """Whether more of a group stays than one image, or than what the split is held against."""
-    kept = [place for place in group if place not in drop]
+def is_chain(found: Duplicates, gone: set[int], group: list[int]) -> bool:
+    """Whether more of a group stays than one image, or than what the split is held against.
+
+    Args:
+      found: what was found.
+      gone: what is dropped, and each file's names but one.
+      group: of near-duplicates.
+    """
+    kept = [place for place in group if place not in gone]
     return len(kept) > 1 and any(found.images.of_source[place] == 0 for place in kept)
 
 

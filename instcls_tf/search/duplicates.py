@@ -13,15 +13,12 @@ import numpy as np
 import tensorflow as tf
 
 from instcls_tf.data.decoding import reading_of
-from instcls_tf.data.names import names_of
 from instcls_tf.data.overlap import common_files
 from instcls_tf.data.source import Source, notes_of
 from instcls_tf.data.sources import chosen_split, open_source
 from instcls_tf.data.squares import squares_of
 from instcls_tf.distributed import collectives, workers
 from instcls_tf.errors import UserError, shown, some_of
-from instcls_tf.evaluation.feature_store import stored_features
-from instcls_tf.evaluation.recipes import BACKBONE
 from instcls_tf.evaluation.subject import judged_config
 from instcls_tf.progress import Progress
 from instcls_tf.run.encoder import load_encoder
@@ -36,49 +33,14 @@ from instcls_tf.search.candidates import (
     pairs_to_compare,
 )
 from instcls_tf.search.groups import connected, dropped
-from instcls_tf.search.neighbours import unit_rows
+from instcls_tf.search.images import Images, files_of, images_of, joined
 from instcls_tf.search.settings import Settings
-from instcls_tf.search.signatures import Signatures, hashing, signatures_of
+from instcls_tf.search.signatures import hashing
 from instcls_tf.search.verify import SIDE, Verdict, compare
 
 # Pairs whose images are in memory at a time, 12 KB each.
 _BLOCK_PAIRS = 20_000
 _NOT_COMPARED = Verdict(0.0, False)
-
-
-class Images(NamedTuple):
-    """The images that are compared: those of a split, and behind them those that it is held against."""
-
-    sources: tuple[Source, ...]
-    splits: tuple[str, ...]
-    of_source: np.ndarray  # [n] which of the sources, 0 for the split itself
-    ids: np.ndarray  # [n] in its source
-    names: list[str]
-    labels: np.ndarray  # [n], -1 if unknown
-    vectors: np.ndarray  # [n, F] float32 of length 1
-    signatures: Signatures
-
-    @property
-    def pixels(self) -> np.ndarray:
-        """`[n]`, how many each image has."""
-        return self.signatures.sizes.astype(np.int64).prod(axis=1)
-
-    @property
-    def sets(self) -> tuple[str, ...]:
-        """What people call the split and what it is held against: by the datasets as well where these are two."""
-        datasets = [source.name for source in self.sources]
-        if len(set(datasets)) == 1:
-            return self.splits
-        return tuple(f"{name} {split}" for name, split in zip(datasets, self.splits))
-
-    def set_of(self, place: int) -> str:
-        """Which of them an image is of."""
-        return self.sets[self.of_source[place]]
-
-    def label(self, place: int) -> str:
-        """The class of an image, empty if unknown."""
-        names = self.sources[self.of_source[place]].class_names
-        return names[self.labels[place]] if names and self.labels[place] >= 0 else ""
 
 
 class Pair(NamedTuple):
@@ -107,6 +69,7 @@ class Duplicates(NamedTuple):
     near: list[Pair]  # the most similar pixels first
     alike: list[Pair]  # the most similar features first
     groups: list[list[int]]  # that near-duplicates connect: of a chain, two need not be the same picture
+    one_file: list[list[int]]  # images that are one file of the split: links to it, and other names
     alike_groups: list[list[int]]
     outliers: list[Outlier]
     drop: list[int]  # each is a near-duplicate of one that is not in it
@@ -119,9 +82,10 @@ class Duplicates(NamedTuple):
 
     @property
     def conflicts(self) -> list[list[int]]:
-        """Groups of near-duplicates whose labels contradict each other."""
-        label = self.images.label
-        return [group for group in self.groups if len({label(place) for place in group if label(place)}) > 1]
+        """Groups of near-duplicates, and files with several names, whose labels contradict each other."""
+        label, grouped = self.images.label, {place for group in self.groups for place in group}
+        all_groups = [*self.groups, *(group for group in self.one_file if group[0] not in grouped)]
+        return [group for group in all_groups if len({label(place) for place in group if label(place)}) > 1]
 
 
 def duplicates_of_run(
@@ -162,7 +126,7 @@ def duplicates_of_run(
     encoder = load_encoder(workdir)
     seen = {"image_size": config.image_size, "center_crop_fraction": config.center_crop_fraction}
     images = joined(
-        [_images(workdir, encoder, source, wanted[i][1], seen, progress) for i, source in enumerate(sources)]
+        [images_of(workdir, encoder, source, wanted[i][1], seen, progress) for i, source in enumerate(sources)]
     )
     if len(images.ids) < 2:
         raise UserError(f"--dataset={dataset}: fewer than two images can be read")
@@ -185,41 +149,6 @@ def _refuse_common_images(source: Source, other: Source) -> None:
         )
 
 
-def _images(
-    workdir: str, encoder: tf.keras.Model, source: Source, split: str, seen: dict, progress: Progress
-) -> Images:
-    stored = stored_features(workdir, encoder, source, split, progress=progress, **seen)
-    signatures = signatures_of(source, progress)
-    ids, rows, places = np.intersect1d(stored.ids, signatures.ids, return_indices=True)
-    vectors = getattr(stored, BACKBONE)
-    return Images(
-        (source,),
-        (split,),
-        np.zeros(len(ids), np.int32),
-        ids,
-        names_of(source, ids),
-        stored.labels[rows],
-        unit_rows(vectors if len(rows) == len(vectors) else vectors[rows]),
-        Signatures(*(part[places] for part in signatures)),
-    )
-
-
-def joined(parts: list[Images]) -> Images:
-    """The images of several sources, one after the other."""
-    if len(parts) == 1:
-        return parts[0]
-    return Images(
-        tuple(part.sources[0] for part in parts),
-        tuple(part.splits[0] for part in parts),
-        np.concatenate([np.full(len(part.ids), place, np.int32) for place, part in enumerate(parts)]),
-        np.concatenate([part.ids for part in parts]),
-        [name for part in parts for name in part.names],
-        np.concatenate([part.labels for part in parts]),
-        np.concatenate([part.vectors for part in parts]),
-        Signatures(*(np.concatenate(columns) for columns in zip(*(part.signatures for part in parts)))),
-    )
-
-
 def find(images: Images, settings: Settings, age: Age, progress: Progress) -> Duplicates:
     """What `duplicates_of_run` finds, from features and signatures; all workers together."""
     count = len(images.ids)
@@ -227,11 +156,13 @@ def find(images: Images, settings: Settings, age: Age, progress: Progress) -> Du
     progress.say(f"neighbours of {count} images")
     neighbours = neighbours_by_features(images.vectors, k)
     candidates = pairs_to_compare(images.signatures, neighbours.places, min(k + 1, count))
-    is_own = _is_of_the_split(candidates.pairs, images.of_source)
-    candidates = Candidates(*(part[is_own] for part in candidates))
+    files = files_of(images)
+    is_wanted = _is_wanted(candidates.pairs, images.of_source, files)
+    candidates = Candidates(*(part[is_wanted] for part in candidates))
     verdicts = _verdicts(images, candidates, progress)
     is_near = np.array([verdict.similarity >= settings.similarity for verdict in verdicts], bool)
-    groups = connected(candidates.pairs[is_near], count)
+    links = np.stack([files, np.arange(count)], axis=1)[files < np.arange(count)]  # [l, 2] a name, and a later one
+    groups = connected(np.concatenate([candidates.pairs[is_near], links]), count)
     usual = usual_cosines(neighbours, images.of_source, groups)
     threshold = float(np.percentile(usual, settings.percentile))
     near = [
@@ -239,15 +170,16 @@ def find(images: Images, settings: Settings, age: Age, progress: Progress) -> Du
         for (first, second), verdict, good in zip(candidates.pairs.tolist(), verdicts, is_near)
         if good
     ]
-    alike = _alike(images, neighbours, usual, threshold, {(pair.first, pair.second) for pair in near})
+    alike = _alike(images, neighbours, usual, threshold, files, {(pair.first, pair.second) for pair in near})
     return Duplicates(
         images,
         sorted(near, key=lambda pair: (-pair.similarity, pair.first, pair.second)),
         sorted(alike, key=lambda pair: (-pair.cosine, pair.first, pair.second)),
-        groups,
+        [group for group in groups if len({*files[group].tolist()}) > 1],
+        [group for group in connected(links, count) if images.of_source[group[0]] == 0],
         connected(np.array([pair[:2] for pair in alike]), count),
         _outliers(neighbours, images.of_source, settings.listed),
-        dropped(candidates.pairs[is_near], images.pixels, images.of_source > 0),
+        dropped(candidates.pairs[is_near], images.pixels, images.of_source > 0, files),
         threshold,
         age,
     )
@@ -263,9 +195,9 @@ def usual_cosines(neighbours: Neighbours, of_source: np.ndarray, groups: list[li
     return np.sort(neighbours.cosines[is_usual if is_usual.any() else slice(None), 0])
 
 
-def _is_of_the_split(pairs: np.ndarray, of_source: np.ndarray) -> np.ndarray:
-    """`[p]` bool, of each pair whether one is of the split: what it is held against is not cleaned."""
-    return (of_source[pairs] == 0).any(axis=1)
+def _is_wanted(pairs: np.ndarray, of_source: np.ndarray, files: np.ndarray) -> np.ndarray:
+    """`[p]` bool, of each pair whether it is of two files and of the split: what is held against it is not cleaned."""
+    return (of_source[pairs] == 0).any(axis=1) & (files[pairs[:, 0]] != files[pairs[:, 1]])
 
 
 def _pair(images: Images, usual: np.ndarray, first: int, second: int, verdict: Verdict = _NOT_COMPARED) -> Pair:
@@ -275,12 +207,17 @@ def _pair(images: Images, usual: np.ndarray, first: int, second: int, verdict: V
 
 
 def _alike(
-    images: Images, neighbours: Neighbours, usual: np.ndarray, threshold: float, near: set[tuple[int, int]]
+    images: Images,
+    neighbours: Neighbours,
+    usual: np.ndarray,
+    threshold: float,
+    files: np.ndarray,
+    near: set[tuple[int, int]],
 ) -> list[Pair]:
     """Neighbours from the threshold on, near-duplicates left out."""
     places = np.where(neighbours.cosines >= threshold, neighbours.places, np.arange(len(images.ids))[:, None])
     pairs = pairs_of_neighbours(places)
-    own = pairs[_is_of_the_split(pairs, images.of_source)].tolist()
+    own = pairs[_is_wanted(pairs, images.of_source, files)].tolist()
     return [_pair(images, usual, first, second) for first, second in own if (first, second) not in near]
 
 

@@ -23,26 +23,27 @@ def connected(pairs: np.ndarray, count: int) -> list[list[int]]:
     return list(members.values())
 
 
-def dropped(pairs: np.ndarray, pixels: np.ndarray, is_protected: np.ndarray) -> list[int]:
+def dropped(pairs: np.ndarray, pixels: np.ndarray, is_protected: np.ndarray, files: np.ndarray) -> list[int]:
     """Images that have a copy which is kept: those with the most pixels stay first, of equal ones the first.
 
     A chain of copies, such as the frames of a slow pan, has ends that are no copies of each other. So nothing goes but
-    what has a pair with an image that stays.
+    what has a pair with an image that stays; and a file with several names goes or stays with all of them.
 
     Args:
       pairs: `[p, 2]` places of images that are copies of each other.
       pixels: `[n]`, how many each has.
       is_protected: `[n]` bool, images that another set holds (a test split): they stay, and their copies go.
+      files: `[n]`, of each image the first one that is the same file.
 
     Returns:
       Places, rising.
     """
-    copies: dict[int, list[int]] = {}
-    for first, second in np.asarray(pairs, np.int64).reshape(-1, 2).tolist():
+    copies: dict[int, list[int]] = {}  # by files
+    for first, second in files[np.asarray(pairs, np.int64).reshape(-1, 2)].tolist():
         copies.setdefault(first, []).append(second)
         copies.setdefault(second, []).append(first)
     kept: set[int] = set()
-    for place in sorted(copies, key=lambda place: (not is_protected[place], -pixels[place], place)):
-        if is_protected[place] or kept.isdisjoint(copies[place]):
-            kept.add(place)
-    return sorted(copies.keys() - kept)
+    for file in sorted(copies, key=lambda file: (not is_protected[file], -pixels[file], file)):
+        if is_protected[file] or kept.isdisjoint(copies[file]):
+            kept.add(file)
+    return np.flatnonzero(np.isin(files, [*(copies.keys() - kept)])).tolist()

@@ -27,14 +27,8 @@ from instcls_tf.search import age
 from instcls_tf.search.age import Age
 from instcls_tf.search.age import judged as judged_age
 from instcls_tf.search.candidates import Neighbours, neighbours_by_features, pairs_of_neighbours, pairs_to_compare
-from instcls_tf.search.duplicates import (
-    Images,
-    _refuse_common_images,
-    duplicates_of_run,
-    find,
-    joined,
-    usual_cosines,
-)
+from instcls_tf.search.duplicates import _refuse_common_images, duplicates_of_run, find, usual_cosines
+from instcls_tf.search.images import Images, joined
 from instcls_tf.search.neighbours import unit_rows
 from instcls_tf.search.settings import Settings
 from instcls_tf.search.signatures import signatures_of

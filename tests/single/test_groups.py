@@ -7,14 +7,15 @@ import pytest
 
 from instcls_tf.report import duplicates as report
 from instcls_tf.search import duplicates
-from instcls_tf.search.duplicates import Images, find
+from instcls_tf.search.duplicates import find
 from instcls_tf.search.groups import connected, dropped
+from instcls_tf.search.images import Images
 from instcls_tf.search.settings import Settings
 from instcls_tf.search.signatures import HASH_BITS, Signatures
 from instcls_tf.search.verify import Verdict
 from tests.single.test_duplicates import OLD_ENOUGH, QUIET
 
-FREE = np.zeros(4, bool)
+FREE, FILES = np.zeros(4, bool), np.arange(4)
 ALL_PAIRS = np.array([[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]])
 
 
@@ -25,10 +26,10 @@ def test_connected_groups():
 
 def test_one_of_a_group_stays():
     pixels = np.array([100, 400, 400, 50])
-    assert dropped(ALL_PAIRS, pixels, FREE) == [0, 2, 3]
-    assert dropped(np.array([[0, 3]]), pixels, FREE) == [3]
-    assert dropped(ALL_PAIRS, pixels, np.array([False, False, False, True])) == [0, 1, 2]
-    assert dropped(np.empty([0, 2]), pixels, FREE) == []
+    assert dropped(ALL_PAIRS, pixels, FREE, FILES) == [0, 2, 3]
+    assert dropped(np.array([[0, 3]]), pixels, FREE, FILES) == [3]
+    assert dropped(ALL_PAIRS, pixels, np.array([False, False, False, True]), FILES) == [0, 1, 2]
+    assert dropped(np.empty([0, 2]), pixels, FREE, FILES) == []
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_one_of_a_group_stays():
 def test_of_a_chain_only_what_has_a_copy_that_stays_goes(pixels, protected, expected):
     """Its ends are no copies of each other."""
     chain = np.array([[0, 1], [1, 2], [2, 3]])
-    drop = dropped(chain, np.array(pixels), np.isin(np.arange(4), protected))
+    drop = dropped(chain, np.array(pixels), np.isin(FILES, protected), FILES)
     assert drop == expected
     for place in drop:
         assert any(place in pair and (set(pair) - {place}).isdisjoint(drop) for pair in chain.tolist())

@@ -9,6 +9,7 @@ import re
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from typing import Callable, NoReturn
 
 from absl import flags
@@ -17,7 +18,7 @@ from instcls_tf import files, flagfiles
 from instcls_tf.distributed import job, watchdog
 from instcls_tf.distributed.launcher import launched_rank_and_size
 from instcls_tf.errors import MachineError, UserError, one_line, reason_of, shown
-from instcls_tf.report.answer import Answer, Picture
+from instcls_tf.report.answer import Answer, Picture, Written
 from instcls_tf.run import signals
 
 # How long the other ranks give rank 0 to report a mistake that all of them see.
@@ -82,19 +83,26 @@ def give(answer: Answer | None, name: str = "", folder: str = "") -> None:
     if rank != 0 or answer is None:
         return
     last_line = files.json_of(answer.result)
-    unwritten = None
-    try:
-        if name:
-            files.write(os.path.join(folder, f"{name}.json"), last_line.encode())
-        if answer.text_name:
-            files.write(os.path.join(folder, answer.text_name), f"{answer.text}\n".encode("utf-8", "backslashreplace"))
-    except UserError as error:
-        unwritten = error
+    unwritten = []
+    for file in _files_of(answer, name, folder, last_line):
+        try:
+            file.write(file.path)
+        except UserError as error:
+            unwritten.append(error)
     say("\n".join(filter(None, [answer.text, last_line])))
     if unwritten:
-        raise unwritten
+        raise unwritten[0]
     if answer.picture:
         _draw(answer.picture)
+
+
+def _files_of(answer: Answer, name: str, folder: str, last_line: str) -> Iterator[Written]:
+    if name:
+        yield Written(os.path.join(folder, f"{name}.json"), lambda path: files.write(path, last_line.encode()))
+    if answer.text_name:
+        text = f"{answer.text}\n".encode("utf-8", "backslashreplace")
+        yield Written(os.path.join(folder, answer.text_name), lambda path: files.write(path, text))
+    yield from answer.files
 
 
 def give_page(page: Picture) -> None:

@@ -29,6 +29,7 @@ from instcls_tf.evaluation.recipes import (
     LinearRecipe,
 )
 from instcls_tf.evaluation.subject import Subject, judged_config, refuse_untrained
+from instcls_tf.files import refuse_unwritable
 from instcls_tf.progress import Progress
 from instcls_tf.run.checkpoint import newest
 from instcls_tf.run.checkpoint_choice import step_of
@@ -57,7 +58,7 @@ def extract_of_run(
       wanted: the format; None for what the name of `output` says.
 
     Raises:
-      UserError: no run, no checkpoint, no such dataset, or `output` exists.
+      UserError: no run, no checkpoint, no such dataset, or `output` exists or cannot be written.
     """
     config = judged_config(workdir, center_crop_fraction)
     split, dataset = chosen_split(config, dataset, split), dataset or config.dataset
@@ -68,6 +69,7 @@ def extract_of_run(
     feature_store.refuse_occupied(output)
     chosen = feature_store.format_of(output, wanted)
     progress = workers.start(config.seed, notes_of(source))
+    workers.on_rank_0(lambda: refuse_unwritable(output))
     stored = feature_store.stored_features(
         workdir, load_encoder(workdir), source, split, progress=progress, **_seen_of_images(config)
     )

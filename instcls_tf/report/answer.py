@@ -39,6 +39,13 @@ class Picture(NamedTuple):
     draw: Callable[[str], object]  # writes it there
 
 
+class Written(NamedTuple):
+    """A file of the answer that is still to be written."""
+
+    path: str
+    write: Callable[[str], object]  # there; raises UserError if it cannot
+
+
 class Answer(NamedTuple):
     """What a command has found out."""
 
@@ -46,3 +53,4 @@ class Answer(NamedTuple):
     text: str = ""  # for people, printed above it
     text_name: str = ""  # of the file beside the result that keeps the text, if any
     picture: Picture | None = None
+    files: tuple[Written, ...] = ()  # besides those of the result and the text

@@ -15,9 +15,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from instcls_tf import files
-from instcls_tf.distributed import collectives
-from instcls_tf.report.answer import Answer, Picture
+from instcls_tf.distributed import workers
+from instcls_tf.report.answer import Answer, Picture, Written
 from instcls_tf.report.thumbnails import figure, paragraph, section, thumbnails_of, write_page
+from instcls_tf.run.workdir import load_run
 from instcls_tf.search.duplicates import Duplicates, Pair, duplicates_of_run
 from instcls_tf.search.settings import Settings
 
@@ -33,18 +34,29 @@ _CHAIN = "A chain: not all of these are the same picture; each that is marked is
 
 
 def duplicates_with_page(workdir: str, settings: Settings, **images: Any) -> Answer:
-    """`duplicates_of_run`, written below the run's folder; all workers together.
+    """`duplicates_of_run`, to be written below the run's folder; all workers together.
 
     Raises:
-      UserError: see `duplicates_of_run`; or a file cannot be written.
+      UserError: see `duplicates_of_run`; or a file cannot be written, which is tried before the images are read.
     """
-    found = duplicates_of_run(workdir, settings=settings, **images)
+    load_run(workdir)  # the folder is one of a run, before anything is tried there
+    workers.start()
     place = os.path.join(workdir, "duplicates")
-    if collectives.rank() == 0:
-        files.write(f"{place}.csv", table_of(found))
-        files.write(f"{place}_drop.txt", drop_list(found))
-    answer = summary(found, settings)
-    return Answer(answer, picture=Picture(f"{place}.html", lambda path: write_duplicates(path, found)))
+    workers.on_rank_0(lambda: _refuse_unwritable(place))
+    found = duplicates_of_run(workdir, settings=settings, **images)
+    return Answer(
+        summary(found, settings),
+        picture=Picture(f"{place}.html", lambda path: write_duplicates(path, found)),
+        files=(
+            Written(f"{place}.csv", lambda path: files.write(path, table_of(found))),
+            Written(f"{place}_drop.txt", lambda path: files.write(path, drop_list(found))),
+        ),
+    )
+
+
+def _refuse_unwritable(place: str) -> None:
+    for ending in (".csv", "_drop.txt", ".json", ".html"):
+        files.refuse_unwritable(f"{place}{ending}", "workdir")
 
 
 def summary(found: Duplicates, settings: Settings) -> dict[str, Any]:

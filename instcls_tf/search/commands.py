@@ -82,11 +82,13 @@ def search_in_run(
             )
         index = Index.load(str(index_path), workdir)
         _refuse_contradictions(index, str(index_path), split, kind, center_crop_fraction)
+        if added:
+            _refuse_unwritable(str(index_path))
     else:
         source, split = _open(workdir, dataset, split, data_dir, center_crop_fraction)
         _refuse_early(queries, k, source, len(added))
         if index_path is not None:
-            workers.on_rank_0(lambda: files.refuse_unwritable(str(index_path), "index"))
+            _refuse_unwritable(index_path)
         index = Index.of_source(
             workdir, source, split, kind=kind or BACKBONE, center_crop_fraction=center_crop_fraction
         )
@@ -94,6 +96,10 @@ def search_in_run(
     if index_path is not None and (has_grown or not is_kept):
         workers.on_rank_0(lambda: index.save(str(index_path)))
     return Searched(index, queries, _ask(index, queries, k))
+
+
+def _refuse_unwritable(path: str) -> None:
+    workers.on_rank_0(lambda: files.refuse_unwritable(path, "index"))
 
 
 def _refuse_contradictions(

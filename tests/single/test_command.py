@@ -11,8 +11,9 @@ import sys
 import pytest
 
 from flags import command
+from instcls_tf import files
 from instcls_tf.errors import UserError
-from instcls_tf.report.answer import Answer, Picture
+from instcls_tf.report.answer import Answer, Picture, Written
 from tests.commands import ROOT
 
 RESULT = {"top1": 0.5}
@@ -90,10 +91,21 @@ def test_a_disk_that_is_full_does_not_keep_the_answer_from_being_printed(tmp_pat
     assert json.loads(capsys.readouterr().out) == RESULT
 
 
+def test_files_of_an_answer_are_written_before_it_is_printed_and_one_that_fails_keeps_no_other(tmp_path, capsys):
+    """Nor the answer, which took hours."""
+    table = tmp_path / "table.csv"
+    written = [Written(path, lambda path: files.write(path, b"a,b")) for path in ("/dev/full", str(table), "/proc/x")]
+    (tmp_path / "detect.json").symlink_to("/dev/full")
+    with pytest.raises(UserError) as refusal:
+        command.give(Answer(RESULT, files=tuple(written)), "detect", str(tmp_path))
+    assert str(refusal.value) == f"{tmp_path}/detect.json: cannot write this file (No space left on device)"
+    assert json.loads(capsys.readouterr().out) == RESULT and table.read_bytes() == b"a,b"
+
+
 _GIVES = """
 import sys
 from flags import command
-from instcls_tf.report.answer import Answer, Picture
+from instcls_tf.report.answer import Answer, Picture, Written
 def main():
     command.give(Answer({"x": "y" * 200_000}, picture=Picture("p", lambda path: print("drawn", file=sys.stderr))))
 command.run(main, "Gives a long answer.")

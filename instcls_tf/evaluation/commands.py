@@ -84,6 +84,7 @@ def extract_of_run(
         "dataset": dataset,
         "split": split,
         "examples": len(stored.ids),
+        "unreadable": source.num_instances - len(stored.ids),
         "backbone": stored.backbone.shape[1],
         "projection": stored.projection.shape[1],
     }

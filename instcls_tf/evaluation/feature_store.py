@@ -28,6 +28,7 @@ from instcls_tf.encoder.networks import encoder_digest
 from instcls_tf.errors import UserError, shown
 from instcls_tf.evaluation import features, tables
 from instcls_tf.evaluation.recipes import BACKBONE, CSV, KINDS, NPY, NPZ, OUTPUT_FORMATS, PARQUET
+from instcls_tf.evaluation.unreadable import tell_of_unreadable
 from instcls_tf.progress import Progress
 
 _ARRAYS = (*KINDS, "labels", "ids")
@@ -72,6 +73,8 @@ def stored_features(
 ) -> Stored:
     """The features of a dataset, from the cache of a run or else computed into it; all workers together.
 
+    Of images that cannot be read there are none, which is said whenever features are asked for.
+
     Args:
       workdir: the run's folder, which all workers share.
       encoder: a model of `networks.build_encoder`.
@@ -87,7 +90,9 @@ def stored_features(
     if not workers.rank_0_says(_has_all(folder, source), "has_features"):
         settings = {"image_size": image_size, "center_crop_fraction": center_crop_fraction}
         _compute(folder, encoder, source, settings, progress)
-    return _open_folder(folder)
+    stored = _open_folder(folder)
+    tell_of_unreadable(source, stored.ids, progress)
+    return stored
 
 
 def _has_all(folder: str, source: Source) -> bool:

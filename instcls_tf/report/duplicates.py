@@ -77,6 +77,7 @@ def summary(found: Duplicates, settings: Settings) -> dict[str, Any]:
     return {
         "examples": int((found.images.of_source == 0).sum()),
         "against": int((found.images.of_source > 0).sum()),
+        "unreadable": found.images.unreadable,
         "sets": list(found.images.sets),
         "groups": len(found.groups),
         "near_duplicates": len(found.near),

@@ -19,6 +19,7 @@ from instcls_tf.distributed import collectives, workers
 from instcls_tf.errors import UserError, shown
 from instcls_tf.evaluation.recipes import BACKBONE
 from instcls_tf.evaluation.subject import judged_config
+from instcls_tf.evaluation.unreadable import named
 from instcls_tf.progress import Progress
 from instcls_tf.search.index import Hit, Index
 
@@ -29,15 +30,20 @@ class Searched(NamedTuple):
     among: Index
     queries: list[str]
     hits: list[list[Hit]]
+    not_added: int = 0  # images that were to join, and cannot be read
 
     def summary(self) -> dict:
-        """What `search` answers: `hits`, of all queries one after the other, each with `query`, `path` and `cosine`."""
+        """What `search` answers: `hits`, of all queries one after the other, each with `query`, `path` and `cosine`.
+
+        `unreadable` counts images that are not searched because they cannot be read.
+        """
         hits = [
             {"query": query, "path": hit.name, "cosine": round(hit.cosine, 6)}
             for query, found in zip(self.queries, self.hits)
             for hit in found
         ]
-        return {"queries": self.queries, "examples": len(self.among), "hits": hits}
+        about = {"examples": len(self.among), "unreadable": self.among.unreadable + self.not_added}
+        return {"queries": self.queries, **about, "hits": hits}
 
 
 def search_in_run(
@@ -82,6 +88,8 @@ def search_in_run(
             )
         index = Index.load(str(index_path), workdir)
         _refuse_contradictions(index, str(index_path), split, kind, center_crop_fraction)
+        if index.unreadable:
+            _say(f"warning: {index.unreadable} image(s) could not be read when --index={shown(index_path)} was made")
         if added:
             _refuse_unwritable(str(index_path))
     else:
@@ -92,10 +100,11 @@ def search_in_run(
         index = Index.of_source(
             workdir, source, split, kind=kind or BACKBONE, center_crop_fraction=center_crop_fraction
         )
-    has_grown = _add(index, added)
-    if index_path is not None and (has_grown or not is_kept):
+    before = len(index)
+    not_added = _add(index, added)
+    if index_path is not None and (len(index) > before or not is_kept):
         workers.on_rank_0(lambda: index.save(str(index_path)))
-    return Searched(index, queries, _ask(index, queries, k))
+    return Searched(index, queries, _ask(index, queries, k), not_added)
 
 
 def _refuse_unwritable(path: str) -> None:
@@ -117,19 +126,22 @@ def _refuse_contradictions(
             )
 
 
-def _add(index: Index, paths: list[str]) -> bool:
-    """Lets images join an index that are not in it, and tells of them; whether any has."""
+def _add(index: Index, paths: list[str]) -> int:
+    """Lets images join an index that are not in it, and tells of them; how many cannot be read."""
     if not paths:
-        return False
+        return 0
     known, before = set(index.names), len(index)
     new = [path for path in paths if path not in known]
     unread = index.add(new)
-    progress = Progress(visible=collectives.rank() == 0)
     there = f", {len(paths) - len(new)} were in it already" if len(new) < len(paths) else ""
-    progress.say(f"{len(index) - before} images added to {before}{there}")
-    for name in unread:
-        progress.say(f"{shown(name)}: cannot be read, left out")
-    return len(index) > before
+    _say(f"{len(index) - before} images added to {before}{there}")
+    if unread:
+        _say(f"warning: {len(unread)} image(s) of --add cannot be read and are left out: {named(unread, {})}")
+    return len(unread)
+
+
+def _say(text: str) -> None:
+    Progress(visible=collectives.rank() == 0).say(text)
 
 
 def _open(

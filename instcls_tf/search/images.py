@@ -13,6 +13,7 @@ from instcls_tf.data.source import Source
 from instcls_tf.distributed import collectives, workers
 from instcls_tf.evaluation.feature_store import stored_features
 from instcls_tf.evaluation.recipes import BACKBONE
+from instcls_tf.evaluation.unreadable import tell_of_unreadable
 from instcls_tf.progress import Progress
 from instcls_tf.search.neighbours import unit_rows
 from instcls_tf.search.signatures import Signatures, signatures_of
@@ -34,6 +35,11 @@ class Images(NamedTuple):
     def pixels(self) -> np.ndarray:
         """`[n]`, how many each image has."""
         return self.signatures.sizes.astype(np.int64).prod(axis=1)
+
+    @property
+    def unreadable(self) -> int:
+        """How many images of the sources could not be read, and are not among these."""
+        return sum(source.num_instances for source in self.sources) - len(self.ids)
 
     @property
     def sets(self) -> tuple[str, ...]:
@@ -69,6 +75,8 @@ def images_of(
     stored = stored_features(workdir, encoder, source, split, progress=progress, **seen)
     signatures = signatures_of(source, progress)
     ids, rows, places = np.intersect1d(stored.ids, signatures.ids, return_indices=True)
+    if len(ids) < len(stored.ids):  # since the features were computed
+        tell_of_unreadable(source, ids, progress)
     vectors = getattr(stored, BACKBONE)
     return Images(
         (source,),

@@ -63,9 +63,10 @@ class Index:
       center_crop_fraction: what is seen of an image; None for the run's own.
       encoder: of the run, where it is at hand.
       origin: dataset and split that the first images came from, if any.
+      unreadable: how many of these could not be read, and are not in the index.
 
     Attributes:
-      workdir, origin: as given.
+      workdir, origin, unreadable: as given.
       vectors: `[N, F]` float32 of length 1.
       names: of the N images, in the order in which they came.
       kind, center_crop_fraction: of what the features are.
@@ -81,10 +82,11 @@ class Index:
         center_crop_fraction: float | None = None,
         encoder: Any = None,
         origin: tuple[str, str] | None = None,
+        unreadable: int = 0,
     ):
         require_value("features", kind, kind in KINDS, "one of " + ", ".join(KINDS))
         config = judged_config(workdir, center_crop_fraction)
-        self.workdir, self.origin = workdir, origin
+        self.workdir, self.origin, self.unreadable = workdir, origin, unreadable
         self._encoder = load_encoder(workdir) if encoder is None else encoder
         self._seen = _seen(config, kind, encoder_digest(self._encoder))
         self.vectors, self.names = unit_rows(vectors), list(names)
@@ -159,6 +161,7 @@ class Index:
             center_crop_fraction=config.center_crop_fraction,
             encoder=encoder,
             origin=(source.name, split),
+            unreadable=source.num_instances - len(names),
         )
 
     @property
@@ -229,7 +232,7 @@ class Index:
           UserError: the file cannot be written.
         """
         about: dict[str, Any] = {"format": _FORMAT, "workdir": os.path.abspath(self.workdir), "origin": self.origin}
-        about.update(self._seen._asdict())
+        about.update(self._seen._asdict(), unreadable=self.unreadable)
         text = b"".join(os.fsencode(name) + b"\0" for name in self.names)
         try:
             with files.whole_file(os.fspath(path)) as file:
@@ -259,7 +262,16 @@ class Index:
         seen = _Seen(**{name: about[name] for name in _Seen._fields})
         workers.start()
         fraction = seen.center_crop_fraction
-        index = cls(folder, vectors, names, kind=seen.kind, center_crop_fraction=fraction, origin=origin)
+        unreadable = about.get("unreadable", 0)  # files of earlier versions do not tell
+        index = cls(
+            folder,
+            vectors,
+            names,
+            kind=seen.kind,
+            center_crop_fraction=fraction,
+            origin=origin,
+            unreadable=unreadable,
+        )
         if index._seen != seen:
             raise UserError(
                 f"{shown(path)}: was made by another encoder than --workdir={shown(folder)} has now, build it anew"

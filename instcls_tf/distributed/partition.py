@@ -23,6 +23,18 @@ def bounds(total: int, parts: int, index: int) -> tuple[int, int]:
     return begin, end
 
 
+def largest_share(instances: int, micro_batch: int, num_workers: int) -> tuple[int, int]:
+    """BN groups and instances of a batch on the worker that has the most of them.
+
+    Args:
+      instances: of the batch: min(B, N) of a full one.
+      micro_batch: instances of a group; the last one may be smaller.
+      num_workers: T.
+    """
+    _, groups = bounds(-(-instances // micro_batch), num_workers, 0)
+    return groups, min(instances, groups * micro_batch)
+
+
 def minimum(a: Any, b: Any) -> Any:
     """The smaller of two integers, either of which may be a tensor."""
     if isinstance(a, int) and isinstance(b, int):

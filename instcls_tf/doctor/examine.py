@@ -83,9 +83,9 @@ def _of_all_workers(asked: Asked) -> list[Finding]:
         measured = measure.step_of(asked.config, asked.num_instances)
         sizes = (asked.config, asked.num_instances, collectives.size())
         wire = sum(make_plan(*sizes).wire_step.values())
-        findings.append(judgement.of_step(measured, wire, share_of(*sizes)))
-        if measured["classifier_seconds"] is not None:
-            needed = asked.config.batch_size / collectives.size() / judgement.work_of(measured)
+        share = share_of(*sizes)
+        findings.append(judgement.of_step(measured, wire, share))
+        needed = judgement.needed_rate(measured, share)
     if asked.source is not None:
         findings.append(judgement.of_decoding(measure.decoding(asked.source), needed))
     return findings

@@ -190,6 +190,11 @@ def work_of(measured: dict[str, float | None]) -> float:
     return sum(measured[part] or 0.0 for part in ("encoder_seconds", "classifier_seconds"))
 
 
+def needed_rate(measured: dict[str, float | None], share: dict[str, int]) -> float | None:
+    """Images per second that the worker with the most of a batch has to decode; arguments as in `of_step`."""
+    return None if measured["classifier_seconds"] is None else share["local_images"] / work_of(measured)
+
+
 def of_step(measured: dict[str, float | None], wire_bytes: int, share: dict[str, int]) -> Finding:
     """From the parts of a step of these flags.
 

@@ -15,6 +15,7 @@ from instcls_tf.checks import require_value, writable_on_gpu
 from instcls_tf.classifier.shift import needs_shift
 from instcls_tf.classifier.tiles import FLOAT_BYTES
 from instcls_tf.config import FLOAT32, NEVER, RANDOM, RAW_RUNNING_BN, PretrainConfig
+from instcls_tf.distributed import partition
 from instcls_tf.encoder.sizes import sizes_of
 from instcls_tf.errors import UserError
 from instcls_tf.plan.classifier_bytes import (
@@ -36,6 +37,15 @@ _ACTIVATIONS = "activations"
 _CONTRAST_MATRICES = 8
 _FLOAT = _INT = FLOAT_BYTES
 _MAX_INSTANCES = 2**31 - 1  # Ids are int32.
+
+
+class Batch(NamedTuple):
+    """A full batch, which has no more than all N instances, and the part of the worker that has the most of it."""
+
+    instances: int  # of all workers
+    rows: int  # views of all workers, B of the formulas
+    local_groups: int  # BN groups
+    local_instances: int
 
 
 class Plan(NamedTuple):
@@ -64,9 +74,10 @@ def make_plan(
       device: `cpu` or `gpu`.
       threads: of a worker (CPUs only).
     """
-    common = _encoder_memory(config, num_workers)
-    sharded = {**_classifier_memory(config, num_instances, num_workers, device, threads), **common}
-    plain = {**_data_parallel_memory(config, num_instances, num_workers), **common}
+    batch = batch_of(config, num_instances, num_workers)
+    common = _encoder_memory(config, batch, num_workers)
+    sharded = {**_classifier_memory(config, num_instances, num_workers, batch.rows, device, threads), **common}
+    plain = {**data_parallel_bytes(num_instances, num_workers, batch.rows, config.embedding_size), **common}
     activations = common[_ACTIVATIONS] + common["views of a step"]
     search = 0
     if config.smoothing:
@@ -74,7 +85,7 @@ def make_plan(
     without = activations + sharded["gathered batch"]
     peak = sum(sharded.values()) + max(0, search - without)
     steps = math.ceil(num_instances / config.batch_size)
-    wire_step = _wire_of_a_step(config, num_workers)
+    wire_step = _wire_of_a_step(config, batch, num_workers)
     wire_epoch = {"steps": steps * sum(wire_step.values())}
     if config.smoothing:
         wire_epoch["hard negatives: class weights"] = gather_bytes(
@@ -107,9 +118,8 @@ def largest_num_instances(
 
 
 def _classifier_memory(
-    config: PretrainConfig, num_instances: int, num_workers: int, device: str, threads: int
+    config: PretrainConfig, num_instances: int, num_workers: int, batch_rows: int, device: str, threads: int
 ) -> dict[str, int]:
-    batch_rows = config.batch_size * config.views
     parts = classifier_bytes(
         num_instances,
         num_workers,
@@ -129,35 +139,27 @@ def _classifier_memory(
     return parts
 
 
-def _data_parallel_memory(config: PretrainConfig, num_instances: int, num_workers: int) -> dict[str, int]:
-    return data_parallel_bytes(num_instances, num_workers, config.batch_size * config.views, config.embedding_size)
-
-
-def _encoder_memory(config: PretrainConfig, num_workers: int) -> dict[str, int]:
+def _encoder_memory(config: PretrainConfig, batch: Batch, num_workers: int) -> dict[str, int]:
     sizes = sizes_of(config)
-    groups, instances = groups_of_worker(config, num_workers), instances_of_worker(config, num_workers)
     # With --recompute=auto all of them are kept where they fit, and one group's where they do not.
-    kept = instances if config.recompute == NEVER else min(config.batch_size, config.micro_batch)
+    kept = batch.local_instances if config.recompute == NEVER else min(batch.instances, config.micro_batch)
     mixed = config.precision != FLOAT32
     # The sum over groups or the reduced ones stand beside the gradients of the backward pass.
-    gradients = 2 if groups > 1 or num_workers > 1 else 1
+    gradients = 2 if batch.local_groups > 1 or num_workers > 1 else 1
     return {
         "encoder weights": (sizes.parameters + sizes.statistics) * _FLOAT + (2 * sizes.parameters if mixed else 0),
         "encoder gradients": gradients * sizes.parameters * _FLOAT,
         "encoder momentum": sizes.parameters * _FLOAT,
         _ACTIVATIONS: sizes.activation_bytes(kept * config.views, mixed),
-        "views of a step": instances * config.views * 3 * config.image_size**2,
+        "views of a step": batch.local_instances * config.views * 3 * config.image_size**2,
     }
 
 
-def groups_of_worker(config: PretrainConfig, num_workers: int) -> int:
-    """BN groups of a batch on the fullest worker."""
-    return math.ceil(math.ceil(config.batch_size / config.micro_batch) / num_workers)
-
-
-def instances_of_worker(config: PretrainConfig, num_workers: int) -> int:
-    """Instances of a batch on the fullest worker."""
-    return min(config.batch_size, groups_of_worker(config, num_workers) * config.micro_batch)
+def batch_of(config: PretrainConfig, num_instances: int, num_workers: int) -> Batch:
+    """A full batch of N instances; arguments as in `make_plan`."""
+    instances = min(config.batch_size, num_instances)
+    share = partition.largest_share(instances, config.micro_batch, num_workers)
+    return Batch(instances, instances * config.views, *share)
 
 
 def gather_bytes(total: int, num_workers: int) -> int:
@@ -170,15 +172,15 @@ def reduce_bytes(total: int, num_workers: int) -> int:
     return 2 * total * (num_workers - 1) // num_workers
 
 
-def _wire_of_a_step(config: PretrainConfig, num_workers: int) -> dict[str, int]:
-    batch_rows = config.batch_size * config.views
+def _wire_of_a_step(config: PretrainConfig, batch: Batch, num_workers: int) -> dict[str, int]:
+    batch_rows = batch.rows
     sizes = sizes_of(config)
     gathered = {
         "embeddings": batch_rows * config.embedding_size * _FLOAT,
         "instance ids": 2 * batch_rows * _INT,  # id and rank
     }
     if config.smoothing:  # one list per instance, from the owner of its class to all
-        gathered["hard negatives of the batch"] = config.batch_size * config.hard_negatives * _INT
+        gathered["hard negatives of the batch"] = batch.instances * config.hard_negatives * _INT
     if config.batch_contrast:  # embeddings, id and rank, and five numbers of each row
         gathered["batch contrast"] = batch_rows * (config.embedding_size * _FLOAT + 2 * _INT + 5 * _FLOAT)
     reduced = {

@@ -72,19 +72,21 @@ def plan_scaling(config: PretrainConfig, asked: Asked, output: str | None) -> An
     return Answer(result, _text(config, asked, points), picture=picture)
 
 
-def for_workers(config: PretrainConfig, num_workers: int) -> PretrainConfig:
-    """The recipe with BN groups so small that each worker has one.
+def for_workers(config: PretrainConfig, num_instances: int, num_workers: int) -> PretrainConfig:
+    """The recipe with BN groups so small that each worker has one of a full batch of N instances, as even as can be.
 
     Raises:
       UserError: a batch has fewer instances than there are workers.
     """
-    fitting = config.replace(micro_batch=max(1, min(config.micro_batch, config.batch_size // num_workers)))
+    instances = planner.batch_of(config, num_instances, num_workers).instances
+    sizes = (config.micro_batch, -(-instances // num_workers), instances // num_workers or 1)
+    fitting = config.replace(micro_batch=next((size for size in sizes if -(-instances // size) >= num_workers), 1))
     fitting.validate(num_workers)
     return fitting
 
 
 def _point(config: PretrainConfig, num_instances: int, num_workers: int, asked: Asked) -> dict[str, Any]:
-    config = for_workers(config, num_workers)
+    config = for_workers(config, num_instances, num_workers)
     modelled = (config, num_instances, num_workers, asked.rates, asked.setting)
     step, plain = step_model.step(*modelled), step_model.plain_step(*modelled)
     alone = step_model.step(config, num_instances, 1, asked.rates, asked.setting)
@@ -97,7 +99,7 @@ def _point(config: PretrainConfig, num_instances: int, num_workers: int, asked: 
         "micro_batch": config.micro_batch,
         "seconds_per_step": step.seconds,
         "efficiency": alone.seconds / (num_workers * step.seconds),
-        "images_per_second": min(config.batch_size, num_instances) / step.seconds,
+        "images_per_second": planner.batch_of(config, num_instances, num_workers).instances / step.seconds,
         "seconds_per_epoch": plan.steps_per_epoch * step.seconds,
         "largest_term": step.largest,
         "terms": step.terms,
@@ -117,11 +119,13 @@ def _text(config: PretrainConfig, asked: Asked, points: list[dict[str, Any]]) ->
         rate / 1e9 for rate in (rates.products_per_second, rates.sum_bytes_per_second, rates.gather_bytes_per_second)
     )
     who = "All workers of one machine together" if asked.setting.one_machine else "A worker"
+    fewer = ", or all of fewer," if min(asked.numbers) < config.batch_size else ""
     lines = [
         f"{who}: {rates.images_per_second:.4g} images/s in the encoder, {gigaflops:.4g} GFLOP/s in the classifier",
         f"A message: {rates.latency_seconds * 1e3:.3g} ms for each doubling of workers; a worker sends"
         f" {sums:.3g} GB/s in sums and {gathers:.3g} in gathers",
-        f"A batch: {config.batch_size} instances with {config.views} views; D = {config.embedding_size}. Seconds:",
+        f"A batch: {config.batch_size} instances{fewer} with {config.views} views; D = {config.embedding_size}."
+        " Seconds:",
     ]
     for num_instances in asked.numbers:
         title = f"N = {num_instances:,}"

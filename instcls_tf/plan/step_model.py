@@ -73,7 +73,7 @@ class Step(NamedTuple):
 def classifier_operations(config: PretrainConfig, num_instances: int, num_workers: int) -> int:
     """Multiplications and additions in the products of the fullest worker's classes, of a step; as `step` has it."""
     _, classes = partition.bounds(config.sampled_classes or num_instances, num_workers, 0)
-    rows = min(config.batch_size, num_instances) * config.views
+    rows = planner.batch_of(config, num_instances, num_workers).rows
     products = _PRODUCTS + needs_shift(config.temperature)
     return products * _OPERATIONS * rows * classes * config.embedding_size
 
@@ -81,7 +81,7 @@ def classifier_operations(config: PretrainConfig, num_instances: int, num_worker
 def share_of(config: PretrainConfig, num_instances: int, num_workers: int) -> dict[str, int]:
     """The work of the fullest worker in a step: `local_images` and `classifier_operations`."""
     return {
-        "local_images": min(planner.instances_of_worker(config, num_workers), num_instances),
+        "local_images": planner.batch_of(config, num_instances, num_workers).local_instances,
         "classifier_operations": classifier_operations(config, num_instances, num_workers),
     }
 
@@ -106,7 +106,8 @@ def step(config: PretrainConfig, num_instances: int, num_workers: int, rates: Ra
         gathered = plan.wire_epoch["hard negatives: class weights"] / rates.gather_bytes_per_second
         search = (products + gathered) / steps
     of_encoder = sum(messages[name] for name in _OF_THE_ENCODER)
-    encoder = min(planner.instances_of_worker(config, num_workers), num_instances) / rates.images_per_second
+    batch = planner.batch_of(config, num_instances, num_workers)
+    encoder = batch.local_instances / rates.images_per_second
     terms = {
         ENCODER: encoder,
         CLASSIFIER: classifier_operations(config, num_instances, num_workers) / rates.products_per_second,
@@ -114,7 +115,7 @@ def step(config: PretrainConfig, num_instances: int, num_workers: int, rates: Ra
         CLASSIFIER_MESSAGES: sum(messages.values()) - of_encoder,
         ENCODER_MESSAGES: of_encoder,
     }
-    return Step(terms, _hidden(messages["encoder gradients"], encoder, config, num_workers, setting))
+    return Step(terms, _hidden(messages["encoder gradients"], encoder, batch.local_groups, setting))
 
 
 def plain_step(config: PretrainConfig, num_instances: int, num_workers: int, rates: Rates, setting: Setting) -> Step:
@@ -123,13 +124,13 @@ def plain_step(config: PretrainConfig, num_instances: int, num_workers: int, rat
     Without smoothing, and without what reading and writing all logits and class weights takes.
     """
     rates = _of_a_worker(rates, num_workers, setting)
-    instances = min(planner.instances_of_worker(config, num_workers), num_instances)
-    operations = _OPERATIONS * instances * config.views * num_instances * config.embedding_size
+    batch = planner.batch_of(config, num_instances, num_workers)
+    operations = _OPERATIONS * batch.local_instances * config.views * num_instances * config.embedding_size
     plan = planner.make_plan(config, num_instances, num_workers)
     messages = {name: _message(name, plan.wire_step[name], num_workers, rates) for name in _OF_THE_ENCODER}
     weights = planner.reduce_bytes(num_instances * config.embedding_size * FLOAT_BYTES, num_workers)
     of_classifier = _message("gradient of class weights", weights, num_workers, rates)
-    encoder = instances / rates.images_per_second
+    encoder = batch.local_instances / rates.images_per_second
     terms = {
         ENCODER: encoder,
         CLASSIFIER: _PLAIN_PRODUCTS * operations / rates.products_per_second,
@@ -138,7 +139,7 @@ def plain_step(config: PretrainConfig, num_instances: int, num_workers: int, rat
         ENCODER_MESSAGES: sum(messages.values()),
     }
     gradients = messages["encoder gradients"] + of_classifier
-    return Step(terms, _hidden(gradients, encoder, config, num_workers, setting))
+    return Step(terms, _hidden(gradients, encoder, batch.local_groups, setting))
 
 
 def _of_a_worker(rates: Rates, num_workers: int, setting: Setting) -> Rates:
@@ -158,8 +159,8 @@ def _message(name: str, sent: int, num_workers: int, rates: Rates) -> float:
     return rates.latency_seconds * math.log2(num_workers) + sent / bandwidth
 
 
-def _hidden(seconds: float, encoder: float, config: PretrainConfig, num_workers: int, setting: Setting) -> float:
+def _hidden(seconds: float, encoder: float, local_groups: int, setting: Setting) -> float:
     """Of these messages, what passes during the backward pass: that of the last BN group, which completes gradients."""
     if setting.one_machine or not setting.overlap:
         return 0.0
-    return min(seconds, _BACKWARD_SHARE * encoder / planner.groups_of_worker(config, num_workers))
+    return min(seconds, _BACKWARD_SHARE * encoder / local_groups)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from instcls_tf.config import ALWAYS, AUTO, FLOAT32, PretrainConfig
-from instcls_tf.distributed import collectives
+from instcls_tf.distributed import collectives, partition
 from instcls_tf.distributed.memory import free_bytes
 from instcls_tf.encoder.bn_groups import Groups
 from instcls_tf.encoder.sizes import sizes_of
@@ -33,18 +33,19 @@ def groups_of(config: PretrainConfig, num_instances: int) -> Groups:
         if tf.config.list_logical_devices("GPU"):
             return Groups(several, kept=False, in_batch=in_batch)
         free = free_bytes()
-        if free is None or activation_bytes(config, collectives.size()) > _SHARE * free / collectives.local_size():
+        needed = activation_bytes(config, num_instances, collectives.size())
+        if free is None or needed > _SHARE * free / collectives.local_size():
             return Groups(several, kept=False, in_batch=in_batch)
     return Groups(several, kept=True, in_batch=in_batch)
 
 
-def activation_bytes(config: PretrainConfig, num_workers: int) -> int:
+def activation_bytes(config: PretrainConfig, num_instances: int, num_workers: int) -> int:
     """What all groups of a worker leave behind.
 
     Args:
       config: the recipe.
+      num_instances: N; a full batch has no more.
       num_workers: T.
     """
-    groups = -(-config.groups_per_batch // num_workers)
-    instances = min(config.batch_size, groups * config.micro_batch)
+    _, instances = partition.largest_share(min(config.batch_size, num_instances), config.micro_batch, num_workers)
     return sizes_of(config).activation_bytes(instances * config.views, mixed=config.precision != FLOAT32)

@@ -57,12 +57,15 @@ def test_memory_of_control_groups(tmp_path, place, line, root, limit, used, file
 
 
 @pytest.mark.parametrize(("precision", "bytes_of_a_value"), [("float32", 4), ("mixed_bfloat16", 2)])
-@pytest.mark.parametrize(("workers", "instances"), [(1, 128), (2, 64), (3, 64)])  # groups of 64: two of them
-def test_bytes_of_all_groups(precision, bytes_of_a_value, workers, instances):
+@pytest.mark.parametrize(
+    ("num_instances", "workers", "instances"),
+    [(1000, 1, 128), (1000, 2, 64), (1000, 3, 64), (100, 1, 100), (100, 2, 64), (50, 2, 50)],
+)  # groups of 64: two of them, or one where there are no more images
+def test_bytes_of_all_groups(precision, bytes_of_a_value, num_instances, workers, instances):
     sizes = sizes_of(CONFIG)
     values = sizes.activations + 2 * sizes.largest_activation
     expected = instances * 2 * values * bytes_of_a_value
-    assert activations.activation_bytes(CONFIG.replace(precision=precision), workers) == expected
+    assert activations.activation_bytes(CONFIG.replace(precision=precision), num_instances, workers) == expected
 
 
 @pytest.mark.parametrize(
@@ -86,7 +89,7 @@ def test_groups(monkeypatch, recompute, micro_batch, free, expected):
 
 
 def test_at_most_60_percent_of_what_is_free(monkeypatch):
-    needed = activations.activation_bytes(CONFIG, 1)
+    needed = activations.activation_bytes(CONFIG, 1000, 1)
     for free, kept in [(needed / 0.599, True), (needed / 0.601, False)]:
         monkeypatch.setattr(activations, "free_bytes", lambda free=free: free)
         assert activations.groups_of(CONFIG, 1000).kept == kept

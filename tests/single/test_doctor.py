@@ -14,8 +14,10 @@ from instcls_tf.doctor import judgement, machine, measure
 from instcls_tf.doctor.examine import examine, refuse_problems
 from instcls_tf.doctor.finding import OK, PROBLEM, WARNING
 from instcls_tf.errors import UserError
+from instcls_tf.plan.step_model import share_of
 from instcls_tf.report.answer import Answer
 from tests.commands import run_command, script
+from tests.recipes import PLANNED
 
 PACKAGES = {"python": "3.11.7", "tensorflow": "2.15.1", "horovod": "0.28.1"}
 GOOD = {
@@ -118,6 +120,15 @@ def test_what_was_measured():
     for judge, good, bad, level in pairs:
         assert (judge(*good).level, judge(*good).todo) == (OK, "")
         assert judge(*bad).level == level and judge(*bad).todo
+
+
+@pytest.mark.parametrize(("num_instances", "rate"), [(512, 64.0), (10_000, 512.0)])
+def test_images_that_a_step_needs(num_instances, rate):
+    """A worker of two has 4 or 32 of the groups of 64, in four seconds."""
+    config, measured = PLANNED.replace(batch_size=4096, micro_batch=64), {"encoder_seconds": 3.0}
+    share = share_of(config, num_instances, 2)
+    assert judgement.needed_rate({**measured, "classifier_seconds": 1.0}, share) == rate
+    assert judgement.needed_rate({**measured, "classifier_seconds": None}, share) is None
 
 
 def test_problems_end_with_another_status():

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from instcls_tf.config import PretrainConfig
+from instcls_tf.data.order import Shares
 from instcls_tf.encoder.sizes import encoder_sizes
 from instcls_tf.errors import UserError
 from instcls_tf.plan import classifier_bytes, planner
@@ -150,6 +151,30 @@ def test_bytes_on_the_wire(plan):
 def test_one_worker_sends_nothing():
     alone = planner.make_plan(TINY, 10, 1)
     assert sum(alone.wire_step.values()) + sum(alone.wire_epoch.values()) + alone.wire_prior == 0
+
+
+@pytest.mark.parametrize("workers", [1, 3, 8])
+@pytest.mark.parametrize("of", [{}, {"batch_contrast": 1.0}, {"recompute": "never", "temperature": 0.02}])
+def test_a_batch_has_no_more_than_all_images(of, workers):
+    """B where there are more images; of fewer, all of them."""
+    small = TINY.replace(micro_batch=64, **of)
+    plans = [planner.make_plan(small.replace(batch_size=size), 500, workers) for size in (4096, 500)]
+    assert plans[0] == plans[1]
+    assert plans[0] != planner.make_plan(small.replace(batch_size=400), 500, workers)
+
+
+@pytest.mark.parametrize("num_instances", [1, 5, 63, 64, 65, 500, 1000])
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+def test_the_largest_share_of_a_batch(num_instances, workers):
+    """As the pipeline cuts batches into groups, and groups into shares."""
+    config = TINY.replace(batch_size=512, micro_batch=64)
+    batch = planner.batch_of(config, num_instances, workers)
+    shares = [Shares(num_instances, 512, 64, rank, workers) for rank in range(workers)]
+    assert batch.local_instances == max(share.share_size(share.full_batch) for share in shares)
+    assert batch.local_instances == max(share.rows for share in shares)
+    spans = [share.groups(share.full_batch) for share in shares]
+    assert batch.local_groups == max(end - begin for begin, end in spans)
+    assert (batch.instances, batch.rows) == (min(512, num_instances), 2 * min(512, num_instances))
 
 
 def test_the_largest_number_that_fits():

@@ -157,6 +157,24 @@ def test_a_batch_has_no_more_than_all_images():
     assert 2 * apart[0] == pytest.approx(apart[1]) and apart[1] == pytest.approx(apart[2])
 
 
+def test_few_images_are_shared_out_as_a_batch_of_them():
+    """32 of 64 images are on either of two workers, 8 on each of eight, and so few make smaller groups for 16."""
+    many = TINY.replace(batch_size=4096, micro_batch=8)
+    asked = scaling.Asked([64], [1, 2, 8, 16], RATES, APART, 1.0, "cpu")
+    found, same = (
+        scaling.plan_scaling(config, asked, None).result["points"] for config in (many, many.replace(batch_size=64))
+    )
+    assert found == same
+    assert [point["terms"][ENCODER] * 10 for point in found] == pytest.approx([64, 32, 8, 4])
+    assert [point["micro_batch"] for point in found] == [8, 8, 8, 4]
+
+
+@pytest.mark.parametrize(("batch_size", "workers", "size"), [(500, 8, 64), (500, 16, 32), (9, 4, 2), (4096, 256, 16)])
+def test_groups_are_as_even_as_each_worker_having_one_allows(batch_size, workers, size):
+    config = TINY.replace(batch_size=batch_size, micro_batch=64)
+    assert scaling.for_workers(config, 10_000, workers).micro_batch == size
+
+
 def test_int8_is_modelled_on_cpus_only():
     config = TINY.replace(class_weights_dtype="int8")
     on = {device: scaling.Asked([100], [1], RATES, Setting(), 1.0, device) for device in ("cpu", "gpu")}

@@ -11,6 +11,7 @@ from instcls_tf.checks import numbers_of, require, require_value
 from instcls_tf.config import INSTANCE, PretrainConfig
 from instcls_tf.data.source import Source
 from instcls_tf.data.sources import open_training_source
+from instcls_tf.distributed.launcher import refuse_several
 from instcls_tf.plan import planner, rates, scaling
 from instcls_tf.plan.step_model import Setting
 from instcls_tf.report.answer import Answer
@@ -63,8 +64,9 @@ def answer() -> Answer:
     """The plan, or the model of steps, that the parsed command line asks for.
 
     Raises:
-      UserError: a flag is missing or out of range, or there are no such images.
+      UserError: a flag is missing or out of range, there are no such images, or a launcher has started several workers.
     """
+    refuse_several("plan", "scaling_workers" if FLAGS.scaling else "workers")
     found = _scaling() if FLAGS.scaling else _plan()
     return found._replace(text="") if FLAGS.json else found
 

@@ -1,4 +1,4 @@
-"""What `benchmark` does for each of its subjects, from settings to the answer; all workers call it together.
+"""What `benchmark` does for each of its subjects, from settings to the answer; all workers call it, or the only one.
 
 What is wrong with the settings is said before TensorFlow is imported.
 """
@@ -13,7 +13,7 @@ from instcls_tf.benchmark.sizes import SYNTHETIC, ClassifierBenchmark
 from instcls_tf.checks import require_value
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.sources import open_training_source
-from instcls_tf.distributed.launcher import launched_rank_and_size
+from instcls_tf.distributed.launcher import launched_rank_and_size, refuse_several
 from instcls_tf.report.answer import Answer
 
 
@@ -26,8 +26,11 @@ def measure(subject: str, **settings: Any) -> Answer:
       **settings: arguments of the function of that name below.
 
     Raises:
-      UserError: a setting is out of range, or the images are not right.
+      UserError: a setting is out of range, the images are not right, or a launcher has started several workers for what
+        one process measures.
     """
+    if subject in _ALONE:
+        refuse_several(f"benchmark {subject}", _ALONE[subject])
     return _SUBJECTS[subject](**settings)
 
 
@@ -129,6 +132,8 @@ def _duplicates(folder: str, images: int, copies: int, repeats: int, **settings:
     return Answer(measure_duplicates(images=images, copies=copies, repeats=repeats, folder=folder, **settings))
 
 
+# What one process measures -> its flag for several workers, which it starts itself.
+_ALONE = {"input": "", "gallery": "", "memory": "workers", "scaling": "workers", "duplicates": ""}
 _SUBJECTS: dict[str, Callable[..., Answer]] = {
     "input": _input,
     "classifier": _classifier,

@@ -18,7 +18,8 @@ from instcls_tf.config import DIET, INSTANCE, MARGINAL, PretrainConfig
 from instcls_tf.data import augment, pipeline
 from instcls_tf.data.source import Source, notes_of
 from instcls_tf.data.sources import open_training_source
-from instcls_tf.distributed import collectives, workers
+from instcls_tf.distributed import workers
+from instcls_tf.distributed.launcher import refuse_several
 from instcls_tf.errors import UserError
 from instcls_tf.evaluation import weight_index
 from instcls_tf.run import checkpoint_choice
@@ -59,6 +60,7 @@ def dynamics_of_run(workdir: str, data_dir: str | None, instances: int) -> list[
     Raises:
       UserError: several workers, no run, one of DIET, no checkpoint, or a damaged one.
     """
+    refuse_several("dynamics")
     require_value("instances", instances, instances >= 2, "at least 2")
     config = load_run(workdir)
     require(config, "method", config.method != DIET, f"another than {DIET}, which leaves the projection untrained")
@@ -74,8 +76,6 @@ def dynamics_of_run(workdir: str, data_dir: str | None, instances: int) -> list[
     if config.method == INSTANCE:
         weight_index.refuse_other_number(prefixes[-1], source)
     progress = workers.start(config.seed, notes_of(source))
-    if collectives.size() > 1:
-        raise UserError("dynamics: looks at a run with one worker, start it without a launcher")
     rates = {line["step"]: line["learning_rate"] for line in read_metrics(workdir) if "learning_rate" in line}
     window = config.window(source.num_instances)
     steps = pipeline.steps_per_epoch(source.num_instances, config.batch_size, None if window is None else window[0])

@@ -1,5 +1,6 @@
 """Rank and size from the environment of each launcher."""
 
+import contextlib
 import os
 import socket
 
@@ -8,6 +9,8 @@ import pytest
 from instcls_tf.distributed import job, launch, launcher
 from instcls_tf.distributed.forwarded_signals import ForwardedSignals
 from instcls_tf.distributed.hosts import Host
+from instcls_tf.errors import UserError
+from tests.commands import run_command, script
 
 PAIRS = {
     "horovodrun": ("HOROVOD_RANK", "HOROVOD_SIZE"),
@@ -47,6 +50,39 @@ def test_horovodrun_inside_a_slurm_job_wins(shell):
     for name, value in (("PMIX_RANK", "0"), ("SLURM_NTASKS", "1"), ("HOROVOD_RANK", "3"), ("HOROVOD_SIZE", "4")):
         shell.setenv(name, value)
     assert launcher.launched_rank_and_size() == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("command", "instead"),
+    [
+        ("plan --num_instances=100", ", with --workers=2"),
+        ("plan --scaling --images_per_second=1 --gigaflops=1", ", with --scaling_workers=2"),
+        ("benchmark input", ""),
+        ("benchmark gallery", ""),
+        ("benchmark memory", ", with --workers=2"),
+        ("benchmark scaling", ", with --workers=2"),
+        ("benchmark duplicates --workdir=run --dataset=folder:photos", ""),
+        ("dynamics --workdir=run", ""),
+    ],
+)
+def test_what_one_process_does(shell, command, instead):
+    """A launcher of several is refused before anything else is; one of a single worker is none."""
+    shell.setenv("OMPI_COMM_WORLD_RANK", "0")
+    shell.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    name, *words = command.split()
+    done = run_command(script(name, *words))
+    what = " ".join(command.partition(" --")[0].split())
+    sentence = f"error: {what}: is done by one process, not by 2: start it without a launcher{instead}\n"
+    assert (done.status, done.stderr, done.stdout) == (2, sentence, "")
+
+
+@pytest.mark.parametrize(("size", "refused"), [(None, False), ("1", False), ("2", True)])
+def test_several_workers_are_refused(shell, size, refused):
+    if size:
+        shell.setenv("PMI_RANK", "0")
+        shell.setenv("PMI_SIZE", size)
+    with pytest.raises(UserError) if refused else contextlib.nullcontext():
+        launcher.refuse_several("plan", "workers")
 
 
 @pytest.mark.parametrize(

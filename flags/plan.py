@@ -103,11 +103,12 @@ def _scaling() -> Answer:
         numbers_of(name, ",".join(FLAGS[name].value), int, "whole numbers")
         for name in ("scaling_instances", "scaling_workers")
     )
+    config = _config(1)
     given = rates.GivenRates(*(FLAGS[name].value for name in rates.GivenRates._fields))
-    found = rates.rates_of(given, FLAGS.doctor, max(workers), FLAGS.one_machine)
+    found = rates.rates_of(given, config, FLAGS.doctor, max(workers), FLAGS.one_machine)
     setting = Setting(FLAGS.one_machine, FLAGS.overlap)
     asked = scaling.Asked(numbers, workers, found, setting, FLAGS.memory_limit, FLAGS.device)
-    return scaling.plan_scaling(_config(1), asked, FLAGS.output)
+    return scaling.plan_scaling(config, asked, FLAGS.output)
 
 
 def _config(num_workers: int) -> PretrainConfig:

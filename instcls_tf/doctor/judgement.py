@@ -190,18 +190,18 @@ def work_of(measured: dict[str, float | None]) -> float:
     return sum(measured[part] or 0.0 for part in ("encoder_seconds", "classifier_seconds"))
 
 
-def needed_rate(measured: dict[str, float | None], share: dict[str, int]) -> float | None:
+def needed_rate(measured: dict[str, float | None], share: dict[str, Any]) -> float | None:
     """Images per second that the worker with the most of a batch has to decode; arguments as in `of_step`."""
     return None if measured["classifier_seconds"] is None else share["local_images"] / work_of(measured)
 
 
-def of_step(measured: dict[str, float | None], wire_bytes: int, share: dict[str, int]) -> Finding:
+def of_step(measured: dict[str, float | None], wire_bytes: int, share: dict[str, Any]) -> Finding:
     """From the parts of a step of these flags.
 
     Args:
       measured: seconds of the parts; None of a classifier that does not fit beside the run's.
       wire_bytes: that a worker sends in a step.
-      share: what a worker computes in that time, for rates.
+      share: what a worker computes in that time, and of which recipe, for rates.
     """
     work, messages = work_of(measured), measured["communication_seconds"] or 0.0
     told = f"{work:.3f} s of work, {messages:.3f} s of messages ({wire_bytes / _MEGABYTE:.2f} MB from each worker)"

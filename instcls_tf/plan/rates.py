@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from instcls_tf.checks import require_value
+from instcls_tf.config import PretrainConfig
 from instcls_tf.errors import UserError, shown
-from instcls_tf.plan.step_model import Rates
+from instcls_tf.plan.step_model import RATES_OF, Rates
 
 _WANTED = "wanted what `python -m scripts.doctor --json` printed"
 
@@ -23,24 +24,37 @@ class GivenRates(NamedTuple):
     bandwidth: float | None = None  # GB/s
 
 
-def rates_of(given: GivenRates, doctor: str | None, most_workers: int, one_machine: bool = False) -> Rates:
+class Measured(NamedTuple):
+    """By the doctor."""
+
+    rates: dict[str, float]
+    recipe: Mapping[str, Any]  # the settings that rates of work depend on; empty if no step was measured
+
+
+def rates_of(
+    given: GivenRates, config: PretrainConfig, doctor: str | None, most_workers: int, one_machine: bool = False
+) -> Rates:
     """The rates, those that are given before those that the doctor has measured.
 
     Args:
       given: on the command line.
+      config: the recipe that is modelled.
       doctor: a file with the doctor's answer on its last line, or None.
       most_workers: the largest T; a worker alone sends nothing.
       one_machine: whether all workers share one, as those of the doctor have; rates of work are then the machine's.
 
     Raises:
-      UserError: a rate is missing or out of range, or the file is not the doctor's.
+      UserError: a rate is missing or out of range, or the file is not the doctor's, or of another network.
     """
     for name, value in given._asdict().items():
         if value is not None:
             is_latency = name == "latency_seconds"
             fits = math.isfinite(value) and (value >= 0 if is_latency else value > 0)
             require_value(name, value, fits, "0 or more" if is_latency else "a number above 0")
-    found = read_doctor(doctor, one_machine) if doctor else {}
+    found: dict[str, float] = {}
+    if doctor:
+        found, recipe = read_doctor(doctor, one_machine)
+        _refuse_another(recipe, config, given, doctor)
     bandwidth = None if given.bandwidth is None else given.bandwidth * 1e9
     operations = None if given.gigaflops is None else given.gigaflops * 1e9
     told = {
@@ -60,6 +74,18 @@ def rates_of(given: GivenRates, doctor: str | None, most_workers: int, one_machi
     return Rates(**rates)
 
 
+def _refuse_another(recipe: Mapping[str, Any], config: PretrainConfig, given: GivenRates, doctor: str) -> None:
+    """The doctor's rates of work are those of the step that it was given."""
+    for flag, names in RATES_OF.items():
+        for name in names if getattr(given, flag) is None else ():
+            own = getattr(config, name)
+            if recipe.get(name, own) != own:
+                raise UserError(
+                    f"--doctor={shown(doctor)}: has measured a step of --{name}={recipe[name]}, which is {own} here:"
+                    f" let it measure these flags, or give --{flag}"
+                )
+
+
 def _missing(doctor: str | None, flag: str) -> str:
     if doctor is None:
         return "give it, or --doctor=FILE, which has measured it"
@@ -67,8 +93,8 @@ def _missing(doctor: str | None, flag: str) -> str:
     return f"--doctor={shown(doctor)} has not measured {what}"
 
 
-def read_doctor(path: str, one_machine: bool = False) -> dict[str, float]:
-    """The rates that an answer of the doctor tells.
+def read_doctor(path: str, one_machine: bool = False) -> Measured:
+    """The rates that an answer of the doctor tells, and of which recipe they are.
 
     Args:
       path: its standard output, whose last line is the JSON object.
@@ -84,8 +110,9 @@ def read_doctor(path: str, one_machine: bool = False) -> dict[str, float]:
         figures = {finding["topic"]: finding["figures"] for finding in answer["findings"]}
         workers = answer["workers"]
         together = workers if one_machine else 1
-        of_step = {name: together * rate for name, rate in _of_step(figures.get("step", {})).items()}
-        return {**of_step, **_of_network(figures.get("collectives"), workers)}
+        step = figures.get("step", {})
+        of_step = {name: together * rate for name, rate in _of_step(step).items()}
+        return Measured({**of_step, **_of_network(figures.get("collectives"), workers)}, {**step.get("recipe", {})})
     except OSError as error:
         raise UserError(f"--doctor={shown(path)}: cannot be read ({error.strerror}), {_WANTED}") from error
     except (ValueError, KeyError, IndexError, TypeError, ZeroDivisionError) as error:
@@ -93,7 +120,7 @@ def read_doctor(path: str, one_machine: bool = False) -> dict[str, float]:
 
 
 def _of_step(figures: Mapping[str, Any]) -> dict[str, float]:
-    found = {}
+    found: dict[str, float] = {}
     if figures.get("encoder_seconds"):
         found["images_per_second"] = figures["local_images"] / figures["encoder_seconds"]
     if figures.get("classifier_seconds"):

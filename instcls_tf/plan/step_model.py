@@ -9,7 +9,7 @@ network does.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from instcls_tf.classifier.shift import needs_shift
 from instcls_tf.classifier.tiles import FLOAT_BYTES
@@ -28,6 +28,11 @@ _OPERATIONS = 2
 _PRODUCTS, _PLAIN_PRODUCTS = 4, 3
 # Of the encoder's time, what passes after the first gradients are there.
 _BACKWARD_SHARE = 2 / 3
+# What a worker's rates of work are those of: the flag of the rate -> the settings.
+RATES_OF = {
+    "images_per_second": ("encoder", "stem", "width_multiplier", "image_size", "views", "precision"),
+    "gigaflops": ("class_products_dtype",),
+}
 _OF_THE_ENCODER = ("encoder gradients", "BN statistics")
 
 
@@ -78,9 +83,10 @@ def classifier_operations(config: PretrainConfig, num_instances: int, num_worker
     return products * _OPERATIONS * rows * classes * config.embedding_size
 
 
-def share_of(config: PretrainConfig, num_instances: int, num_workers: int) -> dict[str, int]:
-    """The work of the fullest worker in a step: `local_images` and `classifier_operations`."""
+def share_of(config: PretrainConfig, num_instances: int, num_workers: int) -> dict[str, Any]:
+    """The work of the fullest worker in a step: `local_images`, `classifier_operations`, and the `recipe` of both."""
     return {
+        "recipe": {name: getattr(config, name) for names in RATES_OF.values() for name in names},
         "local_images": planner.batch_of(config, num_instances, num_workers).local_instances,
         "classifier_operations": classifier_operations(config, num_instances, num_workers),
     }

@@ -132,15 +132,46 @@ def doctor_file(tmp_path, workers=4, topics=("collectives", "step"), **figures):
 
 
 def test_rates_of_the_doctor(tmp_path):
-    found = rates.rates_of(GivenRates(), doctor_file(tmp_path), 256)
+    found = rates.rates_of(GivenRates(), TINY, doctor_file(tmp_path), 256)
     assert found == pytest.approx(Rates(128.0, 4e9, 0.001, 2 * 0.75 * 1e8, 0.75 * 2e8))
-    given = rates.rates_of(GivenRates(5.0, 6.0, 0.0, 7.0), doctor_file(tmp_path), 256)
+    given = rates.rates_of(GivenRates(5.0, 6.0, 0.0, 7.0), TINY, doctor_file(tmp_path), 256)
     assert given == Rates(5.0, 6e9, 0.0, 7e9, 7e9)
+
+
+@pytest.mark.parametrize(
+    ("change", "flag"),
+    [
+        ({"encoder": "resnet50"}, "images_per_second"),
+        ({"stem": "imagenet"}, "images_per_second"),
+        ({"width_multiplier": 1.0}, "images_per_second"),
+        ({"image_size": 224}, "images_per_second"),
+        ({"views": 4}, "images_per_second"),
+        ({"precision": "mixed_bfloat16"}, "images_per_second"),
+        ({"class_products_dtype": "bfloat16"}, "gigaflops"),
+    ],
+)
+def test_rates_of_another_recipe(tmp_path, change, flag):
+    """The doctor tells what its step was one of; a rate that is given is taken instead."""
+    ((name, value),) = change.items()
+    path = doctor_file(tmp_path, recipe=step_model.share_of(TINY.replace(**change), 100, 2)["recipe"])
+    own = getattr(TINY, name)
+    sentence = (
+        f"--doctor={path}: has measured a step of --{name}={value}, which is {own} here: let it measure these flags, or"
+        f" give --{flag}"
+    )
+    with pytest.raises(UserError, match=f"^{re.escape(sentence)}$"):
+        rates.rates_of(GivenRates(), TINY, path, 2)
+    assert rates.rates_of(GivenRates(**{flag: 7.0}), TINY, path, 2)
+    assert rates.rates_of(GivenRates(), TINY.replace(**change), path, 2)
+
+
+def test_rates_of_an_answer_without_its_recipe(tmp_path):
+    assert rates.rates_of(GivenRates(), TINY, doctor_file(tmp_path), 2)
 
 
 def test_a_message_takes_as_long_as_the_doctor_s(tmp_path):
     """The model, at the doctor's own number of workers, gives back what it has measured."""
-    found = rates.rates_of(GivenRates(), doctor_file(tmp_path), 4)
+    found = rates.rates_of(GivenRates(), TINY, doctor_file(tmp_path), 4)
     assert found.latency_seconds * math.log2(4) == pytest.approx(0.002)
     assert planner.reduce_bytes(10**8, 4) / found.sum_bytes_per_second == pytest.approx(1.0)
     assert planner.gather_bytes(2 * 10**8, 4) / found.gather_bytes_per_second == pytest.approx(1.0)
@@ -148,7 +179,7 @@ def test_a_message_takes_as_long_as_the_doctor_s(tmp_path):
 
 def test_the_doctor_s_workers_share_one_machine(tmp_path):
     """The model, at the doctor's own number of workers, gives back the work that it has measured."""
-    found = rates.rates_of(GivenRates(), doctor_file(tmp_path, local_images=2), 4, one_machine=True)
+    found = rates.rates_of(GivenRates(), TINY, doctor_file(tmp_path, local_images=2), 4, one_machine=True)
     assert step_model.step(TINY, 100, 4, found, Setting(one_machine=True)).terms[ENCODER] == pytest.approx(0.5)
 
 
@@ -203,7 +234,7 @@ def test_int8_is_modelled_on_cpus_only():
 def test_rates_that_are_not_there(tmp_path, given, topics, figures, sentence):
     path = doctor_file(tmp_path, 2, topics, **figures) if topics else None
     with pytest.raises(UserError, match=f"^{re.escape(sentence.replace('PATH', path or ''))}"):
-        rates.rates_of(given, path, 2)
+        rates.rates_of(given, TINY, path, 2)
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"workers": 1, "findings": [3]}', "no JSON", '{"top1": 0.5}'])
@@ -212,10 +243,10 @@ def test_a_file_that_is_not_the_doctor_s(tmp_path, content):
     path.write_text(content)
     wanted = "is no answer of the doctor, wanted what `python -m scripts.doctor --json` printed"
     with pytest.raises(UserError, match=f"^--doctor={re.escape(str(path))}: {wanted}$"):
-        rates.rates_of(GivenRates(), str(path), 2)
+        rates.rates_of(GivenRates(), TINY, str(path), 2)
     with pytest.raises(UserError, match=r"no\.json: cannot be read"):
-        rates.rates_of(GivenRates(), str(tmp_path / "no.json"), 2)
+        rates.rates_of(GivenRates(), TINY, str(tmp_path / "no.json"), 2)
 
 
 def test_one_worker_needs_no_network():
-    assert rates.rates_of(GivenRates(1.0, 2.0), None, 1).products_per_second == 2e9
+    assert rates.rates_of(GivenRates(1.0, 2.0), TINY, None, 1).products_per_second == 2e9

@@ -18,6 +18,10 @@ from instcls_tf.report.answer import Answer
 
 FLAGS = flags.FLAGS
 
+# What is asked of the model of a step, and of the plan of a run.
+_OF_SCALING = ("scaling_instances", "scaling_workers", "doctor", *rates.GivenRates._fields, *Setting._fields)
+_OF_RUN = ("num_instances", "workers", "measure_seconds")
+
 
 def define() -> None:
     """The flags of the recipe, and those of `plan` alone."""
@@ -67,8 +71,19 @@ def answer() -> Answer:
       UserError: a flag is missing or out of range, there are no such images, or a launcher has started several workers.
     """
     refuse_several("plan", "scaling_workers" if FLAGS.scaling else "workers")
+    if FLAGS.scaling:
+        _refuse_present(_OF_RUN, "left out with --scaling, which has flags of its own")
+    else:
+        _refuse_present(_OF_SCALING, "left out without --scaling")
     found = _scaling() if FLAGS.scaling else _plan()
     return found._replace(text="") if FLAGS.json else found
+
+
+def _refuse_present(names: tuple[str, ...], wanted: str) -> None:
+    for name in names:
+        value = FLAGS[name].value
+        told = ",".join(value) if isinstance(value, list) else value
+        require_value(name, told, not FLAGS[name].present, wanted)
 
 
 def _plan() -> Answer:
@@ -96,9 +111,6 @@ def _source() -> Source | None:
 
 
 def _scaling() -> Answer:
-    for name in ("num_instances", "workers", "measure_seconds"):
-        is_left_out = not FLAGS[name].present
-        require_value(name, FLAGS[name].value, is_left_out, "left out with --scaling, which has flags of its own")
     numbers, workers = (
         numbers_of(name, ",".join(FLAGS[name].value), int, "whole numbers")
         for name in ("scaling_instances", "scaling_workers")

@@ -112,6 +112,23 @@ def test_mistakes(plan, arguments, sentence):
     assert len(finished.stderr.splitlines()) == 1 and not finished.stdout
 
 
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--scaling_instances=5,7",
+        "--scaling_workers=2",
+        "--doctor=doctor.json",
+        *(f"--{rate}=1.0" for rate in RATES),
+        "--one_machine=True",
+        "--overlap=False",
+    ],
+)
+def test_flags_of_scaling_without_it(plan, flag):
+    finished = plan("--num_instances=1000", flag)
+    assert finished.returncode == 2 and not finished.stdout
+    assert finished.stderr == f"error: {flag}: must be left out without --scaling\n"
+
+
 def test_scaling(plan):
     given = ("--images_per_second=66", "--gigaflops=12000", "--latency_seconds=1e-4", "--bandwidth=3")
     finished = plan("--flagfile=flags/presets/imagenet.flags", "--scaling", *given)

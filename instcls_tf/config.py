@@ -207,8 +207,8 @@ class PretrainConfig:
             one_of(self, name, choices)
         for name in ("image_size", "embedding_size", "batch_size", "views", "micro_batch", "epochs", "log_every"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
-        above_zero(self, "temperature", "batch_contrast_temperature")
-        above_zero(self, "width_multiplier", "classifier_learning_rate_factor")
+        above_zero(self, "temperature", "batch_contrast_temperature", "classifier_learning_rate_factor")
+        require(self, "width_multiplier", 1 / 128 < self.width_multiplier <= 64, "above 1/128 (a channel), at most 64")
         zero_or_more(self, "learning_rate", "weight_decay", "class_weight_decay", "warmup_epochs", "batch_contrast")
         zero_or_more(self, "stall_timeout", "bn_burn_in", "sampled_classes", "checkpoint_every", "hard_negatives")
         zero_or_more(self, "exposures", "extend_epochs", "prior_every", "contrast_epochs", "max_steps")

@@ -10,13 +10,9 @@ import pytest
 
 from instcls_tf import config as recipe
 from instcls_tf.config import PretrainConfig
+from instcls_tf.encoder.sizes import sizes_of
 from instcls_tf.errors import UserError
-from instcls_tf.run.workdir import (
-    load_classification,
-    load_run,
-    recipe_of,
-    run_flags_path,
-)
+from instcls_tf.run.workdir import load_classification, load_run, recipe_of, run_flags_path
 from tests.recipes import VALID
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +32,7 @@ def test_defaults_are_valid():
 
 
 AT_LEAST_1, ABOVE_0, NOT_NEGATIVE, SHARE = "at least 1", "a number above 0", "0 or more", "0 or more and below 1"
+A_CHANNEL = "above 1/128 (a channel), at most 64"
 
 
 @pytest.mark.parametrize(
@@ -67,7 +64,7 @@ AT_LEAST_1, ABOVE_0, NOT_NEGATIVE, SHARE = "at least 1", "a number above 0", "0 
                     AT_LEAST_1,
                 ),
                 (
-                    ("temperature", "width_multiplier", "classifier_learning_rate_factor"),
+                    ("temperature", "classifier_learning_rate_factor"),
                     (0.0, -0.1, NAN, INFINITE),
                     ABOVE_0,
                 ),
@@ -78,6 +75,7 @@ AT_LEAST_1, ABOVE_0, NOT_NEGATIVE, SHARE = "at least 1", "a number above 0", "0 
                 ),
                 (("bn_burn_in", "sampled_classes", "checkpoint_every", "hard_negatives"), (-1,), NOT_NEGATIVE),
                 (("smoothing", "momentum"), (-0.1, 1.0, NAN), SHARE),
+                (("width_multiplier",), (0.0, -0.1, NAN, INFINITE, 0.001, 1 / 128, 64.1, 1e200), A_CHANNEL),
                 (("seed",), (-1, 2**31), "0 or more and below 2147483648"),
                 (("max_steps",), (-1,), NOT_NEGATIVE),
                 (("blur_probability", "max_bad_fraction"), (-0.1, 1.1, NAN), "0 to 1"),
@@ -109,6 +107,9 @@ def test_refuses(changes, sentence):
 
 def test_accepts_the_limits():
     limits = {"temperature": 1e-3, "smoothing": 0.0, "hard_negatives": 0, "max_steps": 0, "seed": 2**31 - 1}
+    for width in (0.008, 64.0):
+        VALID.replace(width_multiplier=width).validate()
+        assert sizes_of(VALID.replace(width_multiplier=width)).parameters > 0
     VALID.replace(**limits, bn_burn_in=0, checkpoint_every=0, learning_rate=0.0, warmup_epochs=0.0).validate()
 
 

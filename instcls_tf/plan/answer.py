@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from instcls_tf.config import CACHE_IN_MEMORY, PretrainConfig
 from instcls_tf.data.folder import refuse_picture_among_images
 from instcls_tf.data.limits import limits_of
@@ -13,6 +15,9 @@ from instcls_tf.files import refuse_unwritable
 from instcls_tf.plan import measured, planner
 from instcls_tf.report.answer import GIGABYTE, Answer, Picture
 from instcls_tf.report.memory_curves import Curve, draw_memory
+
+# Of an image's longer side to its shorter one, at most; cameras take 4:3 and 3:2, and a panorama is no more than one.
+_LONGEST = 16 / 9
 
 SHARDED, DATA_PARALLEL = "this design", "plain data parallelism"
 
@@ -75,14 +80,26 @@ def plan_run(
     picture = Picture(output, lambda path: draw_memory(path, curves, [limit], title)) if output else None
     text = _text(plan, answer, memory_limit)
     if config.cache == CACHE_IN_MEMORY:
-        answer["most_cache_bytes"] = 3 * limits_of(config).pixels * num_instances
-        text += f"\nNot in it: --cache=ram, at most about {_gigabytes(answer['most_cache_bytes'])} GB on each machine"
+        answer["most_cache_bytes"] = most_cache_bytes(config, num_instances)
+        most = _gigabytes(answer["most_cache_bytes"])
+        text += f"\nNot in it: --cache=ram, at most about {most} GB on each machine, of images up to 16:9"
     if source is not None:
         _refuse_too_large_for_one(config, num_instances, measure_seconds)
         found = measured.measure_hours(config, num_instances, source, measure_seconds)
         answer["measured"] = measured.result_of(found)
         text += f"\n\n{measured.text_of(found, measure_seconds)}"
     return Answer(answer, text, picture=picture)
+
+
+def most_cache_bytes(config: PretrainConfig, num_instances: int) -> int:
+    """Of the pixels that a cache keeps of N images up to 16:9, but for rounding.
+
+    Args:
+      config: the recipe.
+      num_instances: N.
+    """
+    limits = limits_of(config)
+    return 3 * num_instances * max(limits.pixels, math.ceil(limits.side**2 * _LONGEST))
 
 
 def _refuse_too_large_for_one(config: PretrainConfig, num_instances: int, measure_seconds: float) -> None:

@@ -18,6 +18,7 @@ from instcls_tf.data.folder import FolderSource, open_folder
 from instcls_tf.data.limits import Limits, limits_of
 from instcls_tf.data.pipeline import training_batches
 from instcls_tf.errors import UserError
+from instcls_tf.plan.answer import most_cache_bytes
 
 SMALL, LARGE = 12, 11
 
@@ -84,6 +85,18 @@ def images_of(source: FolderSource) -> list[np.ndarray]:
 )
 def test_limits_follow_from_the_views(changes, limits):
     assert limits_of(PretrainConfig(**changes)) == limits
+
+
+@pytest.mark.parametrize("augmentation", ["none", "digits", "simclr"])
+@pytest.mark.parametrize("center_crop_fraction", [0.5, 0.875, 1.0])
+def test_photographs_are_kept_with_no_more_than_is_planned(augmentation, center_crop_fraction):
+    """4:3, 3:2 and 16:9 in any size, upright as well; whole pixels are up to a thousandth more."""
+    config = PretrainConfig(augmentation=augmentation, center_crop_fraction=center_crop_fraction)
+    shorter = np.arange(100, 4000)[:, None]
+    sizes = np.concatenate([np.rint(np.hstack([shorter, shorter * shape])) for shape in (1, 4 / 3, 3 / 2, 16 / 9)])
+    for turned in (sizes, sizes[:, ::-1]):
+        kept = limits_of(config).shortened(turned.astype(np.int64)).prod(axis=1).max()
+        assert 0.99 < 3 * kept / most_cache_bytes(config, 1) < 1.005
 
 
 def test_the_smallest_crop_keeps_the_pixels_of_a_view():

@@ -16,7 +16,7 @@ from instcls_tf.plan import measured, planner
 from instcls_tf.report.answer import GIGABYTE, Answer, Picture
 from instcls_tf.report.memory_curves import Curve, draw_memory
 
-# Of an image's longer side to its shorter one, at most; cameras take 4:3 and 3:2, and a panorama is no more than one.
+# Of an image's longer side to its shorter one, at most; cameras take 4:3 and 3:2, panoramas are rare.
 _LONGEST = 16 / 9
 
 SHARDED, DATA_PARALLEL = "this design", "plain data parallelism"

@@ -41,9 +41,9 @@ def plan_scaling(config: PretrainConfig, asked: Asked, output: str | None) -> An
 
     Returns:
       `points`: for each N and T `seconds_per_step`, its `terms` and what of them is hidden, `efficiency` (the seconds
-      of one worker over T times those of T), `images_per_second`, `seconds_per_epoch`, `largest_term`, `memory_bytes`,
-      `fits`, and the same of plain data parallelism (`plain_seconds_per_step`, `plain_seconds_per_epoch`,
-      `plain_memory_bytes`, `plain_fits`).
+      of one worker over T times those of T; over those of T on one machine), `images_per_second`, `seconds_per_epoch`,
+      `largest_term`, `memory_bytes`, `fits`, and the same of plain data parallelism (`plain_seconds_per_step`,
+      `plain_seconds_per_epoch`, `plain_memory_bytes`, `plain_fits`).
 
     Raises:
       UserError: a value is out of range, or the picture cannot be written.
@@ -89,6 +89,8 @@ def _point(config: PretrainConfig, num_instances: int, num_workers: int, asked: 
     config = for_workers(config, num_instances, num_workers)
     modelled = (config, num_instances, num_workers, asked.rates, asked.setting)
     step, plain = step_model.step(*modelled), step_model.plain_step(*modelled)
+    # Workers of one machine are no faster together than one who has it for himself.
+    machines = 1 if asked.setting.one_machine else num_workers
     alone = step_model.step(config, num_instances, 1, asked.rates, asked.setting)
     threads = cores.threads_of_worker(1)
     plan = planner.make_plan(config, num_instances, num_workers, device=asked.device, threads=threads)
@@ -98,7 +100,7 @@ def _point(config: PretrainConfig, num_instances: int, num_workers: int, asked: 
         "workers": num_workers,
         "micro_batch": config.micro_batch,
         "seconds_per_step": step.seconds,
-        "efficiency": alone.seconds / (num_workers * step.seconds),
+        "efficiency": alone.seconds / (machines * step.seconds),
         "images_per_second": planner.batch_of(config, num_instances, num_workers).instances / step.seconds,
         "seconds_per_epoch": plan.steps_per_epoch * step.seconds,
         "largest_term": step.largest,

@@ -85,6 +85,17 @@ def test_workers_of_one_machine_share_its_rates():
     assert four[ENCODER] == pytest.approx(alone[ENCODER]) and four[CLASSIFIER] == pytest.approx(alone[CLASSIFIER])
 
 
+@pytest.mark.parametrize("one_machine", [False, True])
+def test_without_messages_nothing_is_lost(one_machine):
+    """Workers with a machine each are T times as fast as one, those that share one machine are as fast."""
+    free = RATES._replace(latency_seconds=0.0, sum_bytes_per_second=1e30, gather_bytes_per_second=1e30)
+    asked = scaling.Asked([96], [1, 2, 4, 8], free, Setting(one_machine=one_machine), 1.0, "cpu")
+    points = scaling.plan_scaling(TINY, asked, None).result["points"]
+    assert [point["efficiency"] for point in points] == pytest.approx([1.0] * 4)
+    faster = [points[0]["seconds_per_step"] / point["seconds_per_step"] for point in points]
+    assert faster == pytest.approx([1.0] * 4 if one_machine else [1.0, 2.0, 4.0, 8.0])
+
+
 def test_plain_data_parallelism():
     """3 products of the 4 rows of 2 instances with all classes; the gradient of all class weights is summed."""
     step = step_model.plain_step(TINY, 100, 4, RATES, APART)

@@ -129,6 +129,8 @@ def _config(num_workers: int) -> PretrainConfig:
     config = config.replace(workdir=config.workdir or "unused")
     config.validate(num_workers)
     require(config, "method", config.method == INSTANCE, f"{INSTANCE}, other methods are not planned")
+    wanted = "left out, a run from its beginning is planned: what is taken over is not"
+    require(config, "extend_from", config.extend_from is None, wanted)
     require(config, "max_steps", config.max_steps is None, "left out: the whole run is planned")
     for name in ("contrast_epochs", "prior_every"):
         require(config, name, not getattr(config, name), "0, what this lever takes is not planned")

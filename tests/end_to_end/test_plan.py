@@ -100,6 +100,7 @@ def test_hours_measured_on_the_images(tmp_path, cache):
         (("--num_instances=1000", "--prior_every=10"), "--prior_every=10: must be 0, what this lever takes is not"),
         (("--num_instances=1000", "--contrast_epochs=1"), "--contrast_epochs=1: must be 0, what this lever takes"),
         (("--num_instances=1000", "--max_steps=9"), "--max_steps=9: must be left out: the whole run is planned"),
+        (("--num_instances=1000", "--extend_from=runs/old"), "--extend_from=runs/old: must be left out, a run"),
         (("--measure_seconds=-1",), "--measure_seconds=-1.0: must be 0 or more"),
         (("--num_instances=1000", "--stem=big"), "--stem=big: must be one of imagenet, small"),
         (("--num_instances=1000", "--output=/proc/plan.png"), "--output=/proc/plan.png: cannot write this file"),

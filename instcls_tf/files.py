@@ -159,6 +159,19 @@ def _machine() -> str:
         return os.uname().nodename
 
 
+def look_again(folder: str) -> None:
+    """Has a network file system forget that a folder, or what is in it, was not there a while ago.
+
+    It trusts that for up to a minute, unless the folder above is listed: so those on the way are, from the nearest that
+    is there. What cannot be listed is left for the caller to meet.
+    """
+    above = os.path.dirname(folder)
+    if above != folder and not os.path.isdir(folder):
+        look_again(above)
+    with contextlib.suppress(OSError):
+        os.listdir(folder)
+
+
 @contextlib.contextmanager
 def whole_folder(path: str) -> Iterator[str]:
     """A folder to write into, which takes the name `path` when the block is done, and is gone if the block fails.

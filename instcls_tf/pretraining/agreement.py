@@ -16,6 +16,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from instcls_tf import files, stamps
 from instcls_tf.classifier.kernels import build, passes
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.kernels import views
@@ -27,7 +28,8 @@ from instcls_tf.run.code import code_digest
 
 # Places may have other names on other machines; whether they are the same is tried.
 _PLACES = ("workdir", "data_dir")
-# Seconds until a file must be seen on all machines: network file systems remember for a while what was not there.
+# Seconds until a file or a folder must be seen on all machines: network file systems remember for a while what was not
+# there.
 _PATIENCE = 60.0
 # Steps between two comparisons of the weights.
 EVERY = 1000
@@ -82,6 +84,8 @@ def _facts(config: PretrainConfig, source: Source) -> dict[str, str]:
 def refuse_other_workdirs(workdir: str) -> None:
     """Makes sure that all workers see the same folder: rank 0 writes a file there, which the others read.
 
+    A worker that does not see it looks again and again for a minute.
+
     Args:
       workdir: the folder; rank 0 makes it.
 
@@ -118,14 +122,14 @@ def refuse_other_workdirs(workdir: str) -> None:
 def _sees(path: str, word: str) -> bool:
     end = time.monotonic() + _PATIENCE
     while True:
-        try:
-            # Listing a folder makes network file systems look again.
-            os.listdir(os.path.dirname(path))
-            return Path(path).read_text() == word
-        except OSError:
-            if not os.path.isdir(os.path.dirname(path)) or time.monotonic() > end:
-                return False
-            time.sleep(0.5)
+        files.look_again(os.path.dirname(os.path.abspath(path)))
+        with contextlib.suppress(OSError):
+            if Path(path).read_text() == word:
+                return True
+        if time.monotonic() > end:
+            return False
+        stamps.go_on()
+        time.sleep(0.5)
 
 
 def refuse_other_checkpoints(prefix: str) -> None:
@@ -137,6 +141,7 @@ def refuse_other_checkpoints(prefix: str) -> None:
     found = workers.everybodys(_facts_of(prefix))
     end = time.monotonic() + _PATIENCE
     while len(set(found)) > 1 and workers.rank_0_says(time.monotonic() < end, "patience"):
+        stamps.go_on()
         time.sleep(0.5)
         found = workers.everybodys(_facts_of(prefix))
     for rank, facts in enumerate(found):
@@ -149,6 +154,7 @@ def refuse_other_checkpoints(prefix: str) -> None:
 
 def _facts_of(prefix: str) -> str:
     """A checkpoint in words, by its manifest, or what is wrong with it."""
+    files.look_again(os.path.dirname(os.path.abspath(prefix)))
     problem = checkpoint_choice.problem_of(prefix, whole=False)
     manifest = "" if problem else checkpoint_manifest.read(prefix)
     return problem or f"a whole one, digest {hashlib.sha256(repr(manifest).encode()).hexdigest()[:16]}"

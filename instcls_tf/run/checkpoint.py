@@ -24,7 +24,7 @@ import tensorflow as tf
 
 from instcls_tf.distributed import collectives, workers
 from instcls_tf.errors import MachineError, UserError, one_line, shown
-from instcls_tf.files import flush_folder, flush_to_disk
+from instcls_tf.files import flush_folder, flush_to_disk, look_again
 from instcls_tf.run import checkpoint_choice, checkpoint_manifest
 from instcls_tf.run.checkpoint_manifest import Manifest, Origin
 from instcls_tf.run.parts import Slices, refuse_not_finite
@@ -77,6 +77,7 @@ def save(
             os.makedirs(parts)
 
     def write() -> None:
+        look_again(os.path.abspath(parts))  # rank 0 has made it, and perhaps the folder above, on its machine
         own = _write_slices(os.path.join(parts, f"rank{collectives.rank():05d}"), sliced)
         if is_chief:
             own.append(replicated.write(os.path.join(parts, "replicated")))

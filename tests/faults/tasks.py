@@ -51,7 +51,7 @@ def main(folder: Path) -> None:
         instcls_tf.pretrain(config)
     with said(folder, "threads"), instead(device, "threads", lambda: THREADS_ELSEWHERE):
         instcls_tf.pretrain(config)
-    with said(folder, "workdir"):
+    with said(folder, "workdir"), instead(agreement, "_PATIENCE", 1.0):
         instcls_tf.pretrain(config.replace(workdir=str(folder / "elsewhere")) if faulty else config)
     with said(folder, "locked"):
         os.makedirs(config.workdir, exist_ok=True)

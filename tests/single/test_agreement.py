@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 
 from instcls_tf.config import PretrainConfig
@@ -35,3 +38,20 @@ def test_workdirs_may_have_other_names(monkeypatch):
     there = agreement._facts(config.replace(workdir="there", data_dir="elsewhere"), source)
     monkeypatch.setattr(workers, "everybodys", lambda mine: [mine, there])
     agreement.refuse_differences(config, source)
+
+
+def test_a_folder_that_comes_late_is_waited_for(tmp_path, monkeypatch):
+    """As a machine sees it whose file system still holds that it is not there."""
+    path = tmp_path / "new" / "run" / "word"
+
+    def make() -> None:
+        path.parent.mkdir(parents=True)
+        path.write_text("word")
+
+    threading.Timer(2.0, make).start()
+    assert agreement._sees(str(path), "word")
+    monkeypatch.setattr(agreement, "_PATIENCE", 0.5)
+    started = time.monotonic()
+    assert not agreement._sees(str(tmp_path / "absent" / "word"), "word")
+    assert not agreement._sees(str(path), "another")
+    assert time.monotonic() - started > 1.0

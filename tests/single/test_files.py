@@ -91,3 +91,23 @@ def test_what_a_killed_process_had_begun_goes_with_the_next_folder(tmp_path):
     with files.whole_folder(str(tmp_path / "one")), files.whole_folder(str(tmp_path / "two")):
         assert not left.exists()
     assert sorted(os.listdir(tmp_path)) == ["one", "two"]
+
+
+def test_looking_again_lists_the_folders_on_the_way(tmp_path, monkeypatch):
+    """As NFS has it: a new folder is seen once the one above it was listed."""
+    folder, listed, really = tmp_path / "new" / "run", [], os.listdir
+    hidden = {str(tmp_path): tmp_path / "new", str(tmp_path / "new"): folder}
+
+    def listdir(path: str) -> list[str]:
+        listed.append(path)
+        names = really(path)
+        if path in hidden:
+            hidden[path].mkdir(exist_ok=True)
+        return names
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    files.look_again(str(folder))
+    assert folder.is_dir() and listed == list(map(str, (tmp_path, tmp_path / "new", folder)))
+    files.look_again(str(folder))
+    assert listed[3:] == [str(folder)]
+    files.look_again(str(tmp_path / "absent" / "run"))

@@ -12,10 +12,13 @@ import numpy as np
 import tensorflow as tf
 
 from instcls_tf.distributed import collectives, device
-from instcls_tf.errors import UserError
+from instcls_tf.errors import DivergedError, MachineError, UserError
 from instcls_tf.progress import Progress
 
 Result = TypeVar("Result")
+
+# What differs in its exit status, or in whether a job is started again.
+_KINDS: dict[str, type[UserError]] = {kind.__name__: kind for kind in (MachineError, DivergedError)}
 
 
 def start(seed: int = 0, notes: Iterable[str] = ()) -> Progress:
@@ -79,15 +82,16 @@ def all_or_none(work: Callable[[], Result]) -> Result:
 
     Raises:
       UserError: it has failed on a worker; the first one's, on all of them, so that none waits for one that has left.
+      MachineError, DivergedError: likewise.
     """
-    result, problem = None, ""
+    result, problem = None, ["", ""]
     try:
         result = work()
     except UserError as error:
-        problem = str(error)
-    problems = list(filter(None, everybodys(problem)))
-    if problems:
-        raise UserError(problems[0])
+        problem = [type(error).__name__, str(error)]
+    for kind, sentence in everybodys(problem):
+        if kind:
+            raise _KINDS.get(kind, UserError)(sentence)
     return cast(Result, result)
 
 

@@ -49,28 +49,23 @@ def take_workdir(config: PretrainConfig, source: Source, progress: Progress) -> 
     Raises:
       UserError: the workers differ, another process has the workdir, or it holds no checkpoint that can be used; on all
         workers alike.
+      MachineError: a machine or file system failed, likewise.
     """
     agreement.refuse_differences(config, source)
-    is_new = collectives.rank() == 0 and not os.path.exists(config.workdir)
+    is_chief = collectives.rank() == 0
+    is_new = is_chief and not os.path.exists(config.workdir)
     agreement.refuse_other_workdirs(config.workdir)
-    opened, problem = Opened(config.workdir, is_new, None, False, None), ""
-    if collectives.rank() == 0:
-        try:
-            opened = _take(opened, config, source, progress)
-        except UserError as error:
-            problem = str(error)
-    # One worker decides: another's file system may show it another folder for a while.
-    problem, resuming, step = workers.everybodys([problem, opened.resuming, _step(opened.prefix)])[0]
-    if problem:
-        opened.release()
-        raise UserError(problem)
-    prefix = None if step is None else checkpoint_choice.prefix_of(config.workdir, step)
-    if prefix is not None:
-        try:
+    opened = untaken = Opened(config.workdir, is_new, None, False, None)
+    try:
+        # One worker decides: another's file system may show it another folder for a while.
+        opened = workers.all_or_none(lambda: _take(untaken, config, source, progress) if is_chief else untaken)
+        resuming, step = workers.everybodys([opened.resuming, _step(opened.prefix)])[0]
+        prefix = None if step is None else checkpoint_choice.prefix_of(config.workdir, step)
+        if prefix is not None:
             agreement.refuse_other_checkpoints(prefix)
-        except UserError:
-            opened.release()
-            raise
+    except UserError:
+        opened.release()
+        raise
     return opened._replace(resuming=resuming, prefix=prefix)
 
 

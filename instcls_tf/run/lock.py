@@ -15,9 +15,14 @@ import sys
 import time
 from typing import IO
 
-from instcls_tf.errors import UserError, shown
+from instcls_tf import stamps
+from instcls_tf.distributed import job
+from instcls_tf.errors import MachineError, UserError, one_line, shown
 
 _NAME = "lock"
+# For how long a job under the launcher waits for another machine's lock: a server of NFS holds that of a machine that
+# is gone until its lease ends, after 90 s, and the restart comes sooner.
+_PATIENCE, _LOOK_SECONDS = 120.0, 1.0
 # What a process holds already: it may take it again, as a notebook does in which a run has failed.
 _held: dict[str, IO[str]] = {}
 
@@ -30,6 +35,7 @@ class WorkdirLock:
 
     Raises:
       UserError: another process holds it; names host, process and its start.
+      MachineError: under the launcher, a process of another machine has held it for two minutes more.
     """
 
     def __init__(self, workdir: str):
@@ -58,6 +64,7 @@ class WorkdirLock:
 
 def _locked(path: str, workdir: str) -> IO[str] | None:
     """The file, open and locked; None where the file system has no locks."""
+    since = None
     while True:
         try:
             file = open(path, "a+")  # noqa: SIM115 # held beyond this function
@@ -67,10 +74,8 @@ def _locked(path: str, workdir: str) -> IO[str] | None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise UserError(
-                    f"--workdir={shown(workdir)}: is in use by {_owner(file)}: wait until that run is done, end it, or"
-                    f" give another folder"
-                ) from None
+                since = _refuse_or_wait(file, workdir, since)
+                continue
             sys.stderr.write(f"warning: {shown(path)}: this file system has no locks ({error.strerror})\n")
             return None
         # The owner may have removed it between the two calls: then this lock is on a file that nobody sees.
@@ -80,10 +85,45 @@ def _locked(path: str, workdir: str) -> IO[str] | None:
         file.close()
 
 
-def _owner(file: IO[str]) -> str:
+def _refuse_or_wait(file: IO[str], workdir: str, since: float | None) -> float:
+    """Waits a moment for a lock that may be left of a machine that is gone.
+
+    Args:
+      file: which another process has locked; it is closed.
+      workdir: the folder.
+      since: when the waiting began, of `time.monotonic()`; None if it has not yet.
+
+    Returns:
+      When it began.
+
+    Raises:
+      UserError: the owner is of this machine, or not known, or no launcher of ours has started this process.
+      MachineError: the waiting has been long.
+    """
+    with file:
+        host, owner = _owner(file)
+    sentence = f"--workdir={shown(workdir)}: is in use by {owner}"
+    if not os.environ.get(job.FOLDER) or host in ("", socket.gethostname()):
+        raise UserError(f"{sentence}: wait until that run is done, end it, or give another folder")
+    if since is None:
+        since = time.monotonic()
+        line = f"{sentence}: waiting for up to {_PATIENCE:g} s, as a file server holds what a machine has left"
+        with contextlib.suppress(OSError):
+            sys.stderr.write(one_line(line) + "\n")
+    elif time.monotonic() - since > _PATIENCE:
+        raise MachineError(
+            f"{sentence}, still after {_PATIENCE:g} s: wait until that run is done, end it, or give another folder"
+        )
+    stamps.go_on()
+    time.sleep(_LOOK_SECONDS)
+    return since
+
+
+def _owner(file: IO[str]) -> tuple[str, str]:
+    """The owner's host, empty if that is not known, and the owner in words."""
     file.seek(0)
     try:
         owner = json.load(file)
-        return f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
+        return str(owner["host"]), f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
     except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
+        return "", "another process"

@@ -10,8 +10,9 @@ import pytest
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.sources import open_source
 from instcls_tf.distributed import workers
-from instcls_tf.errors import UserError
-from instcls_tf.pretraining import agreement
+from instcls_tf.errors import DivergedError, MachineError, NoSplitError, UserError
+from instcls_tf.pretraining import agreement, opening
+from instcls_tf.progress import Progress
 
 
 @pytest.mark.parametrize(
@@ -55,3 +56,20 @@ def test_a_folder_that_comes_late_is_waited_for(tmp_path, monkeypatch):
     assert not agreement._sees(str(tmp_path / "absent" / "word"), "word")
     assert not agreement._sees(str(path), "another")
     assert time.monotonic() - started > 1.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "heard"),
+    [(UserError, UserError), (MachineError, MachineError), (DivergedError, DivergedError), (NoSplitError, UserError)],
+)
+def test_what_one_worker_meets_is_of_the_same_kind_on_all(tmp_path, monkeypatch, kind, heard):
+    """Else a fault of a machine would be taken for a user's mistake, after which no job is started again."""
+
+    def fail(*_) -> None:
+        raise kind("such a sentence")
+
+    monkeypatch.setattr(opening, "_take", fail)
+    config = PretrainConfig(workdir=str(tmp_path / "run"), dataset="digits")
+    with pytest.raises(UserError, match=r"^such a sentence$") as refusal:
+        opening.take_workdir(config, open_source("digits"), Progress(visible=False))
+    assert type(refusal.value) is heard and not (tmp_path / "run").exists()

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import json
 import math
 import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Callable, TypeVar
 
-from instcls_tf.errors import UserError, shown
+from instcls_tf import stamps
+from instcls_tf.errors import MachineError, UserError, shown
+
+Result = TypeVar("Result")
+
+# What a file system says of a path when it works: asked once more, it says the same.
+_ANSWERS = (
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL,
+)  # fmt: skip
+# How often one that fails is asked, and the seconds between.
+_TRIES, _PAUSE_SECONDS = 4, 2.0
 
 # UTF-32's little-endian mark begins with that of UTF-16.
 _MARKS = (
@@ -157,6 +169,52 @@ def _machine() -> str:
         return f"{os.uname().nodename}-{os.stat('/proc/self/ns/pid').st_ino}"
     except OSError:
         return os.uname().nodename
+
+
+def patiently(look: Callable[[], Result], path: str) -> Result:
+    """What `look` finds at a path; where a network file system fails for a moment (ESTALE, EIO), it looks again.
+
+    Raises:
+      OSError: the file system's answer: nothing is there, or it is not to be read.
+      MachineError: it has failed each time.
+    """
+    for left in reversed(range(_TRIES)):
+        try:
+            return look()
+        except OSError as error:
+            if error.errno in _ANSWERS:
+                raise
+            if not left:
+                raise MachineError(f"{shown(path)}: cannot be read ({error.strerror}), tried {_TRIES} times") from error
+        stamps.go_on()
+        time.sleep(_PAUSE_SECONDS)
+    raise AssertionError("the last try returns or raises")
+
+
+def is_there(path: str) -> bool:
+    """`os.path.exists`, which takes a file system that fails for a "no".
+
+    Raises:
+      MachineError: the file system fails again and again.
+    """
+    try:
+        patiently(lambda: os.stat(path), path)
+    except OSError:
+        return False
+    return True
+
+
+def names_in(folder: str) -> list[str]:
+    """What is in a folder; nothing where there is none.
+
+    Raises:
+      OSError: it is not to be read.
+      MachineError: the file system fails again and again.
+    """
+    try:
+        return patiently(lambda: os.listdir(folder), folder) if is_there(folder) else []
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def look_again(folder: str) -> None:

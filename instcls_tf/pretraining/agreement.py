@@ -137,19 +137,24 @@ def refuse_other_checkpoints(prefix: str) -> None:
 
     Raises:
       UserError: names the first worker that does not, and what it sees instead; on all workers alike.
+      MachineError: a file system fails; likewise.
     """
-    found = workers.everybodys(_facts_of(prefix))
+    found = _facts_of_all(prefix)
     end = time.monotonic() + _PATIENCE
     while len(set(found)) > 1 and workers.rank_0_says(time.monotonic() < end, "patience"):
         stamps.go_on()
         time.sleep(0.5)
-        found = workers.everybodys(_facts_of(prefix))
+        found = _facts_of_all(prefix)
     for rank, facts in enumerate(found):
         if facts != found[0]:
             raise UserError(
                 f"{shown(prefix)}: worker {rank} finds there: {facts}; worker 0: {found[0]}; wanted the same"
                 f" checkpoint, on a file system that all workers share"
             )
+
+
+def _facts_of_all(prefix: str) -> list[str]:
+    return workers.everybodys(workers.all_or_none(lambda: _facts_of(prefix)))
 
 
 def _facts_of(prefix: str) -> str:

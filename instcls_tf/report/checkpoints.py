@@ -53,9 +53,9 @@ def refuse_damage(answer: Answer) -> None:
 
 
 def _facts(prefix: str, whole: bool) -> dict:
-    problem = checkpoint_choice.problem_of(prefix, whole)
-    manifest = None
+    problem, manifest = "", None
     try:
+        problem = checkpoint_choice.problem_of(prefix, whole)
         manifest = checkpoint_manifest.read(prefix)
         shapes = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
     except UserError as error:

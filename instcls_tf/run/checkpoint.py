@@ -118,7 +118,7 @@ class _Stages:
         try:
             stage()
         except UserError as error:
-            problem = str(error)
+            problem, is_mistake = str(error), not isinstance(error, MachineError)
         except (OSError, tf.errors.OpError) as error:
             problem = self._sentence(error)
             is_mistake = any(reason in str(error) for reason in _TO_BE_MENDED)
@@ -202,6 +202,7 @@ def latest(workdir: str) -> str | None:
 
     Raises:
       UserError: there are checkpoints, but none can be used.
+      MachineError: the file system fails.
     """
     choice = checkpoint_choice.choose(workdir, wanted=Origin(run_id=run_id(workdir)))
     if collectives.rank() == 0:
@@ -269,13 +270,19 @@ def holds(prefix: str, name: str) -> bool:
 
 @contextlib.contextmanager
 def damage_is_a_user_error(prefix: str) -> Iterator[None]:
-    """What TensorFlow raises on a damaged checkpoint becomes one sentence that names it."""
+    """What TensorFlow raises on a damaged checkpoint becomes one sentence that names it.
+
+    Raises:
+      UserError: it is damaged.
+      MachineError: the file system fails.
+    """
     try:
         yield
     except UserError:
         raise
     except (tf.errors.OpError, AssertionError, IndexError, ValueError) as error:
-        raise UserError(f"{prefix}: cannot restore this checkpoint: {str(error).splitlines()[0]}") from error
+        kind = MachineError if checkpoint_choice.is_of_machine(error) else UserError
+        raise kind(f"{prefix}: cannot restore this checkpoint: {str(error).splitlines()[0]}") from error
 
 
 def _read_slices(prefix: str, name: str, part: Slices) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -12,13 +13,15 @@ import tensorflow as tf
 from google.protobuf import text_format
 
 from instcls_tf import files
-from instcls_tf.errors import UserError, shown
+from instcls_tf.errors import MachineError, UserError, shown
 from instcls_tf.run import checkpoint_manifest
 from instcls_tf.run.checkpoint_manifest import Origin
 from instcls_tf.run.workdir import RECORD_NAME, checkpoint_folder, has_checkpoints
 
 _NAME = re.compile(r"(ckpt-\d{8,})\..+")
 _WRITING = ".writing-"
+# Why a file system does not read for a while; TensorFlow wraps these into longer sentences.
+_FAILURES = tuple(map(os.strerror, (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENOTCONN)))
 
 
 class Choice(NamedTuple):
@@ -46,10 +49,8 @@ def writing_folder(workdir: str, step: int) -> str:
 def prefixes(workdir: str) -> list[str]:
     """The prefixes of all that is there of checkpoints, whole or not, the oldest first."""
     folder = checkpoint_folder(workdir)
-    with contextlib.suppress(FileNotFoundError):
-        names = {found[1] for found in map(_NAME.fullmatch, os.listdir(folder)) if found}
-        return sorted((os.path.join(folder, name) for name in names), key=step_of)
-    return []
+    names = {found[1] for found in map(_NAME.fullmatch, files.names_in(folder)) if found}
+    return sorted((os.path.join(folder, name) for name in names), key=step_of)
 
 
 def choose(workdir: str, whole: bool = False, wanted: Origin = Origin()) -> Choice:  # noqa: B008 # frozen
@@ -62,12 +63,19 @@ def choose(workdir: str, whole: bool = False, wanted: Origin = Origin()) -> Choi
 
     Raises:
       UserError: there are checkpoints, or the record of one, but none can be used.
+      MachineError: the file system fails, so that it is not known which is the newest.
     """
     named, record_problem = _recorded(workdir)
     found = prefixes(workdir) if has_checkpoints(workdir) else []
     problems = []
     for prefix in reversed(found):
-        problem = problem_of(prefix, whole) or of_another_run(prefix, wanted)
+        try:
+            problem = problem_of(prefix, whole) or of_another_run(prefix, wanted)
+        except MachineError as error:
+            raise MachineError(
+                f"{error}: whether the checkpoint of step {step_of(prefix)} is whole is not known; the same command"
+                f" goes on when it can be read, or from the one before if {shown(prefix)}.* are taken away"
+            ) from error
         if problem:
             problems.append(problem)
             continue
@@ -80,7 +88,7 @@ def choose(workdir: str, whole: bool = False, wanted: Origin = Origin()) -> Choi
         return Choice(prefix, tuple(problems))
     if problems:
         raise UserError(f"--workdir={shown(workdir)}: none of its checkpoints can be used: {'; '.join(problems)}")
-    if os.path.exists(_record(workdir)):
+    if files.is_there(_record(workdir)):
         raise UserError(
             f"--workdir={shown(workdir)}: {record_problem or f'{shown(_record(workdir))} names {named}'}, but no file"
             f" of any checkpoint is there: bring them back, or take the folder checkpoints/ away to begin anew"
@@ -89,17 +97,29 @@ def choose(workdir: str, whole: bool = False, wanted: Origin = Origin()) -> Choi
 
 
 def problem_of(prefix: str, whole: bool) -> str:
-    """What is wrong with a checkpoint; empty if nothing is. See `checkpoint_manifest.damage`."""
+    """What is wrong with a checkpoint; empty if nothing is. See `checkpoint_manifest.damage`.
+
+    Raises:
+      MachineError: the file system fails.
+    """
     problem = checkpoint_manifest.damage(prefix, whole)
-    if problem or not whole or os.path.exists(checkpoint_manifest.path_of(prefix)):
+    if problem or not whole or files.is_there(checkpoint_manifest.path_of(prefix)):
         return problem
     try:
         reader = tf.train.load_checkpoint(prefix)
         for name in reader.get_variable_to_shape_map():
             reader.get_tensor(name)
     except (tf.errors.OpError, IndexError, ValueError) as error:
-        return f"{shown(prefix)}: damaged ({str(error).splitlines()[0]})"
+        told = str(error).splitlines()[0]
+        if is_of_machine(error):
+            raise MachineError(f"{shown(prefix)}: cannot be read ({shown(told)})") from error
+        return f"{shown(prefix)}: damaged ({told})"
     return ""
+
+
+def is_of_machine(error: Exception) -> bool:
+    """Whether TensorFlow could not read a file because the file system failed, which is no damage of the file."""
+    return any(reason in str(error) for reason in _FAILURES)
 
 
 def of_another_run(prefix: str, wanted: Origin) -> str:
@@ -192,10 +212,18 @@ def remove_strays(workdir: str, newest: str) -> None:
 
 
 def _run_of(prefix: str) -> str:
-    with contextlib.suppress(UserError):
+    """Empty where that is not known.
+
+    Raises:
+      MachineError: the file system fails: nothing is to be removed then.
+    """
+    try:
         manifest = checkpoint_manifest.read(prefix)
-        return manifest.origin.run_id if manifest else ""
-    return ""
+    except MachineError:
+        raise
+    except UserError:
+        return ""
+    return manifest.origin.run_id if manifest else ""
 
 
 def _is_of(prefix: str, run_id: str) -> bool:
@@ -206,7 +234,10 @@ def _is_of(prefix: str, run_id: str) -> bool:
 def last_good(workdir: str) -> str:
     """Words for a message: the checkpoint to which a run goes back."""
     with contextlib.suppress(UserError):
-        prefix = choose(workdir).prefix
+        try:
+            prefix = choose(workdir).prefix
+        except MachineError:
+            return "the checkpoints before cannot be read now"
         if prefix:
             return f"the last good checkpoint is that of step {step_of(prefix)}"
     return "there is no checkpoint yet"

@@ -11,9 +11,10 @@ import glob
 import hashlib
 import json
 import os
+from typing import Callable
 
 from instcls_tf import files, stamps
-from instcls_tf.errors import UserError, shown
+from instcls_tf.errors import MachineError, UserError, shown
 
 _FORMAT = 1
 _BLOCK = 2**22
@@ -89,11 +90,11 @@ def read(prefix: str) -> Manifest | None:
 
     Raises:
       UserError: it is damaged, or of a later version.
+      MachineError: the file system fails.
     """
     path = path_of(prefix)
     try:
-        with open(path, "rb") as file:
-            found = json.loads(file.read())
+        found = json.loads(_found(_content, path))
         if found.pop("format") != _FORMAT:
             raise UserError(f"{shown(path)}: was written by a later version of this program")
         found["files"] = {name: tuple(facts) for name, facts in found["files"].items()}
@@ -110,29 +111,57 @@ def read(prefix: str) -> Manifest | None:
         ) from error
 
 
+def _found(look: Callable[[str], files.Result], path: str) -> files.Result:
+    """What `look` finds at a path, whose file is lost where that raises an OSError.
+
+    Raises:
+      MachineError: the file is there, perhaps, but cannot be read.
+    """
+    try:
+        return files.patiently(lambda: look(path), path)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise
+    except OSError as error:
+        raise MachineError(f"{shown(path)}: cannot be read ({error.strerror})") from error
+
+
+def _size_of(path: str) -> tuple[int, str]:
+    return os.path.getsize(path), ""
+
+
+def _content(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
 def damage(prefix: str, whole: bool) -> str:
     """What is wrong with the files of a checkpoint, as far as its manifest tells; empty if nothing is.
 
     Args:
       prefix: of the checkpoint.
       whole: whether to read all files, for their checksums, or to look at their sizes alone.
+
+    Raises:
+      MachineError: the file system fails: whether the checkpoint is whole is not known.
     """
     try:
         manifest = read(prefix)
+    except MachineError:
+        raise
     except UserError as error:
         return str(error)
     if manifest is None:
         index = prefix + ".index"
-        return "" if os.path.exists(index) else f"{shown(index)}: is missing"
+        return "" if files.is_there(index) else f"{shown(index)}: is missing"
     for name, (size, checksum) in manifest.files.items():
         path = os.path.join(os.path.dirname(prefix), name)
         try:
-            now = file_facts(path) if whole else (os.path.getsize(path), checksum)
+            now = _found(file_facts if whole else _size_of, path)
         except OSError as error:
             return f"{shown(path)}: " + ("is missing" if isinstance(error, FileNotFoundError) else f"{error.strerror}")
         if now[0] != size:
             return f"{shown(path)}: has {now[0]} bytes, {size} were written"
-        if now[1] != checksum:
+        if whole and now[1] != checksum:
             return f"{shown(path)}: damaged, its checksum is {now[1][:8]}…, {checksum[:8]}… was written"
     return ""
 

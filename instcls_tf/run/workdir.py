@@ -65,9 +65,11 @@ def has_checkpoints(workdir: str) -> bool:
     """Whether there is anything of a checkpoint, whole or not.
 
     Data without index, manifest and record are none: a first save was ended when it gave its files their names.
+
+    Raises:
+      MachineError: the file system fails.
     """
-    folder = checkpoint_folder(workdir)
-    names = os.listdir(folder) if os.path.isdir(folder) else []
+    names = files.names_in(checkpoint_folder(workdir))
     ends = ("",) if RECORD_NAME in names else (".index", ".json")
     return any(name.startswith("ckpt-") and name.endswith(ends) for name in names)
 

@@ -1,0 +1,117 @@
+"""Checkpoints on a file system that fails for a moment: what cannot be read is neither damaged nor absent."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+
+from instcls_tf import files
+from instcls_tf.errors import MachineError
+from instcls_tf.report import checkpoints
+from instcls_tf.run import checkpoint, checkpoint_choice, checkpoint_manifest
+from instcls_tf.run.checkpoint_manifest import Origin
+from instcls_tf.run.parts import Slices
+from instcls_tf.run.workdir import has_checkpoints
+
+OWN = Origin("f00d")
+
+
+class Failing:
+    """A function that raises an error the first so many times that it is called for a name."""
+
+    def __init__(self, function, name: str, times: float = float("inf"), number: int = errno.ESTALE):
+        self.function, self.name, self.times, self.number, self.calls = function, name, times, number, 0
+
+    def __call__(self, path, *rest):
+        if os.path.basename(str(path)).startswith(self.name) and self.calls < self.times:
+            self.calls += 1
+            raise OSError(self.number, os.strerror(self.number), path)
+        return self.function(path, *rest)
+
+
+def state() -> tuple[tf.train.Checkpoint, dict[str, Slices]]:
+    return tf.train.Checkpoint(kernel=tf.Variable(tf.range(3.0))), {"rows": Slices(tf.Variable(tf.ones([5, 2])), 0, 5)}
+
+
+def steps_in(workdir: Path) -> list[int]:
+    return [checkpoint_choice.step_of(prefix) for prefix in checkpoint_choice.prefixes(str(workdir))]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch) -> Path:
+    """A run with two checkpoints; nobody waits between two tries."""
+    monkeypatch.setattr(files, "_PAUSE_SECONDS", 0.0)
+    for step in (7, 9):
+        checkpoint.save(str(tmp_path), step, *state(), OWN)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "name", "whole"),
+    [
+        (checkpoint_manifest, "file_facts", "ckpt-00000009.data", True),
+        (checkpoint_manifest, "_content", "ckpt-00000009.json", False),
+        (os.path, "getsize", "ckpt-00000009.index", False),
+        (os, "listdir", "checkpoints", False),
+    ],
+)
+def test_the_newest_checkpoint_is_not_left_for_a_moment(run, monkeypatch, module, function, name, whole):
+    original, newest = getattr(module, function), checkpoint_choice.prefix_of(str(run), 9)
+    monkeypatch.setattr(module, function, Failing(original, name, times=1))
+    assert checkpoint_choice.choose(str(run), whole, OWN) == (newest, ())
+    monkeypatch.setattr(module, function, Failing(original, name))
+    with pytest.raises(MachineError, match=rf"/{name}\S*: cannot be read \(Stale file handle\), tried 4 times"):
+        checkpoint_choice.choose(str(run), whole, OWN)
+
+
+def test_a_run_with_checkpoints_does_not_begin_anew(run, monkeypatch):
+    """As it would where a folder that cannot be read is taken for one that is not there."""
+    monkeypatch.setattr(os, "listdir", Failing(os.listdir, "checkpoints"))
+    monkeypatch.setattr(os.path, "isdir", lambda path: False)  # so does the system's, on any error
+    with pytest.raises(MachineError):
+        has_checkpoints(str(run))
+
+
+def test_nothing_is_removed_for_what_cannot_be_read(run, monkeypatch):
+    """The save of step 11 is there, but which of the older ones are this run's, and whole, nobody knows."""
+    monkeypatch.setattr(checkpoint_manifest, "_content", Failing(checkpoint_manifest._content, "ckpt-00000007.json"))
+    with pytest.raises(MachineError):
+        checkpoint.save(str(run), 11, *state(), OWN)
+    assert steps_in(run) == [7, 9, 11]
+
+
+def test_what_is_not_to_be_read_is_not_damaged_either(run, monkeypatch):
+    """It is asked once: a file system that works has answered."""
+    failing = Failing(checkpoint_manifest.file_facts, "ckpt-00000009", number=errno.EACCES)
+    monkeypatch.setattr(checkpoint_manifest, "file_facts", failing)
+    with pytest.raises(MachineError, match=r"cannot be read \(Permission denied\): whether"):
+        checkpoint_choice.choose(str(run), whole=True, wanted=OWN)
+    assert failing.calls == 1
+    assert not has_checkpoints("/" + "x" * 300), "no folder can have this name"
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["with its manifest", "of an earlier version"])
+def test_tensorflow_cannot_read_it(run, monkeypatch, is_known):
+    newest = checkpoint_choice.prefix_of(str(run), 9)
+    if not is_known:
+        os.remove(checkpoint_manifest.path_of(newest))
+
+    def fail(prefix: str):
+        raise tf.errors.UnknownError(None, None, f"{prefix}.index; Input/output error")
+
+    monkeypatch.setattr(tf.train, "load_checkpoint", fail)
+    with pytest.raises(MachineError, match=r"ckpt-00000009.*; Input/output error"):
+        checkpoint.restore(newest, *state(), OWN)
+    if not is_known:
+        with pytest.raises(MachineError, match=r"cannot be read \(.*Input/output error\): whether the checkpoint of"):
+            checkpoint_choice.choose(str(run), whole=True, wanted=OWN)
+
+
+def test_all_checkpoints_are_listed_even_so(run, monkeypatch):
+    monkeypatch.setattr(checkpoint_manifest, "file_facts", Failing(checkpoint_manifest.file_facts, "ckpt-00000007"))
+    first, second = checkpoints.describe(str(run), None, whole=True).result["checkpoints"]
+    assert "cannot be read (Stale file handle)" in first["problem"] and second["problem"] == ""

@@ -31,6 +31,8 @@ from instcls_tf.run.parts import Slices, refuse_not_finite
 from instcls_tf.run.workdir import run_id
 
 _KEPT = 2
+# Between the prefix of a checkpoint and the number of a file with its tensors.
+_DATA = ".data-"
 # Why a file system does not write until a person has mended it; TensorFlow wraps these into longer sentences.
 _TO_BE_MENDED = tuple(
     map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR))
@@ -83,7 +85,7 @@ def save(
             own.append(replicated.write(os.path.join(parts, "replicated")))
             _read_all(own[-1])
         for part in own:
-            for path in glob.glob(glob.escape(part) + ".data-*"):
+            for path in _data_of(part):
                 flush_to_disk(path)
                 written[os.path.basename(path)] = checkpoint_manifest.file_facts(path)
 
@@ -143,10 +145,18 @@ class _Stages:
 
 
 def _merge(parts: str, prefix: str, manifest: Manifest, facts: dict[str, tuple[int, str]]) -> None:
-    """Makes one checkpoint of the parts, and gives it its name when it is whole and on the disk."""
-    written = sorted(path[: -len(".index")] for path in glob.glob(os.path.join(glob.escape(parts), "*.index")))
+    """Makes one checkpoint of the parts, and gives it its name when it is whole and on the disk.
+
+    Args:
+      parts: the folder with the parts of all workers.
+      prefix: of the checkpoint.
+      manifest: what is known of it, without its files.
+      facts: bytes and checksum of each file with tensors that a worker has written, by name.
+    """
+    # By what the workers say, not by a listing, in which a network file system may not have all of it yet.
+    written = sorted({os.path.join(parts, name.partition(_DATA)[0]) for name in facts})
     # Data files keep their content and are numbered in the order of the parts.
-    sources = [os.path.basename(path) for part in written for path in sorted(glob.glob(glob.escape(part) + ".data-*"))]
+    sources = sorted(facts, key=lambda name: (name.partition(_DATA)[0], name))
     merged = os.path.join(parts, "merged", os.path.basename(prefix))
     tf.raw_ops.MergeV2Checkpoints(
         checkpoint_prefixes=written, destination_prefix=merged, delete_old_dirs=False, allow_missing_files=False
@@ -155,7 +165,7 @@ def _merge(parts: str, prefix: str, manifest: Manifest, facts: dict[str, tuple[i
     for name, total in manifest.rows.items():
         if shapes[name][0] != total:
             raise OSError(f"{name} has {shapes[name][0]} rows, {total} were written")
-    data = sorted(glob.glob(glob.escape(merged) + ".data-*"))
+    data = _data_of(merged)
     flush_to_disk(merged + ".index")
     for path, source in zip(data, sources):
         manifest.files[os.path.basename(path)] = facts[source]
@@ -169,6 +179,18 @@ def _merge(parts: str, prefix: str, manifest: Manifest, facts: dict[str, tuple[i
         os.replace(path, os.path.join(os.path.dirname(prefix), os.path.basename(path)))
         flush_folder(os.path.dirname(prefix))
     shutil.rmtree(parts)
+
+
+def _data_of(prefix: str) -> list[str]:
+    """The paths of the data files of a checkpoint, or of a part of one, that this worker has written.
+
+    Raises:
+      OSError: there are none.
+    """
+    found = sorted(glob.glob(f"{glob.escape(prefix)}{_DATA}*"))
+    if not found:
+        raise OSError(f"{shown(os.path.basename(prefix))} has no data files")
+    return found
 
 
 def _write_slices(prefix: str, sliced: dict[str, Slices]) -> list[str]:

@@ -1,8 +1,9 @@
-"""Checkpoints on a file system that fails for a moment: what cannot be read is neither damaged nor absent."""
+"""Checkpoints on a file system that fails for a moment, or shows late what is there: nothing is lost by it."""
 
 from __future__ import annotations
 
 import errno
+import glob
 import os
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import tensorflow as tf
 from instcls_tf import files
 from instcls_tf.errors import MachineError
 from instcls_tf.report import checkpoints
-from instcls_tf.run import checkpoint, checkpoint_choice, checkpoint_manifest
+from instcls_tf.run import checkpoint, checkpoint_choice, checkpoint_manifest, parts
 from instcls_tf.run.checkpoint_manifest import Origin
 from instcls_tf.run.parts import Slices
 from instcls_tf.run.workdir import has_checkpoints
@@ -115,3 +116,40 @@ def test_all_checkpoints_are_listed_even_so(run, monkeypatch):
     monkeypatch.setattr(checkpoint_manifest, "file_facts", Failing(checkpoint_manifest.file_facts, "ckpt-00000007"))
     first, second = checkpoints.describe(str(run), None, whole=True).result["checkpoints"]
     assert "cannot be read (Stale file handle)" in first["problem"] and second["problem"] == ""
+
+
+# -------------------------------------------------------------------------------------------- parts that are seen late
+
+
+def in_chunks(monkeypatch, between) -> None:
+    """Has tensors written in two parts each, as two workers write them, and calls something before they are merged."""
+    monkeypatch.setattr(parts, "CHUNK_ROWS", 3)
+    merge = checkpoint._merge
+    monkeypatch.setattr(checkpoint, "_merge", lambda folder, *rest: (between(Path(folder)), merge(folder, *rest)))
+
+
+@pytest.mark.parametrize("name", ["rank00000-00001.index", "rank00000-00000.data-00000-of-00001", "replicated.index"])
+def test_a_part_that_is_gone_is_no_part_of_a_save(run, monkeypatch, name):
+    """One of two halves makes a tensor of the right shape all the same, which cannot be read."""
+    in_chunks(monkeypatch, lambda folder: (folder / name).unlink())
+    with pytest.raises(MachineError, match=r"cannot write the checkpoint of step 11 to .* that of step 9, from which"):
+        checkpoint.save(str(run), 11, *state(), OWN)
+    assert steps_in(run) == [7, 9] and not list((run / "checkpoints").glob(".writing-*"))
+
+
+@pytest.mark.parametrize("end", ["*.index", ".data-*"])
+def test_a_part_that_is_not_listed_yet_is_saved(run, monkeypatch, end):
+    listed = glob.glob
+
+    def late(pattern: str) -> list[str]:
+        found = listed(pattern)
+        return [path for path in found if "rank" not in path] if pattern.endswith(end) else found
+
+    in_chunks(monkeypatch, lambda _: monkeypatch.setattr(glob, "glob", late))
+    prefix = checkpoint.save(str(run), 11, *state(), OWN)
+    monkeypatch.undo()
+    restored = state()
+    restored[1]["rows"].variable.assign(tf.zeros([5, 2]))
+    checkpoint.restore(prefix, *restored, OWN)
+    assert tf.reduce_all(restored[1]["rows"].variable == 1.0)
+    assert checkpoint_manifest.damage(prefix, whole=True) == "" and len(checkpoint_manifest.read(prefix).files) == 4

@@ -190,6 +190,7 @@ go_without_kernels() { # They only save time.
 
 verify() {
   local build
+  export OMPI_MCA_ras=^slurm OMPI_MCA_plm=^slurm # within a job of Slurm this machine has as many places as elsewhere
   build=$(horovodrun --check-build) && echo "$build" || return 1
   for feature in TensorFlow MPI Gloo ${HOROVOD_GPU_OPERATIONS:-}; do
     grep -qF "[X] $feature" <<<"$build" || { echo "Horovod was built without $feature" && return 1; }

@@ -13,7 +13,7 @@ from typing import Any, Callable, NamedTuple
 from instcls_tf.benchmark.sizes import DATA_PARALLEL, DESIGNS, SHARDED
 from instcls_tf.checks import require_value
 from instcls_tf.config import STORAGE_DTYPES
-from instcls_tf.distributed import cores
+from instcls_tf.distributed import cores, mpirun
 from instcls_tf.distributed.memory import free_bytes
 from instcls_tf.errors import UserError
 from instcls_tf.files import refuse_unwritable
@@ -178,7 +178,8 @@ def _trial(design: str, num_instances: int, sizes: Sizes, limit: int) -> bool:
     if num_workers > 1:
         launcher = os.path.join(os.path.dirname(sys.executable), "horovodrun")
         command = [launcher, "-np", str(num_workers), *command]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=_TRIAL_SECONDS)
+    environment = {**os.environ, **mpirun.PLACES_AS_TOLD}
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_TRIAL_SECONDS)
     answers = [json.loads(text) for text in re.findall(r'\{"fits".*?\}', finished.stdout)]
     if not answers or (finished.returncode and all(answer["fits"] for answer in answers)):
         said = (finished.stdout + finished.stderr)[-2000:]

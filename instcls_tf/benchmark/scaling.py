@@ -13,6 +13,7 @@ import numpy as np
 
 from instcls_tf.benchmark.sizes import ClassifierBenchmark, misfit
 from instcls_tf.checks import require_value
+from instcls_tf.distributed import mpirun
 from instcls_tf.files import refuse_unwritable
 from instcls_tf.report.answer import Answer, Picture
 from instcls_tf.report.scaling import draw_scaling, measured_of
@@ -87,7 +88,8 @@ def _measure(settings: ClassifierBenchmark, num_workers: int) -> dict:
     if num_workers > 1:
         launcher = os.path.join(os.path.dirname(sys.executable), "horovodrun")
         command = [launcher, "-np", str(num_workers), *command]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
+    environment = {**os.environ, **mpirun.PLACES_AS_TOLD}
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_SECONDS)
     answers = re.findall(r'\{"workers".*?\}', finished.stdout)
     if finished.returncode or len(answers) != 1:
         said = (finished.stdout + finished.stderr)[-2000:]

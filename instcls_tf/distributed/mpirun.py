@@ -28,6 +28,8 @@ _FAMILIES = "INSTCLS|HOROVOD|TF|TFDS|XLA|ONEDNN|KMP|MKL|OMP|NCCL|CUDA|OMPI_MCA"
 _PASSED_ON = re.compile(
     rf"PATH|PYTHONPATH|LD_LIBRARY_PATH|VIRTUAL_ENV|(https?|HTTPS?|no|NO)_(proxy|PROXY)|({_FAMILIES})_\w+"
 )
+# In a job of Slurm, Open MPI would count the job's tasks as places, whatever it is told, and start workers by srun.
+PLACES_AS_TOLD = {"OMPI_MCA_ras": "^slurm", "OMPI_MCA_plm": "^slurm"}
 # Seconds and counts after which a cut connection between machines ends the job: between 11 and 12, so that one of ten
 # does not.
 _KEEPALIVE = {"time": 1, "intvl": 1, "probes": 11}
@@ -51,7 +53,8 @@ def command(hosts: Sequence[Host], words: Sequence[str], environment: Mapping[st
     workers = sum(host.slots for host in hosts)
     where = ",".join(f"{host.name}:{host.slots}" for host in hosts)
     every = [mpirun, "--allow-run-as-root", "-np", str(workers), "-H", where, "-bind-to", "none", "-map-by", "slot"]
-    every += ["-mca", "pml", "ob1"]
+    for variable, told in {**PLACES_AS_TOLD, "OMPI_MCA_pml": "ob1"}.items():
+        every += ["-mca", variable.removeprefix("OMPI_MCA_"), told]
     if all(machines.is_here(host.name) for host in hosts):
         # Shared memory alone: nobody else has to reach the workers.
         local = ["-mca", "btl", "self,vader", "-mca", "oob_tcp_if_include", "127.0.0.0/8"]

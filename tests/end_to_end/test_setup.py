@@ -88,6 +88,19 @@ def test_the_environment_keeps_its_interpreter(set_up):
     assert finished.stdout.startswith(f"Setting up {set_up}/.venv with Python ")
 
 
+def test_two_workers_have_room_in_a_job_of_slurm(tmp_path):
+    """The check at the end: Open MPI does not take the job's one task for the only place."""
+    horovodrun = tmp_path / "horovodrun"
+    told = "[X] TensorFlow [X] MPI [X] Gloo"
+    horovodrun.write_text(f'#!/bin/sh\necho "{told} $OMPI_MCA_ras $OMPI_MCA_plm"\n')
+    horovodrun.chmod(0o755)
+    lines = (ROOT / "scripts" / "setup.sh").read_text().partition("\nverify() {")[2].partition("\n}\n")[0]
+    environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    words = ["bash", "-c", f"verify() {{{lines}\n}}\nverify"]
+    finished = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    assert finished.stdout.splitlines() == [f"{told} ^slurm ^slurm"] * 2
+
+
 def test_nccl_is_looked_for_before_anything_is_made(set_up):
     """Asked for NCCL, set-up names what is not there, one after the other; then it begins."""
     cuda, nccl = set_up / "cuda", set_up / "nccl"

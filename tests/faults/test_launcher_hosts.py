@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -134,6 +135,15 @@ def test_workers_on_another_host(tmp_path, monkeypatch):
         finished = job.finish()
     assert finished.status == 0, finished.output
     assert attempts(run) == ["2 0"] and saved(run)[-1] == 10
+
+
+def test_in_a_job_of_slurm(tmp_path):
+    """Within `salloc` or `srun --pty`, of one task: the workers are as many as -np says, and no srun is called."""
+    slurm = {"JOBID": "1", "NODELIST": socket.gethostname(), "NNODES": "1", "TASKS_PER_NODE": "1"}
+    with running(standin(tmp_path), **{f"SLURM_{name}": value for name, value in slurm.items()}) as job:
+        finished = job.finish()
+    assert finished.status == 0, finished.output
+    assert attempts(tmp_path) == ["2 0"]
 
 
 def test_a_restart_waits_for_a_host(tmp_path, monkeypatch):

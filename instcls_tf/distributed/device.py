@@ -8,6 +8,7 @@ import os
 import tensorflow as tf
 
 from instcls_tf.distributed import collectives, cores
+from instcls_tf.errors import UserError
 
 # Names and numbers of mallopt(3).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
@@ -16,15 +17,30 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 def take() -> None:
     """Each worker takes one GPU; the workers of a machine share its cores.
 
-    After `collectives.init` and before TensorFlow's first operation: from then on it takes no other device.
+    After `collectives.init` and before TensorFlow's first operation: from then on it takes no other device. One worker
+    alone may come later, as in a notebook where `load_encoder` was first: it goes on with what TensorFlow has.
+
+    Raises:
+      UserError: several workers, and TensorFlow has its devices or threads already.
     """
-    _share_cores()
+    try:
+        _share_cores()
+        _take_gpu()
+    except (RuntimeError, ValueError) as error:  # it has computed, or the user has parted a GPU's memory
+        if collectives.size() > 1:
+            raise UserError(
+                "TensorFlow has its devices already, before the workers could take theirs: with several workers"
+                " pretrain, embed or Index come before load_encoder and whatever else computes with TensorFlow"
+            ) from error
+    _reuse_freed_memory()
+
+
+def _take_gpu() -> None:
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         mine = gpus[collectives.local_rank() % len(gpus)]
         tf.config.set_visible_devices(mine, "GPU")
         tf.config.experimental.set_memory_growth(mine, True)
-    _reuse_freed_memory()
 
 
 def _share_cores() -> None:

@@ -6,9 +6,17 @@ import contextlib
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import FrameType
 
+from instcls_tf.distributed import job
 from instcls_tf.distributed.job import HEEDED, STOPPED_STATUS
+
+# At either mpirun ends its workers a second later, whatever they have to save; and it gets them as well where all
+# processes of a service, or of a job of Slurm, are asked to stop.
+_KEPT_FROM_MPIRUN = (signal.SIGTERM, signal.SIGHUP)
+# What ends mpirun and its workers all the same.
+ENDING = signal.SIGINT
 
 
 class ForwardedSignals:
@@ -19,7 +27,7 @@ class ForwardedSignals:
     """
 
     def __init__(self, is_resumable: bool):
-        self.forwarded = signal.SIGUSR1 if is_resumable else signal.SIGTERM
+        self.forwarded = signal.SIGUSR1 if is_resumable else ENDING
         self.is_resumable = is_resumable
         self.asked: signal.Signals | None = None
         self.process: subprocess.Popen | None = None
@@ -36,7 +44,21 @@ class ForwardedSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type] # what getsignal gave
 
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+    def become_mpirun(self) -> None:
+        """Between fork and exec: what mpirun gets when the launcher is gone, and does not get while workers save.
+
+        Workers are started with no signal blocked.
+        """
+        job.die_with_parent(self.forwarded)
+        if self.is_resumable:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _KEPT_FROM_MPIRUN)
+
+    def look(self) -> None:
+        """Passes on a SIGTERM that somebody has sent to mpirun, and that is kept from it."""
+        if self.asked is None and self.process is not None and _is_asked_to_end(self.process.pid):
+            self._pass_on(signal.SIGTERM, None)
+
+    def _pass_on(self, number: int, _: FrameType | None) -> None:
         if self.asked is None:
             self.asked = signal.Signals(number)
             if number == signal.SIGINT and self.is_resumable:
@@ -47,8 +69,17 @@ class ForwardedSignals:
                 sys.exit(self.status())  # not begun, or between two attempts
             self.process.send_signal(self.forwarded)
         elif number == signal.SIGINT and self.process is not None:
-            self.process.send_signal(signal.SIGTERM)
+            self.process.send_signal(ENDING)
 
     def status(self) -> int:
         """The exit status of a job that was asked to stop and has nothing to lose."""
         return STOPPED_STATUS if self.is_resumable else 128 + int(self.asked or 0)
+
+
+def _is_asked_to_end(pid: int) -> bool:
+    """Whether a SIGTERM waits for a process that has it blocked."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("ShdPnd:"):
+                return bool(int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+    return False

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from instcls_tf.distributed import cores, job, loopback, mpirun, watchdog
 from instcls_tf.distributed import hosts as machines
-from instcls_tf.distributed.forwarded_signals import ForwardedSignals
+from instcls_tf.distributed.forwarded_signals import ENDING, ForwardedSignals
 from instcls_tf.distributed.hosts import Host
 from instcls_tf.distributed.job import STOPPED_STATUS
 from instcls_tf.errors import UserError, one_line
@@ -234,14 +234,13 @@ class _Attempt:
             else:
                 earlier = environment.get("LD_PRELOAD")
                 environment["LD_PRELOAD"] = f"{library}:{earlier}" if earlier else str(library)
-        orphaned = self._signals.forwarded
         return subprocess.Popen(
             command,
             env=environment,
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,  # a Ctrl-C is for the supervisor, which passes it on
-            preexec_fn=lambda: job.die_with_parent(orphaned),
+            preexec_fn=self._signals.become_mpirun,
         )
 
     def _follow(self, process: subprocess.Popen) -> None:
@@ -259,6 +258,7 @@ class _Attempt:
                 return
             if time.monotonic() - looked >= _LOOK_SECONDS:
                 looked = time.monotonic()
+                self._signals.look()
                 self._watch.look(self._folder)
                 self._standstill = self._watch.sentence(later=_LATER_SECONDS)
                 if self._standstill:
@@ -317,7 +317,7 @@ def _end(process: subprocess.Popen, patience: float) -> int:
     """Waits for mpirun for a while, then ends it; returns its status, negative for a signal."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         return process.wait(patience)
-    process.terminate()
+    process.send_signal(ENDING)
     with contextlib.suppress(subprocess.TimeoutExpired):
         return process.wait(_KILL_SECONDS)
     process.kill()

@@ -122,6 +122,19 @@ def test_ctrl_c(tmp_path):
     assert attempts(tmp_path) == ["2 0", f"2 {kept}"]
 
 
+@pytest.mark.parametrize("victims", [("mpirun",), ("launcher", "mpirun")], ids="+".join)
+def test_mpirun_is_asked_to_stop(tmp_path, victims):
+    """SIGTERM to mpirun, or to it and the launcher as of `systemctl stop`, in a long step: it is saved, status 75."""
+    with running(standin(tmp_path, LONG, "--step_seconds=1.5")) as job:
+        job.wait_until(lambda: saved(tmp_path) != [])
+        job.processes()
+        for victim in [{"launcher": job.started, "mpirun": job.mpirun()}[name] for name in victims]:
+            victim.send_signal(signal.SIGTERM)
+        finished = job.finish()
+    assert (finished.status, saved(tmp_path)) == (75, [2, 3])
+    assert last_line(finished.stderr) == "SIGUSR1: saved at step 3"
+
+
 def test_a_second_ctrl_c_does_not_wait(tmp_path):
     """Ctrl-C twice, while a worker is stopped: all are ended, status 75."""
     with running(standin(tmp_path, LONG)) as job:

@@ -43,6 +43,26 @@ def _take_gpu() -> None:
         tf.config.experimental.set_memory_growth(mine, True)
 
 
+def pci_address() -> str | None:
+    """Where this worker's GPU is plugged in, by which NCCL tells GPUs apart; None without one, or if CUDA is silent.
+
+    Its number does not tell: launchers may show each worker a GPU of its own, which is then the only one.
+    """
+    gpus = tf.config.get_visible_devices("GPU")
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1") if gpus else None
+    except OSError:
+        cuda = None
+    if cuda is None:
+        return None
+    handle, address = ctypes.c_int(), ctypes.create_string_buffer(32)
+    number = int(gpus[0].name.rpartition(":")[2])
+    has_failed = cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(handle), number)
+    if has_failed or cuda.cuDeviceGetPCIBusId(address, len(address), handle):
+        return None
+    return address.value.decode()
+
+
 def _share_cores() -> None:
     """As many threads within an operation as a worker has cores, so that workers do not push each other aside.
 

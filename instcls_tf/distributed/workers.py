@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import random
+import socket
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Callable, TypeVar, cast
 
@@ -32,14 +36,37 @@ def start(seed: int = 0, notes: Iterable[str] = ()) -> Progress:
 
     Returns:
       What rank 0 reports progress with.
+
+    Raises:
+      UserError: TensorFlow has its devices already, or workers share a GPU, which NCCL cannot.
     """
     collectives.init()
     device.take()
+    _refuse_shared_gpus()
     fix_seeds(seed)
     progress = Progress(visible=collectives.rank() == 0)
     for note in notes:
         progress.say(note)
     return progress
+
+
+@functools.cache
+def _refuse_shared_gpus() -> None:
+    """On all workers alike, once; without NCCL workers may share a GPU."""
+    if not collectives.has_nccl():
+        return
+    own = (socket.gethostname(), device.pci_address(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    with tf.device("CPU"):  # where messages go by MPI
+        everybody = everybodys(own)
+    taken = Counter((host, address) for host, address, _ in everybody if address is not None)
+    for host, _, visible in everybody:
+        gpus = [count for (where, _), count in taken.items() if where == host]
+        if max(gpus, default=0) > 1:
+            raise UserError(
+                f"{sum(gpus)} workers on {host}, {len(gpus)} GPU(s)"
+                f" (CUDA_VISIBLE_DEVICES{' is not set' if visible is None else f'={visible}'}):"
+                f" wanted one for each, so -np or -H with at most {len(gpus)} there, as NCCL cannot share them"
+            )
 
 
 def fix_seeds(seed: int) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import pytest
 import tensorflow as tf
 from tensorflow.python.eager import context
 
-from instcls_tf.distributed import collectives, cores, device
+from instcls_tf.distributed import collectives, cores, device, workers
 from instcls_tf.errors import UserError
 
 
@@ -45,3 +47,57 @@ def test_several_workers_must_take_theirs_first(gpus, monkeypatch):
     monkeypatch.setattr(collectives, "_local_size", 2)
     with pytest.raises(UserError, match=r"^TensorFlow has its devices already, before the workers could take theirs: "):
         device.take()
+
+
+class FalseCuda:
+    """A driver of two GPUs."""
+
+    def cuInit(self, _):
+        return 0
+
+    def cuDeviceGet(self, handle, number):
+        handle._obj.value = 70 + number
+        return 0 if number < 2 else 101
+
+    def cuDeviceGetPCIBusId(self, address, length, handle):
+        address.value = f"0000:{handle.value}:00.0".encode()
+        return 0 if length >= 13 else 1
+
+
+def test_where_a_gpu_is_plugged_in(gpus, monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: {"libcuda.so.1": FalseCuda()}[name])
+    monkeypatch.setattr(context.context(), "_visible_device_list", gpus[1:])
+    assert device.pci_address() == "0000:71:00.0"
+    monkeypatch.setattr(FalseCuda, "cuInit", lambda self, _: 100)
+    assert device.pci_address() is None
+    monkeypatch.setattr(context.context(), "_visible_device_list", [])
+    assert device.pci_address() is None
+
+
+@pytest.mark.parametrize(
+    ("others", "is_refused"),
+    [
+        ([("a", "0000:70", "0,1"), ("a", "0000:71", "0,1"), ("a", "0000:70", "0,1")], True),
+        ([("a", "0000:70", "0"), ("a", "0000:71", "1")], False),  # shown one each, by Slurm or by a script
+        ([("a", "0000:70", None), ("b", "0000:70", None)], False),
+        ([("a", None, ""), ("a", None, "")], False),  # on CPUs
+    ],
+)
+def test_workers_that_share_a_gpu(monkeypatch, others, is_refused):
+    """NCCL would end in "Duplicate GPU detected", after every restart again."""
+    refuse = workers._refuse_shared_gpus.__wrapped__
+    monkeypatch.setattr(workers, "everybodys", lambda own: others)
+    monkeypatch.setattr(collectives, "has_nccl", lambda: False)
+    refuse()
+    monkeypatch.setattr(collectives, "has_nccl", lambda: True)
+    if not is_refused:
+        return refuse()
+    sentence = (
+        r"3 workers on a, 2 GPU\(s\) \(CUDA_VISIBLE_DEVICES=0,1\): wanted one for each, so -np or -H with at most 2"
+    )
+    with pytest.raises(UserError, match=sentence):
+        refuse()
+    unset = [(host, address, None) for host, address, _ in others]
+    monkeypatch.setattr(workers, "everybodys", lambda own: unset)
+    with pytest.raises(UserError, match=r"\(CUDA_VISIBLE_DEVICES is not set\)"):
+        refuse()

@@ -207,6 +207,15 @@ total = float(hvd.allreduce(tf.constant(hvd.rank() + 1.0), op=hvd.Sum))
 assert (hvd.size(), total) == (2, 3.0), (hvd.size(), total)'
 }
 
+warn_of_gpus() { # which TensorFlow cannot load, and of which it says nothing
+  "$venv/bin/python" -c '
+from instcls_tf.distributed import gpus
+if gpus.are_there():
+    import tensorflow as tf
+    if not tf.config.list_physical_devices("GPU"):
+        print(f"Warning: {gpus.LEFT_OUT}; {gpus.REMEDY}")' >&2
+}
+
 exec 9<scripts/setup.sh # the lock is on this very file, so that nothing is left behind
 ! command -v flock >/dev/null || flock -n 9 || { echo "Waiting for another setup.sh" && flock 9; }
 
@@ -233,5 +242,6 @@ step "Compiling Horovod with MPI and Gloo" compile_horovod
 step "Installing the project itself" install_project
 timed "Compiling the kernels of the classifier" compile_kernels || go_without_kernels "see the end of $log"
 step "Checking the imports, and a sum over two workers" verify
+warn_of_gpus
 echo "$made_from" >"$venv/stamp"
 echo "Done in $SECONDS s. To use it: source .venv/bin/activate"

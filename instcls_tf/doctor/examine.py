@@ -57,7 +57,7 @@ def refuse_problems(answer: Answer) -> None:
 def _of_all_workers(asked: Asked) -> list[Finding]:
     import tensorflow as tf
 
-    from instcls_tf.distributed import collectives, workers
+    from instcls_tf.distributed import collectives, gpus, workers
     from instcls_tf.doctor import measure
 
     workers.start(asked.config.seed)
@@ -67,6 +67,7 @@ def _of_all_workers(asked: Asked) -> list[Finding]:
         "nccl": collectives.has_nccl(),
         "workers_in_all": collectives.size(),
         "gpus": len(tf.config.list_physical_devices("GPU")),
+        "has_gpus": gpus.are_there(),
     }
     found = workers.everybodys(own)
     findings = [*judgement.of_machines(found), *judgement.of_transport(found)]

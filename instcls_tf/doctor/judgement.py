@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from instcls_tf.distributed import cores
+from instcls_tf.distributed import cores, gpus
 from instcls_tf.distributed.ports import is_open_to_others
 from instcls_tf.doctor.finding import OK, PROBLEM, WARNING, Finding, judge
 from instcls_tf.errors import some_of
@@ -141,19 +141,21 @@ def _ports(found: Sequence[dict[str, Any]]) -> Finding:
 
 def of_transport(found: Sequence[dict[str, Any]]) -> list[Finding]:
     """From what each worker tells of Horovod and its devices, once it has joined the others."""
-    own, gpus = found[0], [each["gpus"] for each in found]
+    own, counts = found[0], [each["gpus"] for each in found]
     few = [each["host"] for each in found if 0 < each["gpus"] < each["workers"]]
-    uneven = len({count > 0 for count in gpus}) > 1
+    left_out = [each["host"] for each in found if each["has_gpus"] and not each["gpus"]]
+    uneven = len({count > 0 for count in counts}) > 1
     transport = judge(
         "transport", f"{own['transport']}, {own['workers_in_all']} worker(s)", {"transport": own["transport"]},
         (own["transport"] == "Gloo", WARNING, "Gloo: slow on CPUs, and anybody can connect to its ports",
          "python -m scripts.launch, or horovodrun --mpi"),
     )  # fmt: skip
     devices = judge(
-        "GPUs", f"{sum(gpus)} seen" if any(gpus) else "none: CPUs compute", {"gpus": gpus},
+        "GPUs", f"{sum(counts)} seen" if any(counts) else "none: CPUs compute", {"gpus": counts},
+        (bool(left_out), PROBLEM, f"{gpus.LEFT_OUT} on {some_of(dict.fromkeys(left_out))}", gpus.REMEDY),
         (uneven, PROBLEM, "some workers have GPUs, others none", "hosts of one kind, or CUDA_VISIBLE_DEVICES= for all"),
         (bool(few), WARNING, f"fewer GPUs than workers on {some_of(few)}", "one worker per GPU"),
-        (any(gpus) and not own["nccl"], WARNING, "Horovod has no NCCL: GPUs exchange through memory of the host",
+        (any(counts) and not own["nccl"], WARNING, "Horovod has no NCCL: GPUs exchange through memory of the host",
          "HOROVOD_GPU_OPERATIONS=NCCL ./scripts/setup.sh"),
     )  # fmt: skip
     return [transport, devices]

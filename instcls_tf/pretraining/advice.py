@@ -15,6 +15,7 @@ from instcls_tf.config import FLOAT32, RESNET18, RESNET50, PretrainConfig
 from instcls_tf.data.folder import FolderSource
 from instcls_tf.data.source import Source
 from instcls_tf.data.tfds import TfdsSource
+from instcls_tf.distributed import gpus
 from instcls_tf.encoder.sizes import sizes_of
 from instcls_tf.pretraining import short_runs
 
@@ -42,11 +43,17 @@ def warnings_of(config: PretrainConfig, source: Source, num_workers: int) -> Ite
     import tensorflow as tf
 
     rate = functools.cache(lambda: measured_rate(config, num_workers))
-    yield from sentences(config, source, rate, not tf.config.list_physical_devices("GPU"), num_workers)
+    on_cpu = not tf.config.list_physical_devices("GPU")
+    yield from sentences(config, source, rate, on_cpu, num_workers, gpus.are_there())
 
 
 def sentences(
-    config: PretrainConfig, source: Source, rate: Callable[[], float], on_cpu: bool, num_workers: int = 1
+    config: PretrainConfig,
+    source: Source,
+    rate: Callable[[], float],
+    on_cpu: bool,
+    num_workers: int = 1,
+    has_gpus: bool = False,
 ) -> Iterator[str]:
     """What should be looked at before a run begins, one sentence each. No TensorFlow.
 
@@ -54,9 +61,12 @@ def sentences(
       config: the recipe.
       source: its images.
       rate: measures multiplications a second of this machine, of all workers; called if there is something to say.
-      on_cpu: whether there is no GPU.
+      on_cpu: whether TensorFlow sees no GPU.
       num_workers: T, whom a recipe that is named must fit.
+      has_gpus: whether the machine has some, for TensorFlow to see.
     """
+    if on_cpu and has_gpus:
+        yield f"{gpus.LEFT_OUT}; {gpus.REMEDY}"
     side = shorter_side(source)
     preset = _SMALL_IMAGES if side and side <= _SMALL_SIDE else _PHOTOS
     better = PretrainConfig.from_flagfile(preset, workdir=config.workdir, dataset=config.dataset)

@@ -25,9 +25,9 @@ def folder(tmp_path_factory) -> str:
     return f"folder:{root}"
 
 
-def said(dataset: str, on_cpu: bool = True, num_workers: int = 1, **settings) -> list[str]:
+def said(dataset: str, on_cpu: bool = True, num_workers: int = 1, has_gpus: bool = False, **settings) -> list[str]:
     config = PretrainConfig(workdir="run", dataset=dataset, **settings)
-    return list(advice.sentences(config, open_source(dataset), lambda: RATE, on_cpu, num_workers))
+    return list(advice.sentences(config, open_source(dataset), lambda: RATE, on_cpu, num_workers, has_gpus))
 
 
 FITS = {"encoder": "resnet18", "batch_size": 4, "image_size": 32}
@@ -78,6 +78,12 @@ def test_a_large_network_on_a_cpu(folder):
     (sentence,) = said(folder, **{**FITS, "encoder": "resnet50"})
     assert sentence.startswith("--encoder=resnet50 without a GPU: take --flagfile=flags/presets/small_images.flags: ")
     assert said(folder, on_cpu=False, **{**FITS, "encoder": "resnet50"}) == []
+
+
+def test_a_gpu_that_tensorflow_cannot_load(folder):
+    (sentence,) = said(folder, has_gpus=True, **FITS)
+    assert sentence.startswith("NVIDIA's driver has a GPU, and TensorFlow cannot load it: CPUs compute; pip install '")
+    assert said(folder, on_cpu=False, has_gpus=True, **FITS) == []
 
 
 def test_steps_that_the_watchdog_may_take_for_a_standstill(folder):

@@ -81,7 +81,15 @@ def test_a_machine_without_what_all_need():
     assert (build.level, build.says) == (WARNING, "no kernels for the classifier or for views: slower on CPUs")
 
 
-JOINED = {"host": "a", "transport": "MPI", "workers_in_all": 2, "workers": 1, "gpus": 0, "nccl": False}
+JOINED = {
+    "host": "a",
+    "transport": "MPI",
+    "workers_in_all": 2,
+    "workers": 1,
+    "gpus": 0,
+    "has_gpus": False,
+    "nccl": False,
+}
 
 
 @pytest.mark.parametrize(
@@ -89,6 +97,7 @@ JOINED = {"host": "a", "transport": "MPI", "workers_in_all": 2, "workers": 1, "g
     [
         ({}, [OK, OK]),
         ({"transport": "Gloo"}, [WARNING, OK]),
+        ({"has_gpus": True}, [OK, PROBLEM]),  # which TensorFlow cannot load
         ({"gpus": 1}, [OK, WARNING]),  # without NCCL
         ({"gpus": 1, "nccl": True}, [OK, OK]),
         ({"gpus": 1, "nccl": True, "workers": 2}, [OK, WARNING]),

@@ -1,0 +1,32 @@
+"""Whether this machine has GPUs, also where TensorFlow cannot load them, of which it says nothing. No TensorFlow."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+_DRIVER, _DEVICES = Path("/proc/driver/nvidia/version"), Path("/dev")
+
+LEFT_OUT = "NVIDIA's driver has a GPU, and TensorFlow cannot load it: CPUs compute"
+_EXTRA = "tensorflow[and-cuda]==" + ("2.15.1" if sys.version_info < (3, 12) else "2.18.1")
+REMEDY = (
+    f"pip install '{_EXTRA}', or docker/Dockerfile, has what TensorFlow loads (TF_CPP_MIN_LOG_LEVEL=0 tells what it"
+    " lacks); CUDA_VISIBLE_DEVICES=-1 if CPUs are meant to compute"
+)
+
+
+def are_there(driver: Path = _DRIVER, devices: Path = _DEVICES) -> bool:
+    """Whether this process may use a GPU, by what NVIDIA's driver has left in the file system.
+
+    Not where containers or Slurm keep the devices from it, nor where CUDA_VISIBLE_DEVICES hides them.
+
+    Args:
+      driver: a file that is there if the driver is.
+      devices: the folder of the devices' files.
+    """
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0].strip()
+    if not (driver.exists() and re.fullmatch(r"\d+|(GPU|MIG)-.*", first)):
+        return False
+    return any(os.access(device, os.R_OK | os.W_OK) for device in devices.glob("nvidia[0-9]*"))

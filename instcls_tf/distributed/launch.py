@@ -209,6 +209,7 @@ class _Attempt:
         """Starts the workers, waits for them, ends what is left of them, and says why they failed if they did."""
         process = self._start()
         self._signals.process = process
+        self._filter = mpirun.Filter(process.pid)
         try:
             self._follow(process)
         finally:

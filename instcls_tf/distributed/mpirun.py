@@ -16,11 +16,15 @@ from instcls_tf.errors import UserError
 
 # Around each of its messages.
 _RULE = "-" * 74
-# Its lines outside of messages: "[host:1234] ...".
-_OWN_LINE = re.compile(r"\[[\w.-]+:\d+\] |mpirun: ")
+# Of its messages, those that tell no cause: only that a worker has ended, or that the link to a host has.
+_WITHOUT_CAUSE = ("mpirun detected", "mpirun noticed", "Primary job", "ORTE has lost communication")
+# Lines outside of messages, of mpirun or of a worker: "[host:1234] ..."; of orted, its like on another host, they go on
+# with [[5,0],1], where a worker has another number than 0.
+_LINE = re.compile(r"\[[\w.-]+:(\d+)\] (\[\[\d+,0\],\d+\])?")
 _SIGNALLED = re.compile(r"process rank (\d+) with PID (\d+) on node (\S+) exited on signal (\d+)")
 _EXITED = re.compile(r"Process name: \[\[\d+,\d+\],(\d+)\] Exit code: (\d+)")
 _LOST = re.compile(r"Remote daemon: *\S+ on node (\S+)")
+_NO_CAUSE = " and said nothing of why"
 _RANK = re.compile(r"process rank (\d+)")
 
 # Of the environment, what workers on other machines get: a shell there starts without it.
@@ -80,12 +84,18 @@ class Ended(NamedTuple):
 
 
 class Filter:
-    """Lets the workers' lines pass and keeps mpirun's own for `ended`."""
+    """Lets the workers' lines pass, what MPI tells in them included, and keeps mpirun's own for `ended`.
 
-    def __init__(self) -> None:
+    Args:
+      pid: of mpirun.
+    """
+
+    def __init__(self, pid: int = 0) -> None:
+        self._pid = pid
         self._rest = ""
         self._block: list[str] | None = None
         self._own: list[str] = []
+        self._causes: list[str] = []
 
     def feed(self, text: str) -> str:
         """What of the next piece of mpirun's standard error is for people."""
@@ -96,7 +106,7 @@ class Filter:
         """What is left at the end."""
         left, self._rest = self._rest, ""
         if self._block:
-            self._own.append(" ".join(self._block))
+            self._keep_block(self._block)
         return f"{left}\n" if left and self._is_of_a_worker(left) else ""
 
     def _is_of_a_worker(self, line: str) -> bool:
@@ -105,18 +115,37 @@ class Filter:
             if self._block is None:
                 self._block = []
             else:
-                self._own.append(" ".join(" ".join(self._block).split()))
+                self._keep_block(self._block)
                 self._block = None
         elif self._block is not None:
             self._block.append(text)
-        elif _OWN_LINE.match(text):
+        elif self._is_own(text):
             self._own.append(text)
         else:
             return True
         return False
 
+    def _is_own(self, text: str) -> bool:
+        found = _LINE.match(text)
+        if found:
+            return int(found[1]) == self._pid or found[2] is not None
+        return text.startswith("mpirun: ")
+
+    def _keep_block(self, block: Sequence[str]) -> None:
+        message = " ".join(" ".join(block).split())
+        self._own.append(message)
+        if not message.startswith(_WITHOUT_CAUSE):
+            self._causes.append(message)
+
     def ended(self) -> Ended | None:
-        """What mpirun says of the worker that ended first; None if it has not said anything."""
+        """What mpirun says of the worker that ended first, and MPI of why; None if neither has said anything."""
+        ended = self._ended()
+        if ended is None or ended.rank is None or not self._causes:
+            return ended
+        sentence = ended.sentence.replace(_NO_CAUSE, "")
+        return ended._replace(sentence=f"{sentence}; MPI: {' '.join(dict.fromkeys(self._causes))}")
+
+    def _ended(self) -> Ended | None:
         for text in self._own:
             found = _SIGNALLED.search(text)
             if found:
@@ -130,11 +159,11 @@ class Filter:
         for text in self._own:
             found = _EXITED.search(text)
             if found:
-                return Ended(int(found[1]), f"ended with status {found[2]} and said nothing of why", 0)
+                return Ended(int(found[1]), f"ended with status {found[2]}{_NO_CAUSE}", 0)
         for text in self._own:
             found = _RANK.search(text)
             if found:
-                return Ended(int(found[1]), "ended before the others, and said nothing of why", 0)
+                return Ended(int(found[1]), f"ended before the others{_NO_CAUSE}", 0)
         return Ended(None, f"mpirun: {self._own[0]}", 0) if self._own else None
 
 

@@ -1,0 +1,64 @@
+"""What of `mpirun`'s standard error people see, and what is told at the end of a worker that failed."""
+
+from __future__ import annotations
+
+import pytest
+
+from instcls_tf.distributed import mpirun
+
+RULE = "-" * 74
+OF_WORKERS = (
+    "[a:12] *** An error occurred in MPI_Allreduce",
+    "[a:12] *** MPI_ERR_TRUNCATE: message truncated",
+    "[a:13] *** Process received signal ***",
+    "[a:13] Signal: Segmentation fault (11)",
+    "[b:14] Read -1, expected 4194304, errno = 1",
+    "[b:14] [[5,1],1] ORTE_ERROR_LOG: Unreachable in file ess_env_module.c at line 1",
+    "step 3",
+)
+OF_MPIRUN = (
+    "[a:77] 1 more process has sent help message help-mpi-api.txt / mpi-abort",
+    "[b:15] [[5,0],1] ORTE_ERROR_LOG: Unreachable in file oob_tcp.c at line 1",  # of orted on another host
+    "mpirun: Forwarding signal 10 to job",
+)
+PRIMARY_JOB = "Primary job  terminated normally, but 1 process returned\na non-zero exit code."
+EXITED = "mpirun detected that one or more processes exited:\n\n  Process name: [[5,1],1]\n  Exit code:    7"
+SIGNALLED = "mpirun noticed that process rank 1 with PID 13 on node a exited on signal 11 (Segmentation fault)."
+ABORTED = "MPI_ABORT was invoked on rank 1 in communicator X\nwith errorcode 7."
+
+
+def fed(*lines: str) -> tuple[str, mpirun.Filter]:
+    """What passes of lines, in pieces that end in the midst of them, and the filter."""
+    filtered, text = mpirun.Filter(77), "".join(f"{line}\n" for line in lines)
+    pieces = [text[start : start + 50] for start in range(0, len(text), 50)]
+    return "".join([*map(filtered.feed, pieces), filtered.close()]), filtered
+
+
+def blocks(*messages: str) -> list[str]:
+    return [line for message in messages for line in (RULE, message, RULE)]
+
+
+def test_what_mpi_tells_in_a_worker_is_for_people():
+    passed, _ = fed(*OF_WORKERS[:3], *OF_MPIRUN, *blocks(EXITED), *OF_WORKERS[3:])
+    assert passed.splitlines() == list(OF_WORKERS)
+
+
+@pytest.mark.parametrize(
+    ("messages", "sentence"),
+    [
+        ([PRIMARY_JOB, EXITED], "ended with status 7 and said nothing of why"),
+        (
+            [ABORTED, PRIMARY_JOB, EXITED, ABORTED],
+            "ended with status 7; MPI: MPI_ABORT was invoked on rank 1 in communicator X with errorcode 7.",
+        ),
+        ([PRIMARY_JOB, SIGNALLED], "(on a) was ended by SIGSEGV"),
+        (
+            ["It looks like MPI_INIT failed", SIGNALLED],
+            "(on a) was ended by SIGSEGV; MPI: It looks like MPI_INIT failed",
+        ),
+    ],
+)
+def test_a_cause_that_mpi_tells_stands_beside_how_a_worker_ended(messages, sentence):
+    _, filtered = fed(*blocks(*messages))
+    ended = filtered.ended()
+    assert (ended.rank, ended.sentence) == (1, sentence)

@@ -7,6 +7,7 @@ import functools
 import os
 from pathlib import Path
 
+from instcls_tf.distributed.control_groups import GROUPS, PROC, of_process
 from instcls_tf.distributed.job import LAUNCHER
 from instcls_tf.errors import UserError
 
@@ -33,7 +34,8 @@ def threads_of_worker(workers: int) -> int:
 def own_share(workers: int) -> int:
     """How many of this machine's cores each of its workers has, whatever other machines have."""
     if is_bound():  # to a share that is made already, unless it is that of several
-        return min(allowed(), max(1, (os.cpu_count() or 1) // workers))
+        cores_here = os.cpu_count() or 1
+        return min(affinity(), share(min(cores_here, quota() or cores_here), workers))
     return share(allowed(), workers)
 
 
@@ -52,8 +54,35 @@ def is_bound() -> bool:
 
 
 def allowed() -> int:
+    """The number of cores whose time this process may have, by its affinity and by quotas."""
+    return min(affinity(), quota() or affinity())
+
+
+def affinity() -> int:
     """The number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def quota(proc: Path = PROC, groups: Path = GROUPS) -> int | None:
+    """Of how many cores the control groups grant the time, rounded up; all of a container share it.
+
+    Args:
+      proc: Linux' account of processes.
+      groups: where the control groups are.
+
+    Returns:
+      None without a limit, as `docker run --cpus=4` and a Kubernetes `limits: cpu: 4` set one.
+    """
+    found = [_quota_of(*group) for group in of_process("cpu", proc, groups)]
+    return min((count for count in found if count is not None), default=None)
+
+
+def _quota_of(folder: Path, version: int) -> int | None:
+    names = ("cpu.max",) if version == 2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+    with contextlib.suppress(OSError, ValueError):  # "max" is no limit, and -1 is none
+        microseconds, period = map(int, " ".join((folder / name).read_text() for name in names).split())
+        return -(-microseconds // period) if microseconds > 0 else None
+    return None
 
 
 def share(allowed: int, workers: int) -> int:

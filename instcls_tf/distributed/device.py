@@ -67,9 +67,11 @@ def _share_cores() -> None:
     """As many threads within an operation as a worker has cores, so that workers do not push each other aside.
 
     TensorFlow's default is all cores of the machine for each worker. One worker keeps them, unless workers on other
-    machines have fewer: convolutions are rounded by the number of threads.
+    machines have fewer, as convolutions are rounded by the number of threads, or a quota is lower, which TensorFlow
+    does not see.
     """
-    if collectives.local_size() > 1 or cores.THREADS in os.environ:
+    is_throttled = cores.allowed() < cores.affinity() and "TF_NUM_INTRAOP_THREADS" not in os.environ
+    if collectives.local_size() > 1 or cores.THREADS in os.environ or is_throttled:
         threads = cores.threads_of_worker(collectives.local_size())
         tf.config.threading.set_intra_op_parallelism_threads(threads)
 

@@ -89,7 +89,7 @@ class Seen(NamedTuple):
     """What a machine answered."""
 
     problem: str  # a sentence, if workers cannot be started there
-    allowed_cores: int = 1  # those that its processes may run on
+    allowed_cores: int = 1  # those whose time its processes may have
 
 
 def look(hosts: Sequence[Host]) -> dict[str, Seen]:
@@ -114,8 +114,16 @@ def ssh_options(environment: Mapping[str, str]) -> str:
     return f"{_SSH_OPTIONS} {environment.get(USERS_SSH_OPTIONS, '')}".strip()
 
 
-# Also whether the environment is there.
-_COUNT = "import os; print(len(os.sched_getaffinity(0)))"
+# Also whether the environment is there; that the project is, workers find out.
+_COUNT = f"""
+import os, sys
+sys.path.insert(0, {os.path.dirname(os.path.dirname(os.path.dirname(__file__)))!r})
+try:
+    from instcls_tf.distributed.cores import allowed
+except ImportError:
+    allowed = lambda: len(os.sched_getaffinity(0))
+print(allowed())
+"""
 
 
 def _look(name: str) -> Seen:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-_PROC, _GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
-# Of control groups, versions 2 and 1: limit, what is used of it, and the line of memory.stat that says how much of that
+from instcls_tf.distributed.control_groups import GROUPS, PROC, of_process
+
+# Of control groups of both versions: limit, what is used of it, and the line of memory.stat that says how much of that
 # are files which are kept while nobody needs the place.
-_FILES = (
-    ("memory.max", "memory.current", "inactive_file"),
-    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-)
+_FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
 
 
-def free_bytes(proc: Path = _PROC, groups: Path = _GROUPS) -> int | None:
+def free_bytes(proc: Path = PROC, groups: Path = GROUPS) -> int | None:
     """What processes can still have, of the machine and of the control groups that this one is in.
-
-    Containers, Slurm and systemd limit memory by such groups.
 
     Args:
       proc: Linux' account of processes and memory.
@@ -26,7 +25,8 @@ def free_bytes(proc: Path = _PROC, groups: Path = _GROUPS) -> int | None:
     Returns:
       None where the system does not tell.
     """
-    found = [_available(proc / "meminfo"), *(_left(folder, *of) for folder, of in _groups_of(proc, groups))]
+    limits = [_left(folder, *_FILES[version]) for folder, version in of_process("memory", proc, groups)]
+    found = [_available(proc / "meminfo"), *limits]
     return min((free for free in found if free is not None), default=None)
 
 
@@ -36,21 +36,6 @@ def _available(meminfo: Path) -> int | None:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return None
-
-
-def _groups_of(proc: Path, groups: Path) -> list[tuple[Path, tuple[str, str, str]]]:
-    """This process' groups and all that they are in: the limit of each holds."""
-    found = []
-    with contextlib.suppress(OSError):
-        for line in (proc / "self" / "cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            version = 0 if not controllers else 1
-            if version == 1 and "memory" not in controllers.split(","):
-                continue
-            root = groups if version == 0 else groups / "memory"
-            below = PurePosixPath(path.lstrip("/"))
-            found += [(root / folder, _FILES[version]) for folder in (below, *below.parents)]
-    return found
 
 
 def _left(folder: Path, limit: str, used: str, files: str) -> int | None:

@@ -108,7 +108,7 @@ def _threads(found: Sequence[dict[str, Any]]) -> Finding:
          f" {some_of(dict.fromkeys(bound))}",
          "if the others are yours as well: no binding (scripts.launch binds nothing), more --cpus-per-task with Slurm"),
         (bool(confined), OK, f"{threads[0]} per worker, who share {some_of(sorted(confined))}",
-         "if the others are yours as well: more --cpus-per-task with Slurm, --cpuset-cpus of the container"),
+         "if the others are yours as well: more --cpus-per-task with Slurm, --cpus and --cpuset-cpus of the container"),
     )  # fmt: skip
 
 

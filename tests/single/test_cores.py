@@ -6,9 +6,16 @@ import sys
 
 import pytest
 
-from instcls_tf.distributed import cores
+from instcls_tf.distributed import cores, hosts
+from instcls_tf.distributed.cores import quota
 from instcls_tf.errors import UserError
 from tests.commands import ROOT
+
+
+@pytest.fixture(autouse=True)
+def no_quota(monkeypatch):
+    """Whatever the tests themselves are run in."""
+    monkeypatch.setattr(cores, "quota", lambda: None)
 
 
 @pytest.mark.parametrize(
@@ -60,6 +67,60 @@ def test_open_mpi_says_whether_it_has_bound(binding):
     words = [mpirun, "--allow-run-as-root", "-np", "1", "-bind-to", binding, sys.executable, "-c", code]
     told = subprocess.run(words, check=True, capture_output=True, text=True, cwd=ROOT)
     assert told.stdout.strip() == str(binding == "core")
+
+
+LIMITS = {
+    2: ("0::/pods/one", "", lambda granted, period: {"cpu.max": f"{granted or 'max'} {period}"}),
+    1: ("4:cpu,cpuacct:/pods/one", "cpu", lambda granted, period: {
+        "cpu.cfs_quota_us": f"{granted or -1}", "cpu.cfs_period_us": f"{period}"
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("version", LIMITS)
+@pytest.mark.parametrize("place", ["", "pods", "pods/one"])
+def test_quotas_of_control_groups(tmp_path, version, place):
+    """The lowest of the own group and of all that it is in, as containers may see their own as the root."""
+    line, root, files = LIMITS[version]
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "cgroup").write_text(f"3:cpuset:/pods\n{line}\n")
+    assert quota(tmp_path, tmp_path) is None
+    for where, granted, period, found in (
+        (place, 0, 100000, None),
+        (place, 400000, 100000, 4),
+        (place, 250000, 100000, 3),
+        (place, 5000, 10000, 1),
+        ("pods/one", 900000, 100000, 1 if place != "pods/one" else 9),
+    ):
+        folder = tmp_path / root / where
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files(granted, period).items():
+            (folder / name).write_text(content + "\n")
+        assert quota(tmp_path, tmp_path) == found
+
+
+@pytest.mark.parametrize(
+    ("granted", "workers", "is_bound", "threads"),
+    [(4, 1, False, 4), (4, 2, False, 2), (4, 8, False, 1), (99, 2, False, 32), (4, 2, True, 2), (99, 2, True, 32)],
+)
+def test_workers_share_a_quota(monkeypatch, granted, workers, is_bound, threads):
+    """`docker run --cpus=4` on 64 cores: the affinity is of all of them."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)))
+    monkeypatch.setattr(cores, "is_bound", lambda: is_bound)
+    monkeypatch.setattr(cores, "quota", lambda: granted)
+    assert (cores.own_share(workers), cores.allowed()) == (threads, min(granted, 64))
+
+
+def test_other_hosts_tell_their_quota(monkeypatch, capsys):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)))
+    monkeypatch.setattr(cores, "quota", lambda: 4)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    exec(hosts._COUNT, {})
+    assert capsys.readouterr().out == "4\n"
+    words = [sys.executable, "-c", hosts._COUNT]  # in a shell of ssh, at home
+    told = subprocess.run(words, check=True, capture_output=True, text=True, cwd="/")
+    assert 1 <= int(told.stdout) <= (os.cpu_count() or 1)
 
 
 def test_one_worker_has_all_cores_that_it_may_run_on(monkeypatch):

@@ -11,6 +11,8 @@ from tensorflow.python.eager import context
 from instcls_tf.distributed import collectives, cores, device, workers
 from instcls_tf.errors import UserError
 
+NAMED = "TF_NUM_INTRAOP_THREADS"
+
 
 @pytest.fixture
 def gpus(monkeypatch) -> list[tf.config.PhysicalDevice]:
@@ -47,6 +49,21 @@ def test_several_workers_must_take_theirs_first(gpus, monkeypatch):
     monkeypatch.setattr(collectives, "_local_size", 2)
     with pytest.raises(UserError, match=r"^TensorFlow has its devices already, before the workers could take theirs: "):
         device.take()
+
+
+@pytest.mark.parametrize(("quota", "environment", "threads"), [(1, {}, [1]), (None, {}, []), (1, {NAMED: "2"}, [])])
+def test_one_worker_keeps_to_a_quota(monkeypatch, quota, environment, threads):
+    """TensorFlow would start a thread for each core of the machine."""
+    for name in (cores.THREADS, NAMED):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    given = []
+    monkeypatch.setattr(cores, "affinity", lambda: 8)
+    monkeypatch.setattr(cores, "quota", lambda: quota)
+    monkeypatch.setattr(tf.config.threading, "set_intra_op_parallelism_threads", given.append)
+    device.take()
+    assert given == threads
 
 
 class FalseCuda:

@@ -11,12 +11,13 @@ import numpy as np
 
 from instcls_tf.data import contents, manifest
 from instcls_tf.data.cache_file import CacheFile
+from instcls_tf.data.class_folders import ClassFolders, first_folders, in_classes_of_train, unlabelled
 from instcls_tf.data.decoding import DEFAULT_READING, BadImages, Reading, decode_file
 from instcls_tf.data.image_suffixes import FIRST_SUFFIXES, IMAGE_SUFFIXES
 from instcls_tf.data.listing import Listing, is_in_a_listed_folder, list_images
 from instcls_tf.data.manifest import Changes, ImagePaths
-from instcls_tf.data.source import Images, digest_of_content, digest_of_ids, file_identity
-from instcls_tf.errors import NoSplitError, UserError, shown, some_of
+from instcls_tf.data.source import Images, classes_that_tell, digest_of_content, digest_of_ids, file_identity
+from instcls_tf.errors import NoSplitError, UserError, shown
 
 PREFIX = "folder:"
 # How many files of equal size a continuation looks into, for images that have come to have others' names.
@@ -192,10 +193,8 @@ def open_folder(
     if workdir and os.path.exists(os.path.join(workdir, manifest.MANIFEST_NAME)):
         paths, irregular, changes, unknown = _with_known_ids(workdir, root, paths, irregular)
         notes += unknown
-    folders, ranks = _class_folders(paths)
-    if folders and split != "train" and os.path.isdir(os.path.join(top, "train")):
-        folders, ranks = _as_in_train(dataset, top, folders, ranks)
-    return FolderSource(dataset, folders, root, paths, ranks, irregular, changes, reading, notes)
+    names, labels = _labels(dataset, top, root, paths)
+    return FolderSource(dataset, names, root, paths, labels, irregular, changes, reading, notes)
 
 
 def of_files(source: Images, cache: str) -> FolderSource:
@@ -282,34 +281,11 @@ def _without_newer_suffixes(known: ImagePaths, found: ImagePaths) -> tuple[Image
     return ImagePaths(found.block, found.begins[kept], found.lengths[kept]), (sentence,)
 
 
-def _class_folders(paths: ImagePaths) -> tuple[tuple[str, ...] | None, np.ndarray]:
-    """The first-level folders and the rank of each image's, or None and -1 unless every image lies in one."""
-    order: dict[bytes, int] = {}
-    places = np.empty(len(paths), np.int32)
-    current = None
-    for index, path in enumerate(paths.iter_bytes()):
-        if current is None or not path.startswith(current):
-            folder, slash, _ = path.partition(b"/")
-            if not slash:
-                return None, np.full(len(paths), -1, np.int32)
-            current = folder + slash
-            place = order.setdefault(folder, len(order))
-        places[index] = place
-    names = tuple(sorted(os.fsdecode(folder) for folder in order))
-    rank = {name: index for index, name in enumerate(names)}
-    return names, np.array([rank[os.fsdecode(folder)] for folder in order], np.int32)[places]
-
-
-def _as_in_train(
-    dataset: str, top: str, names: tuple[str, ...], ranks: np.ndarray
-) -> tuple[tuple[str, ...] | None, np.ndarray]:
-    """In the train split's classes: a test split may lack some of them, but adds none."""
-    train = os.path.join(top, "train")
-    train_names, _ = _class_folders(_list(dataset, train).paths)
-    if train_names is None:
-        return None, np.full(len(ranks), -1, np.int32)
-    unknown = sorted(set(names) - set(train_names))
-    if unknown:
-        folders, be = ("class folder", "is") if len(unknown) == 1 else (f"{len(unknown)} class folders", "are")
-        raise UserError(f"--dataset={dataset}: {folders} {some_of(map(repr, unknown))} {be} missing in {train}")
-    return train_names, np.array([train_names.index(name) for name in names], np.int32)[ranks]
+def _labels(dataset: str, top: str, root: str, paths: ImagePaths) -> ClassFolders:
+    """Of the images below `root`; see `class_folders`."""
+    if root == top:
+        return unlabelled(len(paths))
+    found, train = first_folders(paths), os.path.join(top, "train")
+    if found.names and root != train and os.path.isdir(train):
+        found = in_classes_of_train(dataset, train, first_folders(_list(dataset, train).paths).names, found)
+    return found if classes_that_tell(found.names) else unlabelled(len(paths))

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
+from instcls_tf.data.class_folders import not_labels
 from instcls_tf.data.decoding import DEFAULT_READING, BadImages, Reading, decode_image
 from instcls_tf.data.folder import FolderSource
 from instcls_tf.data.overlap import overlapping
@@ -95,9 +96,16 @@ def open_labelled(dataset: str, split: str, data_dir: str | None = None, reading
     if source.class_names is None:
         raise UserError(
             f"--dataset={dataset}: the {split} split has no labels, wanted PATH/{{train,test}}/CLASS/* or a TFDS"
-            f" dataset with the feature 'label'"
+            f" dataset with the feature 'label', of two classes at least"
         )
     return source
+
+
+def why_unlabelled(source: Source) -> str:
+    """What to say of images without labels whose folders look like classes; nothing of others."""
+    if isinstance(source, FolderSource) and source.class_names is None:
+        return not_labels(source.paths)
+    return ""
 
 
 def default_test_split(dataset: str) -> str:
@@ -118,7 +126,8 @@ def labels_of(source: Source) -> np.ndarray:
         for _, instance_id, label in source.records(0, source.num_instances, in_order=True).as_numpy_iterator():
             labels[instance_id] = label
     if labels.min() < 0:
-        raise UserError(f"--dataset={source.name}: image {int(np.argmin(labels))} of the split has no label")
+        wanted = "" if source.class_names else ", wanted PATH/{train,test}/CLASS/* of two classes at least"
+        raise UserError(f"--dataset={source.name}: image {int(np.argmin(labels))} of the split has no label{wanted}")
     return labels
 
 

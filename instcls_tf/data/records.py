@@ -17,7 +17,7 @@ import numpy as np
 
 from instcls_tf.data.decoding import DEFAULT_READING, BadImages, Reading, decode_image
 from instcls_tf.data.permutation import permute
-from instcls_tf.data.source import FixedIds, digest_of_content, digest_of_ids, file_identity
+from instcls_tf.data.source import FixedIds, classes_that_tell, digest_of_content, digest_of_ids, file_identity
 from instcls_tf.data.threads import parallel_calls, without_autotuner
 from instcls_tf.errors import NoSplitError, UserError, some_of
 
@@ -179,7 +179,8 @@ class RecordSource(FixedIds):
         import tensorflow as tf
 
         example = tf.io.parse_single_example(serialized, example_features())
-        return (example["image"], example["name"]), instance_id, tf.cast(example["label"], tf.int32)
+        label = tf.cast(example["label"], tf.int32) if self.class_names else tf.constant(-1)
+        return (example["image"], example["name"]), instance_id, label
 
     def records(self, begin: int, end: int, in_order: bool = False) -> Any:
         """The records `begin` to `end` as a dataset of `((encoded image, name), instance id int64, label int32)`."""
@@ -237,7 +238,7 @@ def open_records(dataset: str, split: str, reading: Reading = DEFAULT_READING) -
     classes = index.get("classes_of", {}).get(split, index["class_names"])
     return RecordSource(
         dataset,
-        None if classes is None else tuple(classes),
+        classes_that_tell(classes),
         top,
         paths,
         Shards(files, np.zeros_like(counts), counts, BadImages()),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Union
 
 import numpy as np
@@ -31,7 +31,7 @@ class Images(Protocol):
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """The classes that labels count, None if there are no labels."""
+        """The classes that labels count, two at least; None if there are no labels."""
 
     @property
     def num_instances(self) -> int:
@@ -137,6 +137,15 @@ class FixedIds:
 def notes_of(*sources: Images) -> tuple[str, ...]:
     """What the user should know of the sources, with their names, each thing once."""
     return tuple(dict.fromkeys(f"{source.name}: {note}" for source in sources for note in source.notes))
+
+
+def classes_that_tell(names: Sequence[str] | None) -> tuple[str, ...] | None:
+    """The classes that labels count, by the classes that a dataset names.
+
+    None of fewer than two: each judgement of a single class is 100 %, whatever the network, so its images are images
+    without labels.
+    """
+    return tuple(names) if names is not None and len(names) > 1 else None
 
 
 def digest_of_ids(num_instances: int, names: Iterable[bytes] = ()) -> bytes:

@@ -11,7 +11,7 @@ import numpy as np
 
 from instcls_tf.data.decoding import DEFAULT_READING, BadImages, Reading, decode_image
 from instcls_tf.data.records import Shards
-from instcls_tf.data.source import FixedIds, digest_of_content, file_identity
+from instcls_tf.data.source import FixedIds, classes_that_tell, digest_of_content, file_identity
 from instcls_tf.data.tfds_builder import open_builder
 from instcls_tf.data.threads import parallel_calls, without_autotuner
 from instcls_tf.errors import NoSplitError, UserError
@@ -127,5 +127,5 @@ def open_tfds(dataset: str, split: str, data_dir: str | None, reading: Reading =
     skips = np.array([instruction.skip for instruction in instructions], np.int64)
     shards = Shards(tuple(os.fspath(instruction.filename) for instruction in instructions), skips, counts, BadImages())
     label = features.get("label")
-    class_names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else None
+    class_names = classes_that_tell(label.names if isinstance(label, tfds.features.ClassLabel) else None)
     return TfdsSource(dataset, class_names, split, builder, shards, reading)

@@ -11,7 +11,7 @@ import tensorflow as tf
 from instcls_tf.checks import require_value
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.decoding import reading_of
-from instcls_tf.data.labelled import Splits, open_splits
+from instcls_tf.data.labelled import Splits, open_splits, why_unlabelled
 from instcls_tf.data.sample import sample
 from instcls_tf.data.source import Source, notes_of
 from instcls_tf.data.sources import open_training_source
@@ -80,6 +80,7 @@ class Judgement(NamedTuple):
             shares = "".join(f"  {found[key]:>11.1%}" for _, key in columns)
             lines.append(f"{labels[name]:<{width}}{shares}  {found['rank_me']:>11.1f}")
         grown = ", the run it extends" if self.about["extend_from"] else ""
+        lines += filter(None, [self.about["not_labels"]])
         return "\n".join([*lines, f"This run is {self.verdict()}{grown} ({self._what()})."])
 
     def _origin(self) -> str:
@@ -121,6 +122,7 @@ def judge_run(workdir: str, data_dir: str | None = None, images: int = IMAGES) -
     found = {name: {**score, **reading._asdict()} for name, score, reading in zip(_NAMES, scores, readings)}
     origin = {"init": config.init or "", "extend_from": config.extend_from or ""}
     about = {"dataset": config.dataset, "step": step_of(newest(workdir)), **origin, **examples}
+    about["not_labels"] = why_unlabelled(source)
     return Judgement(found, {**about, "gauge_images": views.num_images, "pixel_side": min(_PIXELS, config.image_size)})
 
 

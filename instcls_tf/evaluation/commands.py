@@ -209,6 +209,8 @@ def features_from_files(files: tuple[str, str], kind: str) -> tuple[Features, Fe
     widths = train.vectors.shape[1], test.vectors.shape[1]
     if widths[0] != widths[1]:
         raise UserError(f"--test_features={files[1]}: has {widths[1]} features, --train_features has {widths[0]}")
+    if len(np.unique(train.labels)) < 2:
+        raise UserError(f"--train_features={files[0]}: has labels of one class only, wanted two classes at least")
     unknown = sorted(set(test.labels.tolist()) - set(train.labels.tolist()))
     if unknown:
         raise UserError(f"--test_features={files[1]}: class {unknown[0]} is missing in --train_features")

@@ -36,7 +36,7 @@ NUM_IMAGES = 40
 def folder(tmp_path_factory) -> Path:
     """Images in two classes, without a test split, and weights by torchvision's names."""
     folder = tmp_path_factory.mktemp("start")
-    write_images(folder / "images", [f"{'ab'[number % 2]}/{number:02d}.png" for number in range(NUM_IMAGES)])
+    write_images(folder / "images" / "train", [f"{'ab'[number % 2]}/{number:02d}.png" for number in range(NUM_IMAGES)])
     np.savez(folder / "weights.npz", **random_state_dict("resnet18", 8, 3))
     return folder
 
@@ -101,7 +101,7 @@ def test_the_command_answers_the_same(folder, parts):
 
 
 def test_features_come_in_the_order_of_paths(folder, parts):
-    paths = [folder / "images" / name for name in ("b/03.png", "a/00.png", "b/03.png")]
+    paths = [folder / "images" / "train" / name for name in ("b/03.png", "a/00.png", "b/03.png")]
     found = instcls_tf.embed(paths, workdir=str(folder / "run"))
     assert found.shape == (3, 64)
     np.testing.assert_allclose(found[0], found[2], rtol=1e-5)

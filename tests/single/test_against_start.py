@@ -12,7 +12,15 @@ from instcls_tf.data.sources import open_training_source
 from instcls_tf.evaluation.against_start import BETTER, LIKE, WORSE, Judgement, _splits
 from tests.end_to_end.runs import write_images
 
-ABOUT = {"dataset": "d", "step": 8, "init": "", "extend_from": "", "pixel_side": 32, "gauge_images": 400}
+ABOUT = {
+    "dataset": "d",
+    "step": 8,
+    "init": "",
+    "extend_from": "",
+    "pixel_side": 32,
+    "gauge_images": 400,
+    "not_labels": "",
+}
 LABELLED = {**ABOUT, "train_examples": 5000, "test_examples": 400, "test_split": "test"}
 UNLABELLED = {**ABOUT, "train_examples": 0, "test_examples": 0, "test_split": ""}
 
@@ -63,6 +71,12 @@ def test_the_table_without_labels():
     )
 
 
+def test_folders_that_are_no_labels_are_told_before_the_verdict():
+    found = Judgement(networks(0.3, 0.2, has_labels=False), {**UNLABELLED, "not_labels": "Folders ('DCIM') are not."})
+    *_, told, verdict = found.text().splitlines()
+    assert told == "Folders ('DCIM') are not." and verdict.startswith("This run is worse than its start (no labels: ")
+
+
 def test_a_grown_run_starts_from_the_one_it_extends():
     found = Judgement(networks(0.3, 0.45, has_labels=True), {**LABELLED, "extend_from": "runs/before"})
     assert [line.split("  ")[0] for line in found.text().splitlines()][2:4] == [
@@ -72,9 +86,22 @@ def test_a_grown_run_starts_from_the_one_it_extends():
 
 
 def splits_of(root: Path) -> tuple:
-    config = PretrainConfig(workdir="run", dataset=f"folder:{root}")
-    splits, note = _splits(config, open_training_source(config), None)
+    splits, note = _splits(*given(root), None)
     return len({id(split) for split in splits}), note
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["DCIM/Camera/0.jpg", "DCIM/Camera/1.jpg"], ["2019/0.jpg", "2020/1.jpg"], ["train/a/0.jpg", "train/a/1.jpg"]],
+)
+def test_folders_that_nobody_meant_as_labels_do_not_judge(tmp_path, names):
+    write_images(tmp_path, names)
+    assert _splits(*given(tmp_path), None) == (None, "")
+
+
+def given(root: Path) -> tuple:
+    config = PretrainConfig(workdir="run", dataset=f"folder:{root}")
+    return config, open_training_source(config)
 
 
 def test_only_a_test_split_that_is_missing_is_passed_over_in_silence(tmp_path):

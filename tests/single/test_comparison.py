@@ -38,7 +38,9 @@ def test_splits_without_labels_are_refused(tmp_path):
 
 def test_labels_that_are_not_public_are_refused(tmp_path, monkeypatch):
     """As those of some test splits of TFDS, whose classes have names all the same."""
-    write_images(tmp_path / "photos", [f"{split}/a/{i}.jpg" for split in ("train", "test") for i in range(3)])
+    write_images(
+        tmp_path / "photos", [f"{split}/{'ab'[i % 2]}/{i}.jpg" for split in ("train", "test") for i in range(3)]
+    )
     config = PretrainConfig(dataset=f"folder:{tmp_path}/photos", image_size=16, workdir=str(tmp_path / "run"))
     begin_run(config)
     monkeypatch.setattr(comparison, "open_splits", lambda *args, **kwargs: (train, hidden))

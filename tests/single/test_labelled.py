@@ -41,9 +41,14 @@ def test_splits_of_a_folder(folder):
     [
         (["train/0.png", "train/1.png", *pairs("test/a")], "the train split has no labels, wanted PATH/{train,test}/"),
         ([*pairs("train/a", "train/b"), "test/0.png", "test/1.png"], "the test split has no labels, wanted PATH/"),
-        (pairs("train/a", "test/b"), "class folder 'b' is missing in "),
-        (pairs("a", "b"), "no test split, wanted a folder "),
-        (pairs("a", "test/b"), "the classes of the train and the test split differ: 'a' is in the train split only"),
+        (pairs("train/a", "train/c", "test/b"), "class folder 'b' is missing in "),
+        (
+            pairs("train/a", "test/a"),
+            "the train split has no labels, wanted PATH/{train,test}/CLASS/* or a TFDS dataset",
+        ),
+        (pairs("train/a", "train/b"), "no test split, wanted a folder "),
+        (pairs("a", "b"), "the train split has no labels, wanted PATH/{train,test}/"),
+        (pairs("a", "test/b"), "the train split has no labels, wanted PATH/{train,test}/"),
     ],
 )
 def test_what_cannot_judge_is_refused(folder, names, sentence):
@@ -52,6 +57,14 @@ def test_what_cannot_judge_is_refused(folder, names, sentence):
         open_splits(dataset)
     assert str(refusal.value).startswith(f"--dataset={dataset}: {sentence}")
     assert "\n" not in str(refusal.value)
+
+
+def test_named_splits_differ_in_their_classes(folder):
+    dataset = folder(*pairs("one/a", "one/b", "other/b", "other/c"))
+    with pytest.raises(
+        UserError, match="the classes of the train and the test split differ: 'a' is in the train split"
+    ):
+        open_splits(dataset, train_split="one", test_split="other")
 
 
 def test_images_that_are_learned_from_do_not_judge(folder, tmp_path):

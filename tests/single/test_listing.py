@@ -83,7 +83,7 @@ def test_folders_that_programs_made_are_not_looked_into(tmp_path, name):
     touch(tmp_path, "cat/0.jpg", "dog/0.jpg", f"{name}/0.jpg", f"{name}/deep/0.jpg", f"cat/{name}/1.jpg")
     assert listed(tmp_path) == ["cat/0.jpg", "dog/0.jpg"]
     assert notes(tmp_path) == (f"2 folders that programs made ({name!r}) were not looked into",)
-    assert open_folder(f"folder:{tmp_path}", "train").class_names == ("cat", "dog")
+    assert open_folder(f"folder:{tmp_path.parent}", tmp_path.name).class_names == ("cat", "dog")
 
 
 def test_a_split_with_a_hidden_folder_has_the_classes_of_the_other(tmp_path):
@@ -126,7 +126,7 @@ def test_a_run_that_began_with_a_hidden_folder_keeps_its_ids(tmp_path):
     touch(photos, ".thumbnails/0.jpg", "cat/0.jpg", "cat/1.jpg")
     # As a listing that looked into hidden folders wrote it.
     (workdir / "manifest.tsv").write_text("0\t1\t.thumbnails/0.jpg\n1\t1\tcat/0.jpg\n2\t1\tcat/1.jpg\n")
-    source = open_folder(f"folder:{photos}", "train", str(workdir))
+    source = open_folder(f"folder:{tmp_path}", "photos", str(workdir))
     assert list(source.paths) == [".thumbnails/0.jpg", "cat/0.jpg", "cat/1.jpg"]
     assert source.changes == ((), ()) and source.labels.tolist() == [0, 1, 1]
 
@@ -171,7 +171,7 @@ def test_a_folder_of_another_user_is_left_out_and_told(public_folder):
     code = (
         "import json, os; from instcls_tf.data.folder import open_folder\n"
         f"if os.getuid() == 0: os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})\n"
-        f"source = open_folder('folder:{public_folder}', 'train')\n"
+        f"source = open_folder('folder:{public_folder.parent}', '{public_folder.name}')\n"
         "print(json.dumps([list(source.paths), source.class_names, source.notes]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

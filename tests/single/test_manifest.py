@@ -101,17 +101,17 @@ def test_a_folder_keeps_its_ids_over_restarts(tmp_path):
     photos, workdir = tmp_path / "photos", tmp_path / "run"
     workdir.mkdir()
     _touch(photos, "b/1.jpg", "b/3.jpg", "d/1.jpg")
-    dataset = f"folder:{photos}"
-    assert open_folder(dataset, "train", str(workdir)).write_manifest(str(workdir)) == ()
+    dataset = f"folder:{tmp_path}"
+    assert open_folder(dataset, "photos", str(workdir)).write_manifest(str(workdir)) == ()
     _touch(photos, "a/1.jpg", "b/2.jpg")
     (photos / "b/3.jpg").unlink()
     (photos / "d/1.jpg").write_bytes(b"another size")
-    source = open_folder(dataset, "train", str(workdir))
+    source = open_folder(dataset, "photos", str(workdir))
     assert tuple(source.paths) == ("b/1.jpg", "b/3.jpg", "d/1.jpg", "a/1.jpg", "b/2.jpg")
     assert source.changes == (("b/3.jpg",), ("a/1.jpg", "b/2.jpg"))
     assert source.class_names == ("a", "b", "d") and source.labels.tolist() == [1, 1, 2, 0, 1]
     assert source.write_manifest(str(workdir)) == ("d/1.jpg",)
-    again = open_folder(dataset, "train", str(workdir))
+    again = open_folder(dataset, "photos", str(workdir))
     assert tuple(again.paths) == tuple(source.paths) and again.changes == (("b/3.jpg",), ())
     _, sizes = manifest.read(str(workdir / "manifest.tsv"))
     assert sizes.tolist() == [7, 7, 7, 7, 7], "the sizes of when the run began"

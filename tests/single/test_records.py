@@ -183,7 +183,7 @@ def test_a_stream_that_begins_behind_the_damage_tells_of_it(prepared, records):
 
 def test_groups_of_records_are_of_many_classes(tmp_path):
     """BN normalises a group by itself; a folder per class lists the images of one class one after the other."""
-    write_images(tmp_path / "photos", [f"{index // 24}/{index}.png" for index in range(192)])
+    write_images(tmp_path / "photos", [f"train/{index // 24}/{index}.png" for index in range(192)])
     prepare(f"folder:{tmp_path}/photos", str(tmp_path / "records"), 1)
     source = open_source(f"records:{tmp_path}/records")
     labels = labels_of(source)

@@ -120,7 +120,7 @@ def test_images_without_labels_judge_nothing(tmp_path):
     config = PretrainConfig(dataset=f"folder:{tmp_path}/photos")
     with pytest.raises(UserError, match="image 0 of the split has no label"):
         write_held_out(str(tmp_path / "images"), config, 0.2, 0)
-    write_images(tmp_path, ["alone/a/0.jpg", "alone/b/1.jpg"])
+    write_images(tmp_path, ["alone/train/a/0.jpg", "alone/train/b/1.jpg"])
     with pytest.raises(UserError, match="no class has two images"):
         write_held_out(str(tmp_path / "images"), PretrainConfig(dataset=f"folder:{tmp_path}/alone"), 0.2, 0)
 

@@ -22,6 +22,7 @@ from instcls_tf.errors import NoSplitError, UserError, shown
 PREFIX = "folder:"
 # How many files of equal size a continuation looks into, for images that have come to have others' names.
 _LOOKED_INTO = 64
+_SPLITS = ("train", "test", "val")
 _FIRST_SUFFIXES = tuple(os.fsencode(suffix) for suffix in FIRST_SUFFIXES)
 
 
@@ -182,7 +183,7 @@ def open_folder(
         raise UserError(f"--dataset={dataset}: not a folder, wanted a folder of images")
     root = _split_folder(dataset, top, split)
     paths, irregular, left_out = _list(dataset, root)
-    notes = left_out.sentences()
+    notes = left_out.sentences() + _beside(top, root)
     if not len(paths):
         where = "in that folder" if root == top else f"in {root}"
         where += "".join(f"; {note}" for note in notes)
@@ -230,7 +231,7 @@ def refuse_picture_among_images(dataset: str, picture: str, output: str) -> None
         return
     top = os.path.expanduser(dataset.removeprefix(PREFIX))
     has_splits = os.path.isdir(os.path.join(top, "train"))
-    roots = [os.path.join(top, split) for split in ("train", "test", "val")] if has_splits else [top]
+    roots = [os.path.join(top, split) for split in _SPLITS] if has_splits else [top]
     if any(is_in_a_listed_folder(root, picture) for root in roots):
         raise UserError(
             f"--output={output}: lies among the images of --dataset={dataset}, of which {os.path.basename(picture)}"
@@ -247,6 +248,24 @@ def _split_folder(dataset: str, top: str, split: str) -> str:
             return os.path.join(top, name)
     wanted = " or ".join(os.path.join(top, name) for name in candidates)
     raise NoSplitError(f"--dataset={dataset}: no {split} split, wanted a folder {wanted}")
+
+
+def _beside(top: str, root: str) -> tuple[str, ...]:
+    """A note where images lie beside the splits: a folder may have come to be called `train` by chance."""
+    splits = [os.path.join(top, name) for name in _SPLITS]
+    if root != splits[0]:
+        return ()
+    try:
+        paths = list_images(top, splits).paths
+    except OSError:  # a folder may be entered, and not be listed
+        return ()
+    if not len(paths):
+        return ()
+    images, are = ("image", "is") if len(paths) == 1 else ("images", "are")
+    return (
+        f"{root} alone is trained on: {len(paths)} {images} beside train, test and val, such as {paths[0]!r}, {are} not"
+        f" used",
+    )
 
 
 def _list(dataset: str, root: str) -> Listing:

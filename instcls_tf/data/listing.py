@@ -12,6 +12,7 @@ import errno
 import itertools
 import os
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -112,19 +113,23 @@ class _Entries(NamedTuple):
     is_run: bool
 
 
-def list_images(root: str) -> Listing:
+def list_images(root: str, passed_over: Iterable[str] = ()) -> Listing:
     """Lists the images below `root`, following links, but no folder twice.
 
     An entry that cannot be looked at never refuses the rest: an image that is no regular file (a broken link, a pipe)
     is `irregular`, a folder that cannot be listed is left out. So are the folders of runs, which hold a `run.flags`,
     and what programs made. The root itself is looked into whatever it is called and holds.
 
+    Args:
+      root: the folder.
+      passed_over: folders, below it or elsewhere, that are not looked into; they need not be there.
+
     Raises:
       OSError: the root itself cannot be listed.
     """
     block, lengths, irregular, left_out = bytearray(), array.array("q"), [], LeftOut()
     top = os.fsencode(root)
-    seen = {_identity(top)}
+    seen = {_identity(top), *(_identity(os.fsencode(folder)) for folder in passed_over if os.path.isdir(folder))}
     entries = _scan(top)
     left_out.add(entries)
     # A stack of our own: Python's ends at a thousand folders within each other.

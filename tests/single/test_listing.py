@@ -103,6 +103,22 @@ def test_what_is_left_out_is_counted_in_one_line(tmp_path):
     assert line == ("10 folders and 2 files that programs made ('.0', '.1', '.2', '.3', '.4', …) were not looked into")
 
 
+def test_what_lies_beside_a_folder_that_happens_to_be_called_train_is_told(tmp_path):
+    def source():
+        return open_folder(f"folder:{tmp_path}", "train")
+
+    touch(tmp_path, "train/0.jpg", "train/1.jpg", "test/2.jpg", "val/3.jpg", "notes/readme.txt", ".hidden/4.jpg")
+    os.symlink("train", tmp_path / "latest")
+    touch(tmp_path / "run", "gallery/0.png", "run.flags")
+    assert source().notes == ()
+    said = f"{tmp_path}/train alone is trained on: {{}} beside train, test and val, such as {{}} not used"
+    touch(tmp_path, "zoo/deep/5.jpg")
+    assert source().notes == (said.format("1 image", "'zoo/deep/5.jpg', is"),)
+    touch(tmp_path, "2019/6.jpg", "7.jpg")
+    assert source().notes == (said.format("3 images", "'2019/6.jpg', are"),)
+    assert list(source().paths) == ["0.jpg", "1.jpg"]
+
+
 def test_a_folder_that_is_named_is_looked_into_whatever_it_is_called(tmp_path):
     touch(tmp_path / ".photos", "a.jpg", "b.jpg")
     assert listed(tmp_path / ".photos") == ["a.jpg", "b.jpg"] and notes(tmp_path / ".photos") == ()

@@ -19,7 +19,7 @@ from instcls_tf.distributed import workers
 from instcls_tf.errors import NoSplitError, UserError
 from instcls_tf.evaluation import features
 from instcls_tf.evaluation.features import Embedder, Features
-from instcls_tf.evaluation.gauge import NEIGHBOURS
+from instcls_tf.evaluation.gauge import FEWEST, neighbours_among, read_gauges
 from instcls_tf.evaluation.knn import shared_knn_accuracy
 from instcls_tf.evaluation.recipes import KNN_NEIGHBORS
 from instcls_tf.evaluation.subject import judged_config
@@ -37,6 +37,7 @@ _PIXELS = 32
 _NAMES = ("pixels", "start", "run")
 # Of a run against its start.
 BETTER, WORSE, LIKE = "better than its start", "worse than its start", "like its start"
+TOO_FEW = "not to be told from its start by so few images"
 
 
 class Judgement(NamedTuple):
@@ -56,6 +57,8 @@ class Judgement(NamedTuple):
 
     def verdict(self) -> str:
         """Whether the run is better than its start: beyond two standard errors of so many images."""
+        if self.measure != "top1" and self.about["gauge_images"] < FEWEST:
+            return TOO_FEW
         start, run = (self.networks[name][self.measure] for name in ("start", "run"))
         asked = self.about["test_examples"] if self.measure == "top1" else self.about["gauge_images"]
         doubt = 2 * np.sqrt((start * (1 - start) + run * (1 - run)) / asked)
@@ -92,7 +95,9 @@ class Judgement(NamedTuple):
         about = self.about
         if self.measure == "top1":
             return f"{KNN_NEIGHBORS}-NN of {about['test_examples']} images among {about['train_examples']}"
-        return f"no labels: {NEIGHBOURS} nearest neighbours shared by two views of {about['gauge_images']} images"
+        k = neighbours_among(about["gauge_images"])
+        neighbours = "nearest neighbour" if k == 1 else f"{k} nearest neighbours"
+        return f"no labels: {neighbours} shared by two views of {about['gauge_images']} images"
 
 
 def judge_run(workdir: str, data_dir: str | None = None, images: int = IMAGES) -> Judgement:
@@ -115,15 +120,15 @@ def judge_run(workdir: str, data_dir: str | None = None, images: int = IMAGES) -
         progress.say(note)
     networks = [load_starting_encoder(workdir, config), load_encoder(workdir)]
     embedder = Embedder(_side_by_side(config, [network.get_layer("backbone") for network in networks]))
-    views = TwoViews(config, source)
-    readings = views.read(embedder)
+    views = TwoViews(config, source).features(embedder)
+    readings, gauge_images = [read_gauges(*both) for both in views], len(views[0][0])
     scores, examples = _accuracies(embedder, splits, config, images, progress)
     progress.close()
     found = {name: {**score, **reading._asdict()} for name, score, reading in zip(_NAMES, scores, readings)}
     origin = {"init": config.init or "", "extend_from": config.extend_from or ""}
     about = {"dataset": config.dataset, "step": step_of(newest(workdir)), **origin, **examples}
     about["not_labels"] = why_unlabelled(source)
-    return Judgement(found, {**about, "gauge_images": views.num_images, "pixel_side": min(_PIXELS, config.image_size)})
+    return Judgement(found, {**about, "gauge_images": gauge_images, "pixel_side": min(_PIXELS, config.image_size)})
 
 
 def _side_by_side(config: PretrainConfig, backbones: list[tf.keras.Model]) -> Callable[[tf.Tensor], list[tf.Tensor]]:

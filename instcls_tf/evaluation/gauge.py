@@ -12,8 +12,11 @@ import numpy as np
 
 from instcls_tf.errors import UserError
 
-# Neighbours of which the two views are to share as many as they can.
-NEIGHBOURS = 10
+# Neighbours of which the two views are to share as many as they can, and the most that they are of the other images:
+# two views have all others in common, whatever the network.
+NEIGHBOURS, _MOST_OF_OTHERS = 10, 1 / 4
+# Fewer images than this, and even one neighbour is more than that part.
+FEWEST = 5
 # RankMe's guard against log 0.
 _EPSILON = 1e-7
 
@@ -42,7 +45,12 @@ def read_gauges(first: np.ndarray, second: np.ndarray) -> Reading:
     return Reading(float(shared_neighbours(first, second).mean()), rank_me(np.concatenate([first, second])))
 
 
-def shared_neighbours(first: np.ndarray, second: np.ndarray, k: int = NEIGHBOURS) -> np.ndarray:
+def neighbours_among(count: int) -> int:
+    """How many neighbours are looked at among so many images: at most a quarter of the others, but one."""
+    return max(1, min(NEIGHBOURS, int((count - 1) * _MOST_OF_OTHERS)))
+
+
+def shared_neighbours(first: np.ndarray, second: np.ndarray, k: int | None = None) -> np.ndarray:
     """Of each image, the share of its k nearest others that both of its views have in common, by cosine.
 
     Neighbours of a view are views of its own kind. Without any likeness it is k / (M - 1) in the mean. Equal cosines
@@ -51,12 +59,12 @@ def shared_neighbours(first: np.ndarray, second: np.ndarray, k: int = NEIGHBOURS
 
     Args:
       first, second: see `read_gauges`.
-      k: cut to the number of other images.
+      k: cut to the number of other images; None for `neighbours_among`.
 
     Returns:
       `[M]` in 0..1.
     """
-    k = min(k, len(first) - 1)
+    k = neighbours_among(len(first)) if k is None else min(k, len(first) - 1)
     one, other = _neighbours(first, k), len(second) - 1 - _neighbours(second[::-1], k)[::-1]
     return (one[:, :, np.newaxis] == other[:, np.newaxis, :]).any(axis=2).mean(axis=1)
 

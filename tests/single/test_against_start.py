@@ -9,7 +9,7 @@ import pytest
 
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.sources import open_training_source
-from instcls_tf.evaluation.against_start import BETTER, LIKE, WORSE, Judgement, _splits
+from instcls_tf.evaluation.against_start import BETTER, LIKE, TOO_FEW, WORSE, Judgement, _splits
 from tests.end_to_end.runs import write_images
 
 ABOUT = {
@@ -68,6 +68,23 @@ def test_the_table_without_labels():
         "starting weights (untrained)        30.0%         70.0\n"
         "this run (step 8)                   20.0%         80.0\n"
         "This run is worse than its start (no labels: 10 nearest neighbours shared by two views of 400 images)."
+    )
+
+
+@pytest.mark.parametrize(("images", "said"), [(5, "nearest neighbour"), (40, "9 nearest neighbours")])
+def test_the_neighbours_that_were_looked_at_stand_in_the_sentence(images, said):
+    found = Judgement(networks(0.9, 0.9, has_labels=False), {**UNLABELLED, "gauge_images": images})
+    assert found.text().splitlines()[-1] == (
+        f"This run is like its start (no labels: {said} shared by two views of {images} images)."
+    )
+
+
+def test_a_handful_of_images_tells_nothing():
+    found = Judgement(networks(1.0, 1.0, has_labels=False), {**UNLABELLED, "gauge_images": 4})
+    assert found.verdict() == TOO_FEW
+    assert found.text().splitlines()[-1] == (
+        "This run is not to be told from its start by so few images (no labels: nearest neighbour shared by two views"
+        " of 4 images)."
     )
 
 

@@ -11,7 +11,7 @@ from instcls_tf.data.sources import open_source
 from instcls_tf.encoder.networks import make_encoder
 from instcls_tf.errors import UserError
 from instcls_tf.evaluation.features import Embedder
-from instcls_tf.evaluation.gauge import rank_me, read_gauges, shared_neighbours
+from instcls_tf.evaluation.gauge import neighbours_among, rank_me, read_gauges, shared_neighbours
 from instcls_tf.evaluation.online_gauge import if_worse, start_in
 from instcls_tf.evaluation.two_views import TwoViews
 from instcls_tf.initial.start import keep_starting_weights
@@ -57,6 +57,20 @@ def test_equal_views_share_all_and_strangers_what_chance_gives():
     assert shared_neighbours(first, 3 * first).tolist() == [1.0] * 300
     assert shared_neighbours(first, second).mean() == pytest.approx(10 / 299, abs=0.02)
     assert shared_neighbours(first[:4], first[:4]).tolist() == [1.0] * 4  # of three others
+
+
+@pytest.mark.parametrize(("count", "k"), [(2, 1), (5, 1), (8, 1), (9, 2), (12, 2), (40, 9), (41, 10), (512, 10)])
+def test_few_images_have_fewer_neighbours(count, k):
+    """All others are shared by any two networks."""
+    first, second = RANDOM.normal(size=[2, count, 16])
+    assert neighbours_among(count) == k
+    assert shared_neighbours(first, second).tolist() == shared_neighbours(first, second, k).tolist()
+
+
+@pytest.mark.parametrize("count", [5, 8, 11, 12])
+def test_strangers_among_a_handful_share_what_chance_gives(count):
+    shares = [shared_neighbours(*RANDOM.normal(size=[2, count, 16])).mean() for _ in range(100)]
+    assert np.mean(shares) == pytest.approx(neighbours_among(count) / (count - 1), abs=0.08)
 
 
 def test_a_collapsed_network_shares_little():

@@ -198,6 +198,16 @@ def open_folder(
     return FolderSource(dataset, names, root, paths, labels, irregular, changes, reading, notes)
 
 
+def root_of(dataset: str, split: str) -> str | None:
+    """The folder below which the names of a split's images are paths; None of what is no folder, or is not there."""
+    if not dataset.startswith(PREFIX):
+        return None
+    try:
+        return _split_folder(dataset, os.path.expanduser(dataset.removeprefix(PREFIX)), split)
+    except NoSplitError:
+        return None
+
+
 def of_files(source: Images, cache: str) -> FolderSource:
     """The images, if `--cache` can keep them.
 

@@ -11,6 +11,8 @@ import numpy as np
 from instcls_tf import files
 from instcls_tf.checks import require_value
 from instcls_tf.data.decoding import reading_of
+from instcls_tf.data.folder import root_of
+from instcls_tf.data.image_suffixes import IMAGE_SUFFIXES
 from instcls_tf.data.listing import list_images
 from instcls_tf.data.names import names_of
 from instcls_tf.data.source import Source
@@ -78,8 +80,10 @@ def search_in_run(
       UserError: what is wrong with the run, the images, the queries or the file.
     """
     require_value("k", k, k >= 1, "at least 1")
-    added = _files_of(add)
+    added, notes = _files_of(add)
     workers.start()
+    for note in notes:
+        _say(note)
     is_kept = index_path is not None and workers.rank_0_says(os.path.exists(index_path), "has_index")
     if is_kept:
         if dataset is not None:
@@ -94,7 +98,7 @@ def search_in_run(
             _refuse_unwritable(str(index_path))
     else:
         source, split = _open(workdir, dataset, split, data_dir, center_crop_fraction)
-        _refuse_early(queries, k, source, len(added))
+        _refuse_early(queries, k, source, split, added)
         if index_path is not None:
             _refuse_unwritable(index_path)
         index = Index.of_source(
@@ -130,14 +134,27 @@ def _add(index: Index, paths: list[str]) -> int:
     """Lets images join an index that are not in it, and tells of them; how many cannot be read."""
     if not paths:
         return 0
-    known, before = set(index.names), len(index)
-    new = [path for path in paths if path not in known]
+    before = len(index)
+    new = _unknown(paths, set(index.names), index.origin)
     unread = index.add(new)
     there = f", {len(paths) - len(new)} were in it already" if len(new) < len(paths) else ""
     _say(f"{len(index) - before} images added to {before}{there}")
     if unread:
         _say(f"warning: {len(unread)} image(s) of --add cannot be read and are left out: {named(unread, {})}")
     return len(unread)
+
+
+def _unknown(paths: list[str], names: set[str], origin: tuple[str, str] | None) -> list[str]:
+    """Absolute paths that are not among the names of an index, where images of a folder go by paths below it."""
+    root = root_of(*origin) if origin else None
+
+    def is_known(path: str) -> bool:
+        if path in names or root is None:
+            return path in names
+        real = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+        return os.path.relpath(path, root) in names or os.path.relpath(real, os.path.realpath(root)) in names
+
+    return [path for path in paths if not is_known(path)]
 
 
 def _say(text: str) -> None:
@@ -153,33 +170,38 @@ def _open(
     return source, split
 
 
-def _files_of(paths: Sequence[str]) -> list[str]:
-    """The image files that are meant, as absolute paths and once each, those of folders in the order of their names."""
-    found = []
+def _files_of(paths: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The image files that are meant, and lines about what is not read of their folders.
+
+    They are absolute paths and once each, those of folders in the order of their names.
+    """
+    found, notes = [], []
     for path in paths:
         if os.path.isdir(path):
             try:
-                names = list_images(path).paths
+                listing = list_images(path)
             except OSError as error:
                 raise UserError(f"--add={shown(path)}: cannot be read ({error.strerror})") from error
-            found += [os.path.join(os.path.abspath(path), name) for name in names]
+            found += [os.path.join(os.path.abspath(path), name) for name in listing.paths]
+            empty = [] if len(listing.paths) else [f"no images ({', '.join(IMAGE_SUFFIXES)}) in that folder"]
+            notes += [f"--add={shown(path)}: {note}" for note in [*empty, *listing.left_out.sentences()]]
         elif os.path.exists(path):
             found.append(os.path.abspath(path))
         else:
             raise UserError(f"--add={shown(path)}: no such file or folder")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(found)), notes
 
 
-def _refuse_early(queries: list[str], k: int, source: Source, added: int) -> None:
+def _refuse_early(queries: list[str], k: int, source: Source, split: str, added: list[str]) -> None:
     """Before features are computed, where the images are known without reading them."""
-    total = source.num_instances + added
-    require_value("k", k, k <= total, f"between 1 and the {total} images that are searched")
     unknown = [query for query in queries if not os.path.isfile(query)]
-    if unknown and source.random_access:
-        names = set(names_of(source, np.arange(source.num_instances)))
-        for query in unknown:
-            if query not in names:
-                raise UserError(f"--query={shown(query)}: no such file, and no image of {source.name} has this name")
+    has_names = source.random_access and (unknown or added)
+    names = set(names_of(source, np.arange(source.num_instances))) if has_names else set()
+    total = source.num_instances + len(_unknown(added, names, (source.name, split)))
+    require_value("k", k, k <= total, f"between 1 and the {total} images that are searched")
+    for query in unknown:
+        if source.random_access and query not in names:
+            raise UserError(f"--query={shown(query)}: no such file, and no image of {source.name} has this name")
 
 
 def _ask(index: Index, queries: list[str], k: int) -> list[list[Hit]]:

@@ -10,6 +10,7 @@ from flags import from_dataclass
 from instcls_tf import config as recipe
 from instcls_tf.config import PretrainConfig
 from instcls_tf.run.precision import with_precision
+from instcls_tf.run.workdir import with_length_begun
 
 FLAGS = flags.FLAGS
 
@@ -53,7 +54,7 @@ DESCRIPTIONS = {
     " its rivals, see docs/methods.md.",
     "epochs": "Length of the run, in epochs (one visit of every instance each).",
     "exposures": "The run is longer than --epochs if it takes that to show so many images in all, each time with all"
-    " its views: a few images are shown for more epochs than many.",
+    " its views: a few images are shown for more epochs than many. --epochs after a flagfile with it sets it to 0.",
     "extend_epochs": "Epochs after those, with a warm-up and a cosine of their own: a finished run goes on when it is"
     " given them. The result is that of --epochs and --extend_epochs together, not of one longer run. Once they have"
     " begun, their number stays.",
@@ -139,4 +140,4 @@ def define(only: tuple[str, ...] | None = None, flag_values: flags.FlagValues = 
 
 def config_from_flags(flag_values: flags.FlagValues = FLAGS, **others: Any) -> PretrainConfig:
     """The recipe that the parsed command line describes; `others` are settings that have no flag in this command."""
-    return with_precision(from_dataclass.read(PretrainConfig, flag_values=flag_values, **others))
+    return with_precision(with_length_begun(from_dataclass.read(PretrainConfig, flag_values=flag_values, **others)))

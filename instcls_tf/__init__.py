@@ -13,7 +13,7 @@ Pretrain on a folder of images, without labels, and use what comes out of it:
 Recipes (settings have the names of the command's flags):
 
   config = instcls_tf.PretrainConfig.from_flagfile("small_images", workdir="runs/a", dataset="folder:/data/small")
-  instcls_tf.pretrain(config.replace(exposures=0, epochs=40))
+  instcls_tf.pretrain(config, epochs=40)
   instcls_tf.pretrain(init="resnet50.safetensors", dataset="folder:/data/photos", workdir="runs/b")
 
 The parts:

@@ -341,10 +341,10 @@ class PretrainConfig:
 
         Args:
           path_or_preset: the file, or the name.
-          **settings: fields that are to be otherwise; they win.
+          **settings: fields that are to be otherwise; they win. `epochs` set `exposures` to 0, unless given as well.
 
         Raises:
           UserError: no such preset or field, with the nearest one, or a value that is not fit.
         """
         flagfiles.refuse_unknown(cls, settings)
-        return cls(**{**flagfiles.values_of(cls, path_or_preset), **settings})
+        return cls(**{**flagfiles.values_of(cls, path_or_preset), **flagfiles.with_length(settings)})

@@ -23,12 +23,16 @@ from instcls_tf.files import decode_text
 PRESETS = Path(__file__).parent / "presets"
 _SUFFIX = ".flags"
 _FLAG = re.compile(r"--?flagfile(?:=(.*))?", re.DOTALL)
+_NAME = re.compile(r"--?([^=]+)")
+# The length of a run, and what makes it longer in a flagfile: a length given beside the file is meant as it is.
+_LENGTH, _LONGER = "epochs", "exposures"
 
 
 def expand(arguments: list[str], _within: tuple[str, ...] = ()) -> list[str]:
     """Puts the flags of flagfiles in the place of `--flagfile=PATH`; flagfiles may name others.
 
-    Empty lines and those that begin with "#" or "//" are left out.
+    Empty lines and those that begin with "#" or "//" are left out. An `--epochs` after a file whose `--exposures` would
+    make the run longer sets these to 0, unless there are others beside it.
 
     Args:
       arguments: the words of the command line.
@@ -37,12 +41,15 @@ def expand(arguments: list[str], _within: tuple[str, ...] = ()) -> list[str]:
       UserError: a file cannot be read, is no UTF-8, or names itself.
     """
     expanded: list[str] = []
+    longer_in_file, longer_beside = False, _LONGER in _names(arguments)
     words = iter(arguments)
     for word in words:
         found = _FLAG.fullmatch(word)
         if word == "--":
             return [*expanded, word, *words]
         if not found:
+            if longer_in_file and not longer_beside and _names([word]) == [_LENGTH]:
+                expanded.append(f"--{_LONGER}=0")  # before it: its value may be the next word
             expanded.append(word)
             continue
         path = found[1] if found[1] is not None else next(words, "")
@@ -51,8 +58,20 @@ def expand(arguments: list[str], _within: tuple[str, ...] = ()) -> list[str]:
         path = os.path.expanduser(path)
         if os.path.realpath(path) in _within:
             raise UserError(f"--flagfile: {shown(path)} names itself")
-        expanded += expand(_lines(path), (*_within, os.path.realpath(path)))
+        of_file = expand(_lines(path), (*_within, os.path.realpath(path)))
+        longer_in_file = longer_in_file or _LONGER in _names(of_file)
+        expanded += of_file
     return expanded
+
+
+def _names(words: list[str]) -> list[str]:
+    """The flags among words of a command line."""
+    return [found[1] for found in map(_NAME.match, words) if found]
+
+
+def with_length(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that win over a recipe's: with `epochs` among them it has no `exposures`, unless they are given."""
+    return {_LONGER: 0, **settings} if _LENGTH in settings else settings
 
 
 def _lines(path: str) -> list[str]:

@@ -15,7 +15,7 @@ from instcls_tf.data.sources import open_training_source
 from instcls_tf.distributed.launcher import launched_rank_and_size
 from instcls_tf.errors import UserError
 from instcls_tf.initial.kinds import kind_of
-from instcls_tf.run.workdir import has_checkpoints, load_run, refuse_other_recipe, run_flags_path
+from instcls_tf.run.workdir import has_checkpoints, load_run, refuse_other_recipe, run_flags_path, with_length_begun
 
 # Settings that name a file or a folder; the dataset's own paths are expanded where it is opened.
 _PATHS = ("workdir", "data_dir", "init", "extend_from", "cache")
@@ -28,17 +28,19 @@ def recipe_of_call(config: PretrainConfig | None, preset: str | None, settings: 
     In its paths `~` is expanded, as in the command's.
 
     Raises:
-      UserError: there is a recipe and a preset, or no such preset or setting; names the nearest.
+      UserError: there is a recipe and a preset, or no such preset or setting; names the nearest. Or the workdir has a
+        run whose `run.flags` cannot be understood.
     """
     flagfiles.refuse_unknown(PretrainConfig, settings)
     if config is not None and preset is not None:
         raise UserError(f"preset {preset!r}: comes in the place of a config, wanted one of them")
     if config is not None:
-        config = config.replace(**settings)
+        config = config.replace(**flagfiles.with_length(settings))
     else:
         config = PretrainConfig.from_flagfile(preset, **settings) if preset else PretrainConfig(**settings)
     paths = {name: getattr(config, name) for name in _PATHS}
-    return config.replace(**{name: os.path.expanduser(path) for name, path in paths.items() if path is not None})
+    config = config.replace(**{name: os.path.expanduser(path) for name, path in paths.items() if path is not None})
+    return with_length_begun(config)
 
 
 def open_training_data(config: PretrainConfig, source: Source | None = None) -> Source:

@@ -24,7 +24,7 @@ from instcls_tf.pretraining import advice, agreement, finite, growth, opening, p
 from instcls_tf.pretraining.activations import groups_of
 from instcls_tf.pretraining.reporter import EpochReporter
 from instcls_tf.pretraining.state import make_run, make_schedule
-from instcls_tf.pretraining.steps import Steps
+from instcls_tf.pretraining.steps import Steps, note_of_length
 from instcls_tf.pretraining.stopping import StopRequest
 from instcls_tf.pretraining.train_step import make_train_step
 from instcls_tf.progress import Progress
@@ -103,6 +103,8 @@ def _pretrain(
 
     # ---- The folder of the run
     _announce(source, steps, run.method.note, first_step, progress)
+    if length := note_of_length(config, source.num_instances, begins=prefix is None):
+        progress.say(length)
     if is_chief and prefix is None:
         for warning in advice.warnings_of(config, source, collectives.size()):
             progress.say(f"warning: {warning}")

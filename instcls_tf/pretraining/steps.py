@@ -8,6 +8,21 @@ from instcls_tf.config import PretrainConfig
 from instcls_tf.data.order import steps_per_epoch
 
 
+def note_of_length(config: PretrainConfig, num_instances: int, begins: bool) -> str | None:
+    """What a user is told of a run that is longer than its `epochs`.
+
+    Args:
+      config: the recipe, with its `exposures`.
+      num_instances: N.
+      begins: whether it is the run's first start, at which it might be otherwise.
+    """
+    epochs = config.for_instances(num_instances).epochs
+    if epochs == config.epochs:
+        return None
+    note = f"length: {epochs} epochs, by --exposures={config.exposures} instead of --epochs={config.epochs}"
+    return f"{note}; --exposures=0 takes --epochs" if begins else f"{note}, as the run began"
+
+
 @dataclasses.dataclass(frozen=True)
 class Steps:
     """Steps are counted from 0 over all epochs; every epoch shows each of the N instances once.

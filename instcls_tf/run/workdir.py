@@ -200,6 +200,19 @@ def _values_of(workdir: str) -> dict[str, Any]:
     return values
 
 
+def with_length_begun(config: PretrainConfig) -> PretrainConfig:
+    """A recipe with the `exposures` of its run in the workdir, which may have begun before `epochs` set them to 0.
+
+    Raises:
+      UserError: the workdir has a run whose `run.flags` cannot be understood.
+    """
+    workdir = config.workdir
+    if config.exposures or not workdir or not (has_checkpoints(workdir) and os.path.exists(run_flags_path(workdir))):
+        return config
+    theirs = load_run(workdir)
+    return config.replace(exposures=theirs.exposures) if theirs.epochs == config.epochs else config
+
+
 def _as_meant_then(config: PretrainConfig) -> PretrainConfig:
     """A recipe written before `center_crop_fraction`: judged on whole squares, at half of the jitter for a strength."""
     # Other views than these have no jitter, and their runs the same flags as ever.

@@ -6,6 +6,7 @@ import codecs
 
 import pytest
 
+from flags.sweep import config_of
 from instcls_tf import flagfiles
 from instcls_tf.config import PretrainConfig
 from instcls_tf.errors import UserError
@@ -25,6 +26,27 @@ def test_home_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.flags").write_text("--epochs=3\n")
     assert flagfiles.expand(["--flagfile=~/a.flags"]) == ["--epochs=3"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "length"),
+    [
+        ([], [], (20, 600_000)),
+        ([], ["--epochs=5"], (5, 0)),
+        ([], ["-epochs", "5"], (5, 0)),
+        ([], ["--seed=1", "--epochs=5", "--exposures=900"], (5, 900)),
+        (["--exposures=900"], ["--epochs=5"], (5, 600_000)),
+        (["--epochs=5"], [], (20, 600_000)),  # as every flag before a file that has it
+    ],
+)
+def test_epochs_after_a_preset_are_the_length_of_the_run(tmp_path, before, after, length):
+    preset = f"--flagfile={flagfiles.PRESETS}/photos.flags"
+    config = config_of([*before, preset, *after])
+    assert (config.epochs, config.exposures) == length
+    if "-epochs" not in after:
+        (tmp_path / "own.flags").write_text("\n".join([*before, preset, *after]))
+        assert config_of([f"--flagfile={tmp_path}/own.flags"]) == config
+        assert PretrainConfig.from_flagfile(str(tmp_path / "own.flags"), precision=config.precision) == config
 
 
 @pytest.mark.parametrize("text", ["--dataset=folder:/data/café\n", "--dataset=folder:/data/東京\n"])
@@ -106,6 +128,20 @@ def test_a_line_that_is_no_setting(tmp_path, line, sentence):
     with pytest.raises(UserError) as refusal:
         PretrainConfig.from_flagfile(str(tmp_path / "a.flags"))
     assert str(refusal.value) == f"{tmp_path}/a.flags: {sentence}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "length"),
+    [({}, (20, 600_000)), ({"epochs": 5}, (5, 0)), ({"epochs": 5, "exposures": 900}, (5, 900))],
+)
+def test_epochs_beside_a_preset_from_python(settings, length):
+    photos = PretrainConfig.from_flagfile("photos")
+    for config in (
+        PretrainConfig.from_flagfile("photos", **settings),
+        recipe_of_call(None, "photos", settings),
+        recipe_of_call(photos, None, settings),
+    ):
+        assert (config.epochs, config.exposures) == length
 
 
 def test_settings_win_over_a_recipe_and_a_preset():

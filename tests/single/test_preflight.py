@@ -6,11 +6,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from absl.flags import FlagValues
 
+from flags.pretraining import config_from_flags
 from instcls_tf.config import INSTANCE, METHODS, PretrainConfig
 from instcls_tf.data.folder import open_folder
 from instcls_tf.errors import UserError
 from instcls_tf.pretraining import opening, preflight
+from instcls_tf.pretraining.steps import note_of_length
 from instcls_tf.run.checkpoint import latest
 from instcls_tf.run.workdir import begin_run, load_run
 
@@ -97,3 +100,22 @@ def test_a_run_that_began_with_flags_of_another_method_goes_on(tmp_path):
     assert preflight.open_training_data(config).num_instances == 1437
     sentence = refusal_of(config.replace(workdir=str(tmp_path / "new")))
     assert sentence == "--moco_queue=5: is of --method=moco_v2, --method=simclr has nothing of the kind"
+
+
+def test_a_run_keeps_the_length_it_began_with(tmp_path):
+    """Also one of `--epochs=5` after a preset of 600,000 exposures that began when these still counted."""
+    config = begin_and_save(config_of(tmp_path, epochs=5, exposures=600_000))
+    now = preflight.recipe_of_call(config, None, {"epochs": 5})
+    assert now == config and config_from_flags(FlagValues(), **vars(config.replace(exposures=0))) == config
+    preflight.open_training_data(now)
+    other = preflight.recipe_of_call(config, None, {"epochs": 6})
+    assert "a run with --epochs=5, this one has --epochs=6: give the same flags" in refusal_of(other)
+
+
+def test_what_is_told_of_a_length_by_exposures(tmp_path):
+    config = config_of(tmp_path, epochs=5, exposures=600_000)
+    told = "length: 200 epochs, by --exposures=600000 instead of --epochs=5"
+    assert note_of_length(config, 3000, begins=True) == f"{told}; --exposures=0 takes --epochs"
+    assert note_of_length(config, 3000, begins=False) == f"{told}, as the run began"
+    assert note_of_length(config, 200_000, begins=True) is None
+    assert note_of_length(config.replace(exposures=0), 3000, begins=True) is None

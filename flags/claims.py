@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from absl import flags
 
-from flags import paths
+from flags import given, paths
 from instcls_tf.errors import UserError
 from instcls_tf.report.answer import Answer
 
 FLAGS = flags.FLAGS
+
+# What says which runs are made, of which --render starts none.
+_OF_RUNS = ("claim", "scale", "dataset", "workdir", "seeds", "epochs", "dry_run")
 
 
 def define() -> None:
@@ -33,11 +36,16 @@ def define() -> None:
 
 
 def answer() -> Answer:
-    """What the parsed command line asks for."""
+    """What the parsed command line asks for.
+
+    Raises:
+      UserError: a flag is missing, does not fit, or is left without any effect by another one.
+    """
     from instcls_tf.claims import reproduce
     from instcls_tf.claims.ledger import read_ledger
 
     ledger = read_ledger(FLAGS.claims)
+    given.refuse(_OF_RUNS if FLAGS.render else ("page",), f"left out with{'' if FLAGS.render else 'out'} --render")
     if FLAGS.render:
         return reproduce.ledger_page(ledger, FLAGS.results, FLAGS.page)
     if FLAGS.claim is None:

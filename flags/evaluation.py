@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from flags import paths, recipes
+from flags import given, paths, recipes
 from instcls_tf.checks import path_for_tensorflow, require_value
 from instcls_tf.errors import UserError, shown
 from instcls_tf.evaluation.recipes import (
@@ -90,10 +90,25 @@ def define_finetune() -> None:
 def define_similarity() -> None:
     """The flags of `similarity`."""
     define_run()
-    flags.DEFINE_integer("instances", 2000, "How many instances, evenly spread over the dataset, are measured.")
+    flags.DEFINE_integer(
+        "instances", 2000, "How many instances, evenly spread over the dataset, are measured; not with --index."
+    )
     flags.DEFINE_bool("index", False, "List near-duplicates and outliers of the dataset by the run's class weights.")
     flags.DEFINE_float("threshold", 0.95, "With --index: the cosine from which two images are near-duplicates.")
     flags.DEFINE_integer("listed", 20, "With --index: how many pairs and outliers are listed.")
+
+
+def checked_similarity() -> flags.FlagValues:
+    """The parsed command line of `similarity`.
+
+    Raises:
+      UserError: a flag is left without any effect by --index, or by its absence.
+    """
+    if FLAGS.index:
+        given.refuse(("instances",), "left out with --index, which looks at all")
+    else:
+        given.refuse(("threshold", "listed"), "left out without --index")
+    return FLAGS
 
 
 def define_report() -> None:

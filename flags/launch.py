@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from absl import flags
 
+from flags import given
 from instcls_tf import flagfiles
 from instcls_tf.checks import require_value
 from instcls_tf.distributed import hosts
@@ -46,11 +47,11 @@ def define() -> None:
     )  # fmt: skip
     flags.DEFINE_integer(
         "min_workers", None, "A restart may go on with as few workers as this, when machines do not answer any more or"
-        " a worker has failed twice in a row; by default all are needed.",
+        " a worker has failed twice in a row; by default all are needed. With --max_restarts.",
     )  # fmt: skip
     flags.DEFINE_float(
         "wait_for_hosts", 600.0, "How long, in seconds, a restart waits for machines that do not answer, if fewer than"
-        " --min_workers are left without them.",
+        " --min_workers are left without them. With --max_restarts.",
     )  # fmt: skip
 
 
@@ -84,6 +85,8 @@ def options() -> Options:
     require_value("min_workers", fewest, 1 <= fewest <= workers, f"1 to the {workers} workers")
     require_value("max_restarts", FLAGS.max_restarts, FLAGS.max_restarts >= 0, "0 or more")
     require_value("wait_for_hosts", FLAGS.wait_for_hosts, FLAGS.wait_for_hosts >= 0, "0 or more seconds")
+    if not FLAGS.max_restarts:
+        given.refuse(("min_workers", "wait_for_hosts"), "left out without --max_restarts")
     return Options(machines, workers, FLAGS.max_restarts, fewest, FLAGS.wait_for_hosts)
 
 

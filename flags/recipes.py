@@ -7,8 +7,7 @@ from typing import TypeVar
 
 from absl import flags
 
-from flags import from_dataclass
-from instcls_tf.checks import require_value
+from flags import from_dataclass, given
 from instcls_tf.evaluation import recipes
 
 FLAGS = flags.FLAGS
@@ -76,10 +75,8 @@ def finetune(flag_values: flags.FlagValues = FLAGS) -> recipes.FinetuneRecipe:
 def _refuse_others(theirs: type, own: type, wanted: str, flag_values: flags.FlagValues) -> None:
     """Refuses flags of the other protocol, which would be read by none."""
     names = [field.name for field in dataclasses.fields(own)]
-    for field in dataclasses.fields(theirs):
-        if field.name in flag_values and field.name not in names:
-            flag = flag_values[field.name]
-            require_value(field.name, flag.value, not flag.present, wanted)
+    others = [field.name for field in dataclasses.fields(theirs) if field.name not in names]
+    given.refuse(tuple(name for name in others if name in flag_values), wanted, flag_values)
 
 
 def _checked(recipe: Recipe) -> Recipe:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from absl import flags
 
-from flags import command, paths, pretraining
+from flags import command, given, paths, pretraining
 from instcls_tf import flagfiles
+from instcls_tf.checks import require_value
 from instcls_tf.config import PretrainConfig
 from instcls_tf.errors import UserError
 
@@ -27,6 +28,20 @@ def define() -> None:
         None,
         "PNG file to write: accuracy against minutes of the trials that are finished; starts none.",
     )
+
+
+def checked() -> flags.FlagValues:
+    """The parsed command line.
+
+    Raises:
+      UserError: a flag is left without any effect by another one.
+    """
+    if FLAGS.dry_run:
+        given.refuse(("picture",), "left out with --dry_run, which draws none")
+    require_value(
+        "final", FLAGS.final, not (FLAGS.final and FLAGS.picture), "left out with --picture, which starts no trial"
+    )
+    return FLAGS
 
 
 def config_of(words: list[str]) -> PretrainConfig:

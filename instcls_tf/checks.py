@@ -113,6 +113,37 @@ def left_out(settings: Any, names: tuple[str, ...], why: str) -> None:
             raise UserError(f"--{field.name}={getattr(settings, field.name)}: {why}")
 
 
+def without_effect(settings: Any, begins: bool) -> None:
+    """Refuses settings of a `PretrainConfig` that another one leaves without any effect.
+
+    Args:
+      settings: the recipe.
+      begins: whether it is a run's first start; a run that began with such settings goes on.
+
+    Raises:
+      UserError: names both settings.
+    """
+    why = "takes the contrastive prior again, but --classifier_init=random has none"
+    left_out(settings, ("prior_every",) if settings.classifier_init == "random" else (), why)
+    if not begins:
+        return
+    if settings.dataset == "digits" or settings.dataset.startswith(("folder:", "records:")):
+        left_out(settings, ("tfds_split",), f"is of TFDS datasets, --dataset={shown(settings.dataset)} is none")
+    if settings.method == "diet" and settings.diet_optimizer == "adamw":
+        left_out(settings, ("class_momentum",), "is of SGD, add --diet_optimizer=sgd: adamw has averages of its own")
+    if settings.pic_window == 0:
+        left_out(settings, ("pic_stride",), "is of a window that slides, --pic_window=0 has none")
+
+
+def within_epochs(settings: Any, begins: bool) -> None:
+    """Refuses a `contrast_epochs` or `prior_every` after which no epoch comes; the latter as `without_effect`."""
+    wanted = f"below --epochs={settings.epochs}, the instance classification follows"
+    require(settings, "contrast_epochs", settings.contrast_epochs < settings.epochs, wanted)
+    epochs = settings.all_epochs - settings.contrast_epochs
+    fits = settings.prior_every < epochs or not begins
+    require(settings, "prior_every", fits, f"below the {epochs} epoch(s) of the classification, or 0 for one prior")
+
+
 def starts_from_elsewhere(settings: Any) -> None:
     """Refuses an `init` or `extend_from` that is the run's own `workdir`, or that another setting would undo.
 

@@ -20,6 +20,8 @@ from instcls_tf.checks import (
     require,
     sampled_alone,
     starts_from_elsewhere,
+    within_epochs,
+    without_effect,
     zero_or_more,
     zero_to_below_one,
 )
@@ -235,15 +237,14 @@ class PretrainConfig:
             value = getattr(self, name)
             require(self, name, value is None or value >= least, f"at least {least}")
         if not self.exposures:
-            self._validate_contrast_epochs()
+            within_epochs(self, begins)
         for method, names in _OWN.items():
             if method != self.method and (begins or method == INSTANCE):
                 left_out(self, names, f"is of --method={method}, --method={self.method} has nothing of the kind")
         if self.method in _WITHOUT_CLASS_WEIGHTS and begins:
             left_out(self, _OF_CLASS_WEIGHTS, f"is of class weights, --method={self.method} has none")
         starts_from_elsewhere(self)
-        why = f"takes the contrastive prior again, but --classifier_init={RANDOM} has none"
-        left_out(self, ("prior_every",) if self.classifier_init == RANDOM else (), why)
+        without_effect(self, begins)
         if self.method == MOCO_V2:
             require(self, "views", self.views == 2, "2 with --method=moco_v2, a query and its key")
         if self.method == DIET:
@@ -252,12 +253,8 @@ class PretrainConfig:
         if self.method in (SIMCLR, MOCO_V2) or self.contrast_epochs or self.batch_contrast:
             require(self, "views", self.views >= 2, "at least 2, which are compared with each other")
 
-    def _validate_contrast_epochs(self) -> None:
-        fits = self.contrast_epochs < self.epochs
-        require(self, "contrast_epochs", fits, f"below --epochs={self.epochs}, the instance classification follows")
-
-    def validate_with_data(self, num_instances: int, num_workers: int = 1) -> None:
-        """Checks what depends on the number of instances, N.
+    def validate_with_data(self, num_instances: int, num_workers: int = 1, begins: bool = True) -> None:
+        """Checks what depends on the number of instances, N; `begins` as for `validate`.
 
         Raises:
           UserError: one sentence naming the flag, its value and what is wanted.
@@ -266,7 +263,7 @@ class PretrainConfig:
             raise UserError(
                 f"--dataset={self.dataset}: has {num_instances} instances, must be at least the {num_workers} workers"
             )
-        self.for_instances(num_instances)._validate_contrast_epochs()
+        within_epochs(self.for_instances(num_instances), begins)
         instances = f"the number of instances of --dataset={self.dataset}, {num_instances}"
         if self.smoothing and self.method == INSTANCE:
             require(self, "hard_negatives", self.hard_negatives < num_instances, f"below {instances}")

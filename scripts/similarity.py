@@ -15,7 +15,7 @@ evaluation.define_similarity()
 
 
 def main() -> None:
-    workdir, values = evaluation.required("workdir"), evaluation.FLAGS
+    workdir, values = evaluation.required("workdir"), evaluation.checked_similarity()
     from instcls_tf.report import similarity
 
     name = "similarity_index" if values.index else "similarity"

@@ -12,7 +12,7 @@ sweep.define()
 
 
 def main() -> None:
-    path, values = evaluation.required("spec"), sweep.FLAGS
+    path, values = evaluation.required("spec"), sweep.checked()
     from instcls_tf.sweep import run
     from instcls_tf.sweep.spec import read_spec
 

@@ -203,7 +203,15 @@ def answer_of(claims: list[Claim], scale: Scale, results: dict[str, dict[str, An
 
 
 def ledger_page(ledger: Ledger, results: str, page: str) -> Answer:
-    """Writes `docs/results.md` anew from the claims and the results, and its figures after it."""
+    """Writes `docs/results.md` anew from the claims and the results, and its figures after it.
+
+    Raises:
+      UserError: there are no results, or a file cannot be read or written.
+    """
+    if not os.path.exists(results):
+        raise UserError(
+            f"--results={shown(results)}: is not there, wanted the file with the runs of --page={shown(page)}"
+        )
     found = read_results(results)
     files.write(page, render(ledger, found).encode())
     for claim in ledger.claims.values():

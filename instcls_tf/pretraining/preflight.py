@@ -70,7 +70,7 @@ def open_training_data(config: PretrainConfig, source: Source | None = None) -> 
     source = open_training_source(config, begins=not has_past) if source is None else source
     if source.name != config.dataset:
         raise UserError(f"--dataset={config.dataset}: must be that of the images, which are those of {source.name}")
-    config.validate_with_data(source.num_instances, num_workers)
+    config.validate_with_data(source.num_instances, num_workers, begins=not continues)
     if config.cache:
         of_files(source, config.cache)
     if config.online_knn_every:

@@ -223,6 +223,7 @@ OWN = {
     "pic": {"pic_recent_negatives": 100, "pic_window": 0, "pic_stride": 5},
     "diet": {"diet_label_smoothing": 0.5, "diet_optimizer": "sgd"},
 }
+SGD = {"diet": {"diet_optimizer": "sgd"}}  # which has a momentum
 
 
 @pytest.mark.parametrize("method", recipe.METHODS)
@@ -242,7 +243,7 @@ def test_what_only_another_method_has_is_refused(method, owner, name, value):
 @pytest.mark.parametrize("method", recipe.METHODS)
 @pytest.mark.parametrize("name", ["class_weight_decay", "class_momentum"])
 def test_class_weights_have_settings_where_there_are_some(method, name):
-    config = PretrainConfig(workdir="run", method=method, **{name: 0.0})
+    config = PretrainConfig(workdir="run", method=method, **{name: 0.0}, **SGD.get(method, {}))
     if method in ("instance", "pic", "diet"):
         config.validate()
         return

@@ -95,11 +95,60 @@ def test_home_is_expanded_from_python_too(tmp_path, monkeypatch):
     assert latest("~/run") == f"{tmp_path}/run/checkpoints/ckpt-00000004"
 
 
-def test_a_run_that_began_with_flags_of_another_method_goes_on(tmp_path):
-    config = begin_and_save(config_of(tmp_path / "run", method="simclr", moco_queue=5))
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"method": "simclr", "moco_queue": 5},
+            "--moco_queue=5: is of --method=moco_v2, --method=simclr has nothing of the kind",
+        ),
+        (
+            {"tfds_split": "train[:10%]"},
+            "--tfds_split=train[:10%]: is of TFDS datasets, --dataset=digits is none",
+        ),
+        (
+            {"method": "diet", "class_momentum": 0.5},
+            "--class_momentum=0.5: is of SGD, add --diet_optimizer=sgd: adamw has averages of its own",
+        ),
+        (
+            {"method": "pic", "pic_window": 0, "pic_stride": 5},
+            "--pic_stride=5: is of a window that slides, --pic_window=0 has none",
+        ),
+        (
+            {"prior_every": 7, "epochs": 7},
+            "--prior_every=7: must be below the 7 epoch(s) of the classification, or 0 for one prior",
+        ),
+        (
+            {"prior_every": 4, "contrast_epochs": 3, "epochs": 7},
+            "--prior_every=4: must be below the 4 epoch(s) of the classification, or 0 for one prior",
+        ),
+        (
+            {"prior_every": 7, "epochs": 5, "exposures": 7 * 1437},
+            "--prior_every=7: must be below the 7 epoch(s) of the classification, or 0 for one prior",
+        ),
+    ],
+)
+def test_what_would_have_no_effect_is_refused_and_a_run_that_began_with_it_goes_on(tmp_path, changes, sentence):
+    config = begin_and_save(config_of(tmp_path / "run", **changes))
     assert preflight.open_training_data(config).num_instances == 1437
-    sentence = refusal_of(config.replace(workdir=str(tmp_path / "new")))
-    assert sentence == "--moco_queue=5: is of --method=moco_v2, --method=simclr has nothing of the kind"
+    assert refusal_of(config.replace(workdir=str(tmp_path / "new"))) == sentence
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dataset": "cifar10", "tfds_split": "train[:10%]"},
+        {"method": "diet", "class_momentum": 0.5, "diet_optimizer": "sgd"},
+        {"method": "pic", "pic_window": 8, "pic_stride": 5},
+        {"prior_every": 6, "epochs": 7},
+        {"prior_every": 7, "epochs": 7, "extend_epochs": 1},
+        {"prior_every": 7, "epochs": 5, "exposures": 8 * 1437},
+    ],
+)
+def test_the_same_where_it_has_an_effect(tmp_path, changes):
+    config = config_of(tmp_path, **changes)
+    config.validate()
+    config.validate_with_data(1437)
 
 
 def test_a_run_keeps_the_length_it_began_with(tmp_path):

@@ -1,0 +1,22 @@
+"""Flags that are given although another one leaves them without any effect."""
+
+from __future__ import annotations
+
+from absl import flags
+
+from instcls_tf.checks import require_value
+
+
+def refuse(names: tuple[str, ...], wanted: str, flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Refuses flags that stand on the parsed command line, whatever their value.
+
+    Args:
+      names: of the flags.
+      wanted: ends the sentence "must be ...".
+      flag_values: where the flags are kept.
+
+    Raises:
+      UserError: names the first one and its value.
+    """
+    for name in names:
+        require_value(name, flag_values[name].value, not flag_values[name].present, wanted)

@@ -1,0 +1,77 @@
+"""Flags that another one leaves without any effect are refused, each by its command."""
+
+from __future__ import annotations
+
+import pytest
+
+from instcls_tf.claims import reproduce
+from instcls_tf.claims.ledger import read_ledger
+from instcls_tf.errors import UserError
+from tests.commands import ROOT, run_calls
+
+# Parses the words of a command and asks for what it makes of them.
+_ASK = """
+import sys
+from absl import flags
+from flags import claims, command, evaluation, launch, sweep
+from instcls_tf.errors import UserError
+name, *words = sys.argv[1:]
+asked = {
+    "launch": (launch.define, launch.options),
+    "similarity": (evaluation.define_similarity, evaluation.checked_similarity),
+    "sweep": (sweep.define, sweep.checked),
+    "reproduce": (claims.define, claims.answer),
+}
+define, ask = asked[name]
+define()
+flags.FLAGS([name, *words])
+try:
+    ask()
+except UserError as error:
+    print(error, end="")
+"""
+_RENDER = "must be left out with --render"
+REFUSED = {
+    "launch -np 2 --min_workers=1": "--min_workers=1: must be left out without --max_restarts",
+    "launch -np 2 --wait_for_hosts=600": "--wait_for_hosts=600.0: must be left out without --max_restarts",
+    "launch -np 2 --wait_for_hosts=60 --min_workers=1 --max_restarts=1": "",
+    "similarity --threshold=0.9": "--threshold=0.9: must be left out without --index",
+    "similarity --listed=20": "--listed=20: must be left out without --index",
+    "similarity --index --instances=5": "--instances=5: must be left out with --index, which looks at all",
+    "similarity --index --threshold=0.9 --listed=5": "",
+    "similarity --instances=5": "",
+    "sweep --dry_run --picture=a.png": "--picture=a.png: must be left out with --dry_run, which draws none",
+    "sweep --final --picture=a.png": "--final=True: must be left out with --picture, which starts no trial",
+    "sweep --final --dry_run": "",
+    "reproduce --render --results=no/such.jsonl --claim=all": f"--claim=all: {_RENDER}",
+    "reproduce --render --results=no/such.jsonl --scale=digits": f"--scale=digits: {_RENDER}",
+    "reproduce --render --results=no/such.jsonl --dataset=digits": f"--dataset=digits: {_RENDER}",
+    "reproduce --render --results=no/such.jsonl --workdir=a": f"--workdir=a: {_RENDER}",
+    "reproduce --render --results=no/such.jsonl --seeds=2": f"--seeds=2: {_RENDER}",
+    "reproduce --render --results=no/such.jsonl --epochs=2": f"--epochs=2: {_RENDER}",
+    "reproduce --render --results=no/such.jsonl --dry_run": f"--dry_run=True: {_RENDER}",
+    "reproduce --claim=all --dry_run --page=a.md": "--page=a.md: must be left out without --render",
+}
+
+
+@pytest.fixture(scope="module")
+def answers() -> dict[str, str]:
+    """What each command line is answered with."""
+    calls = [line.split() for line in REFUSED]
+    done = run_calls(_ASK, calls, ["flags.command", "flags.evaluation"])
+    assert all(answer.stderr == "" for answer in done), [answer.stderr for answer in done]
+    return {line: answer.stdout for line, answer in zip(REFUSED, done)}
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_a_flag_without_any_effect(answers, line):
+    assert answers[line] == REFUSED[line]
+
+
+def test_no_page_is_rendered_of_results_that_are_not_there(tmp_path):
+    page, results = tmp_path / "results.md", tmp_path / "no.jsonl"
+    page.write_text("as it was")
+    with pytest.raises(UserError) as refusal:
+        reproduce.ledger_page(read_ledger(str(ROOT / "docs" / "claims.yaml")), str(results), str(page))
+    assert str(refusal.value) == f"--results={results}: is not there, wanted the file with the runs of --page={page}"
+    assert page.read_text() == "as it was"

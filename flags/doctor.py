@@ -10,6 +10,7 @@ from flags import paths, pretraining
 from instcls_tf.benchmark.sizes import SYNTHETIC
 from instcls_tf.checks import require, require_value
 from instcls_tf.config import INSTANCE, PretrainConfig
+from instcls_tf.data.folder import of_files
 from instcls_tf.data.sources import open_training_source
 from instcls_tf.distributed.launcher import launched_rank_and_size
 from instcls_tf.doctor.examine import Asked
@@ -26,7 +27,7 @@ def define() -> None:
     FLAGS["dataset"].help = f"As in pretrain: how fast it is decoded; or `{SYNTHETIC}`: nothing is decoded."
     paths.define_for_tensorflow("workdir", None, "Folder of the run: whether all workers share it, and how fast it is.")
     flags.DEFINE_integer("num_instances", 50_000, f"N of --dataset={SYNTHETIC}, the classes of all workers together.")
-    flags.DEFINE_bool("step", True, "Measure a step of these flags. One of the paper's takes minutes on CPUs.")
+    flags.DEFINE_bool("step", True, "Measure a step of these flags. One of the paper's takes an hour or more on CPUs.")
     flags.DEFINE_bool("quick", False, "This machine alone, without TensorFlow: a fraction of a second.")
     flags.DEFINE_bool("json", False, "The JSON object alone.")
 
@@ -50,6 +51,8 @@ def asked() -> Asked | None:
         "num_instances", FLAGS.num_instances, FLAGS.num_instances >= workers, f"at least the {workers} workers"
     )
     source = None if config.dataset == SYNTHETIC else open_training_source(config)
+    if source is not None and config.cache:
+        of_files(source, config.cache)
     num_instances = FLAGS.num_instances if source is None else source.num_instances
     config.validate_with_data(num_instances, workers)
     return Asked(config, num_instances, source, FLAGS.workdir, FLAGS.step)

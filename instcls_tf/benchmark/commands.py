@@ -12,6 +12,7 @@ from typing import Any
 from instcls_tf.benchmark.sizes import SYNTHETIC, ClassifierBenchmark
 from instcls_tf.checks import require_value
 from instcls_tf.config import PretrainConfig
+from instcls_tf.data.folder import of_files
 from instcls_tf.data.sources import open_training_source
 from instcls_tf.distributed.launcher import launched_rank_and_size, refuse_several
 from instcls_tf.report.answer import Answer
@@ -55,6 +56,8 @@ def _step(config: PretrainConfig, num_instances: int, repeats: int) -> Answer:
     source = None if config.dataset == SYNTHETIC else open_training_source(config)
     num_instances = source.num_instances if source else num_instances
     config.validate_with_data(num_instances, num_workers)
+    if source is not None and config.cache:
+        of_files(source, config.cache)
     from instcls_tf.benchmark.step import measure_step
 
     return Answer(measure_step(config, num_instances, repeats, source))

@@ -5,7 +5,8 @@ Every figure is the median over the repeats, of the slowest worker in each; the 
   seconds_per_step       The undivided step, as pretraining makes it: the next batch, then the whole training step.
                          Steps follow each other without a pause.
   data_wait_seconds      Of those very steps, the time until the next batch is there; 0 for synthetic images, which are
-                         made once. What the input costs while it is ahead slows the other parts instead.
+                         made once; with --cache of images that are in it. What the input costs while it is ahead slows
+                         the other parts instead.
   encoder_seconds        Alone, without messages: this worker's BN groups forward and backward (of several groups
                          forward twice, if they are not kept) and the optimiser's update, for a fixed gradient of the
                          embeddings.
@@ -39,8 +40,10 @@ from instcls_tf.classifier.choice import passes_of
 from instcls_tf.classifier.labels import ListsOfRows
 from instcls_tf.classifier.sharded_classifier import ShardedClassifier
 from instcls_tf.classifier.shift import needs_shift
-from instcls_tf.config import PretrainConfig
+from instcls_tf.config import CACHE_IN_MEMORY, PretrainConfig
 from instcls_tf.data import augment, pipeline
+from instcls_tf.data.cache import with_cache
+from instcls_tf.data.folder import of_files
 from instcls_tf.data.order import Shares
 from instcls_tf.data.source import Source
 from instcls_tf.distributed import collectives, cores, workers
@@ -149,7 +152,13 @@ def synthetic_batch(config: PretrainConfig, num_instances: int) -> tuple[tf.Tens
 
 
 def _batches(config: PretrainConfig, source: Source, repeats: int) -> tf.data.Dataset:
-    return pipeline.training_batches(
+    """With a cache of a batch's images, which come again and again under ids that are spread over all."""
+    every = 1
+    if config.cache:
+        sample = of_files(source, config.cache).spread(config.batch_size)
+        every = source.num_instances // sample.num_instances
+        source = with_cache(config.replace(cache=CACHE_IN_MEMORY), sample, visible=False)
+    batches = pipeline.training_batches(
         source,
         views=augment.views_of(config),
         batch_size=config.batch_size,
@@ -160,6 +169,7 @@ def _batches(config: PretrainConfig, source: Source, repeats: int) -> tf.data.Da
         rank=collectives.rank(),
         num_workers=collectives.size(),
     )
+    return batches.map(lambda views, ids: (views, tf.where(ids < 0, ids, every * ids)))
 
 
 def _train_step(config: PretrainConfig, run: Run, sum_gradients: Callable) -> Callable:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from instcls_tf.config import PretrainConfig
+from instcls_tf.data.folder import FolderSource
 from instcls_tf.data.source import Source
 from instcls_tf.distributed.launcher import launched_rank_and_size
 from instcls_tf.doctor import judgement, machine
@@ -88,5 +89,6 @@ def _of_all_workers(asked: Asked) -> list[Finding]:
         findings.append(judgement.of_step(measured, wire, share))
         needed = judgement.needed_rate(measured, share)
     if asked.source is not None:
-        findings.append(judgement.of_decoding(measure.decoding(asked.source), needed))
+        is_kept, is_folder = bool(asked.config.cache), isinstance(asked.source, FolderSource)
+        findings.append(judgement.of_decoding(measure.decoding(asked.source), needed, is_kept, is_folder))
     return findings

@@ -235,12 +235,25 @@ def of_workdir(path: str, measured: dict[str, Any]) -> Finding:
     )  # fmt: skip
 
 
-def of_decoding(rates: Sequence[float], needed: float | None) -> Finding:
-    """From the images that each worker decodes per second, and what a step of these flags needs of each."""
+def of_decoding(
+    rates: Sequence[float], needed: float | None, is_kept: bool = False, can_be_kept: bool = False
+) -> Finding:
+    """From the images that each worker decodes per second, and what a step of these flags needs of each.
+
+    Args:
+      rates: images per second of each worker.
+      needed: of each worker; None if no step was measured.
+      is_kept: whether the recipe has a cache, so that steps do not wait for the decoding.
+      can_be_kept: whether these images could have one.
+    """
     told = f"{min(rates):.0f} images/s decoded by the slowest worker"
+    if is_kept:
+        figures = {"images_per_second": list(rates), "needed": None}
+        return judge("images", f"{told}, each image once: --cache keeps them for the steps", figures)
+    cache = "--cache=ram, which decodes each image once, " if can_be_kept else ""
     wanted = "" if needed is None else f", {needed:.0f} needed"
     return judge(
         "images", told + wanted, {"images_per_second": list(rates), "needed": needed},
         (needed is not None and min(rates) < needed, WARNING, f"{told}{wanted}: steps wait for images",
-         "smaller images (python -m scripts.prepare), more cores per worker, or a local copy of the data"),
+         f"{cache}smaller images (python -m scripts.prepare), more cores per worker, or a local copy of the data"),
     )  # fmt: skip

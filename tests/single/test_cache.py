@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from instcls_tf.benchmark import step as benchmark_step
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data import cache, cache_file
 from instcls_tf.data.augment import views_of
@@ -236,3 +237,16 @@ def test_a_file_that_cannot_be_made(folder, tmp_path):
         assert os.path.exists(making.path)
         with pytest.raises(UserError, match="another run is making it: wait until it has, or name another file"):
             opened(folder, place)
+
+
+def test_a_step_that_is_measured_waits_for_the_cache_as_a_run_does(folder, monkeypatch):
+    """Its images are a batch of the folder's, decoded once; their ids are spread over all classes."""
+    decoded = []
+    monkeypatch.setattr(
+        benchmark_step, "with_cache", lambda *given, **settings: decoded.append(given[1]) or with_cache(*given)
+    )
+    source = open_folder(f"folder:{folder}", "train")
+    config = PretrainConfig(cache="ram", image_size=16, batch_size=8, micro_batch=8, hard_negatives=5)
+    batches = [(views.shape, sorted(ids.numpy())) for views, ids in benchmark_step._batches(config, source, repeats=2)]
+    assert batches == 3 * [((8, 2, 16, 16, 3), [2 * i for i in range(8)])]
+    assert [sample.num_instances for sample in decoded] == [8]

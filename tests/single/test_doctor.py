@@ -140,6 +140,23 @@ def test_images_that_a_step_needs(num_instances, rate):
     assert judgement.needed_rate({**measured, "classifier_seconds": None}, share) is None
 
 
+def test_images_that_a_cache_keeps_are_decoded_once():
+    """Steps do not wait for them, however slowly they are decoded; without one it is named, where there can be one."""
+    kept = judgement.of_decoding([21.0, 30.0], 80.0, is_kept=True, can_be_kept=True)
+    said = "21 images/s decoded by the slowest worker, each image once: --cache keeps them for the steps"
+    assert (kept.level, kept.says, kept.todo) == (OK, said, "")
+    without = judgement.of_decoding([21.0, 30.0], 80.0, can_be_kept=True)
+    assert without.level == WARNING and without.todo.startswith("--cache=ram, which decodes each image once, ")
+    assert "--cache" not in judgement.of_decoding([21.0], 80.0).todo
+
+
+@pytest.mark.parametrize("command", [("doctor",), ("benchmark", "step")])
+def test_a_cache_of_what_no_cache_keeps(command):
+    finished = run_command(script(*command, "--dataset=digits", "--cache=ram"))
+    wanted = "--cache=ram: keeps images of a folder, wanted --dataset=folder:PATH, or no cache with --dataset=digits"
+    assert (finished.status, finished.stderr) == (2, f"error: {wanted}\n")
+
+
 def test_problems_end_with_another_status():
     refuse_problems(examine(None, as_json=True))
     with pytest.raises(UserError, match="a run would not do here, because of: threads, workdir"):

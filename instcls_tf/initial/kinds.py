@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
+import re
 
 from instcls_tf.config import RUN_FLAGS_NAME
 from instcls_tf.errors import UserError, shown
@@ -11,6 +13,8 @@ from instcls_tf.errors import UserError, shown
 RUN, SAVED_MODEL, SAFETENSORS, NPZ, TORCH = "run", "saved_model", "safetensors", "npz", "torch"
 _SUFFIXES = {".safetensors": SAFETENSORS, ".npz": NPZ, ".pth": TORCH, ".pt": TORCH, ".bin": TORCH, ".tar": TORCH}
 _WANTED = "the folder of a run or of a Keras SavedModel, or weights as .safetensors, .npz or .pth"
+# Before it `torch.load(weights_only=True)` does not keep to weights.
+_SAFE_TORCH = (2, 6)
 # In an export for PyTorch.
 _FILE_OF_EXPORT = "model.safetensors"
 
@@ -33,12 +37,24 @@ def kind_of(path: str) -> tuple[str, str]:
         )
     if suffix not in _SUFFIXES:
         raise UserError(f"--init={shown(path)}: of an unknown kind, wanted {_WANTED}")
-    if _SUFFIXES[suffix] == TORCH and importlib.util.find_spec("torch") is None:
+    if _SUFFIXES[suffix] == TORCH:
+        _refuse_without_safe_torch(path)
+    return _SUFFIXES[suffix], path
+
+
+def _refuse_without_safe_torch(path: str) -> None:
+    if importlib.util.find_spec("torch") is None:
         raise UserError(
             f"--init={shown(path)}: reading it needs PyTorch, which is not installed: install it, or write its state"
             f" dict as .safetensors or .npz where PyTorch is"
         )
-    return _SUFFIXES[suffix], path
+    version = importlib.metadata.version("torch")
+    found = re.match(r"(\d+)\.(\d+)", version)
+    if found is None or (int(found[1]), int(found[2])) < _SAFE_TORCH:
+        raise UserError(
+            f"--init={shown(path)}: PyTorch {shown(version)} may run programs that such a file holds (CVE-2025-32434),"
+            f" wanted 2.6 or later, or its state dict as .safetensors"
+        )
 
 
 def _kind_of_folder(path: str) -> tuple[str, str]:

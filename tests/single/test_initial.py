@@ -178,6 +178,24 @@ def test_another_network_is_told_by_its_flags(plain):
     assert refusal(encoder, both).startswith("holds 2 networks (a., b.), wanted one whose weights have torchvision's")
 
 
+@pytest.mark.parametrize("version", ["2.6.0", "2.10.1+cpu", "3.0.0a0", "2.5.1+cu121", "1.13.1", "unknown"])
+@pytest.mark.parametrize("name", ["model.pth", "model.pt", "model.PTH.tar", "pytorch_model.bin"])
+def test_pytorch_reads_weights_only_from_2_6_on(tmp_path, monkeypatch, name, version):
+    monkeypatch.setattr(kinds.importlib.util, "find_spec", lambda module: "there")
+    monkeypatch.setattr(kinds.importlib.metadata, "version", lambda package: version)
+    path = tmp_path / name
+    path.touch()
+    if version in ("2.6.0", "2.10.1+cpu", "3.0.0a0"):
+        assert kinds.kind_of(str(path)) == (kinds.TORCH, str(path))
+        return
+    with pytest.raises(UserError) as refusal:
+        kinds.kind_of(str(path))
+    assert str(refusal.value) == (
+        f"--init={path}: PyTorch {version} may run programs that such a file holds (CVE-2025-32434), wanted 2.6 or"
+        f" later, or its state dict as .safetensors"
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [

@@ -53,6 +53,6 @@ def asked() -> Asked | None:
     source = None if config.dataset == SYNTHETIC else open_training_source(config)
     if source is not None and config.cache:
         of_files(source, config.cache)
-    num_instances = FLAGS.num_instances if source is None else source.num_instances
-    config.validate_with_data(num_instances, workers)
+    num_instances, flag = (FLAGS.num_instances, "num_instances") if source is None else (source.num_instances, "")
+    config.validate_with_data(num_instances, workers, flag=flag)
     return Asked(config, num_instances, source, FLAGS.workdir, FLAGS.step)

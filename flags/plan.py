@@ -89,12 +89,12 @@ def _refuse_present(names: tuple[str, ...], wanted: str) -> None:
 def _plan() -> Answer:
     from instcls_tf.plan.answer import plan_run  # it may make steps, with TensorFlow
 
-    source = _source()
+    source, flag = _source(), "num_instances" if FLAGS.num_instances is not None else ""
     if source is not None and FLAGS.num_instances is None:
         FLAGS.num_instances = source.num_instances
     planner.check(FLAGS.num_instances, FLAGS.workers, FLAGS.memory_limit, FLAGS.device)
     config = _config(FLAGS.workers)
-    config.validate_with_data(FLAGS.num_instances, FLAGS.workers)
+    config.validate_with_data(FLAGS.num_instances, FLAGS.workers, flag)
     if source is not None:
         least = source.num_instances
         has_all = FLAGS.num_instances >= least

@@ -41,10 +41,19 @@ def one_of(settings: object, name: str, choices: tuple[str, ...]) -> None:
     require(settings, name, getattr(settings, name) in choices, "one of " + ", ".join(choices))
 
 
-def writable_on_gpu(settings: object) -> None:
-    """Refuses what TensorFlow has no operations for on a GPU: to write rows of class weights or momentum in int8."""
+def writable_on_gpu(settings: object, otherwise: str = "") -> None:
+    """Refuses what TensorFlow has no operations for on a GPU: to write rows of class weights or momentum in int8.
+
+    Args:
+      settings: with both numbers' types.
+      otherwise: the flag that names a CPU, if there is one.
+
+    Raises:
+      UserError: the setting of one of the two.
+    """
+    instead = f" (a CPU is {otherwise})" if otherwise else ""
     for name in ("class_weights_dtype", "class_momentum_dtype"):
-        wanted = "float32 or bfloat16 on a GPU, where rows of int8 cannot be written"
+        wanted = f"float32 or bfloat16 on a GPU, where rows of int8 cannot be written{instead}"
         require(settings, name, getattr(settings, name) != "int8", wanted)
 
 

@@ -253,8 +253,10 @@ class PretrainConfig:
         if self.method in (SIMCLR, MOCO_V2) or self.contrast_epochs or self.batch_contrast:
             require(self, "views", self.views >= 2, "at least 2, which are compared with each other")
 
-    def validate_with_data(self, num_instances: int, num_workers: int = 1, begins: bool = True) -> None:
+    def validate_with_data(self, num_instances: int, num_workers: int = 1, begins: bool = True, flag: str = "") -> None:
         """Checks what depends on the number of instances, N; `begins` as for `validate`.
+
+        N was said by a `flag` where `dataset` has not.
 
         Raises:
           UserError: one sentence naming the flag, its value and what is wanted.
@@ -264,15 +266,15 @@ class PretrainConfig:
                 f"--dataset={self.dataset}: has {num_instances} instances, must be at least the {num_workers} workers"
             )
         within_epochs(self.for_instances(num_instances), begins)
-        instances = f"the number of instances of --dataset={self.dataset}, {num_instances}"
+        of_dataset = f"the number of instances of --dataset={self.dataset}, {num_instances}"
+        instances = f"--{flag}={num_instances}" if flag else of_dataset
         if self.smoothing and self.method == INSTANCE:
             require(self, "hard_negatives", self.hard_negatives < num_instances, f"below {instances}")
         require(self, "sampled_classes", self.sampled_classes <= num_instances, f"at most {instances}")
-        if self.method == PIC:
-            window = self.window(num_instances)
-            if window is not None:
-                wanted = f"at most the {num_instances} instances of --dataset={self.dataset}"
-                require(self, "pic_window", window[0] <= num_instances, wanted)
+        window = self.window(num_instances)
+        if window is not None:
+            wanted = f"at most the {num_instances} instances of --dataset={self.dataset}"
+            require(self, "pic_window", window[0] <= num_instances, wanted)
 
     def window(self, num_instances: int) -> tuple[int, int] | None:
         """Size and stride of the window that PIC slides over the instances; None for ordinary epochs."""

@@ -54,8 +54,8 @@ def _step(config: PretrainConfig, num_instances: int, repeats: int) -> Answer:
     config.validate(num_workers)
     _refuse_sizes(num_instances=num_instances, repeats=repeats)
     source = None if config.dataset == SYNTHETIC else open_training_source(config)
-    num_instances = source.num_instances if source else num_instances
-    config.validate_with_data(num_instances, num_workers)
+    num_instances, flag = (source.num_instances, "") if source else (num_instances, "num_instances")
+    config.validate_with_data(num_instances, num_workers, flag=flag)
     if source is not None and config.cache:
         of_files(source, config.cache)
     from instcls_tf.benchmark.step import measure_step
@@ -81,7 +81,7 @@ def _checks(config: PretrainConfig, num_instances: int, repeats: int, folder: st
     _, num_workers = launched_rank_and_size() or (0, 1)
     config.validate(num_workers)
     _refuse_sizes(num_instances=num_instances, repeats=repeats)
-    config.validate_with_data(num_instances, num_workers)
+    config.validate_with_data(num_instances, num_workers, "num_instances")
     _refuse_folder(folder)
     from instcls_tf.benchmark.checks import measure_checks
 

@@ -36,7 +36,7 @@ _ACTIVATIONS = "activations"
 # Of [b, B] numbers, similarities and what becomes of them, that stand side by side.
 _CONTRAST_MATRICES = 8
 _FLOAT = _INT = FLOAT_BYTES
-_MAX_INSTANCES = 2**31 - 1  # Ids are int32.
+MAX_INSTANCES = 2**31 - 1  # Ids are int32.
 
 
 class Batch(NamedTuple):
@@ -105,7 +105,7 @@ def make_plan(
 
 
 def largest_num_instances(
-    peak: Callable[[int], int], memory_limit: int, smallest: int = 1, largest: int = _MAX_INSTANCES
+    peak: Callable[[int], int], memory_limit: int, smallest: int = 1, largest: int = MAX_INSTANCES
 ) -> int:
     """The largest N in a range whose `peak(N)`, in bytes, is within the limit; 0 if not even the smallest is."""
     if peak(smallest) > memory_limit:
@@ -211,7 +211,7 @@ def _wire_of_the_prior(config: PretrainConfig, num_instances: int, num_workers: 
 def check_device(config: PretrainConfig, device: str) -> None:
     """Raises UserError if the device cannot do what the recipe asks for."""
     if device == GPU:
-        writable_on_gpu(config)
+        writable_on_gpu(config, otherwise=f"--device={CPU}")
 
 
 def check(num_instances: int | None, num_workers: int, memory_limit: float, device: str) -> None:
@@ -229,8 +229,8 @@ def check(num_instances: int | None, num_workers: int, memory_limit: float, devi
     if num_instances is None:
         raise UserError("--num_instances is missing: how many images, each a class, the run is to have")
     require_value("workers", num_workers, num_workers >= 1, "at least 1")
-    is_possible = num_workers <= num_instances <= _MAX_INSTANCES
-    wanted = f"at least the {num_workers} workers and at most {_MAX_INSTANCES}"
+    is_possible = num_workers <= num_instances <= MAX_INSTANCES
+    wanted = f"at least the {num_workers} workers and at most {MAX_INSTANCES}"
     require_value("num_instances", num_instances, is_possible, wanted)
     is_size = math.isfinite(memory_limit) and memory_limit > 0
     require_value("memory_limit", memory_limit, is_size, "a number above 0, in GB")

@@ -56,10 +56,11 @@ def plan_scaling(config: PretrainConfig, asked: Asked, output: str | None) -> An
         require_value(name, ",".join(map(str, values)), min(values) >= 1, "numbers of 1 or more")
     most = max(asked.workers)
     for num_instances in asked.numbers:
-        enough = f"at least the {most} workers of --scaling_workers"
-        require_value("scaling_instances", num_instances, num_instances >= most, enough)
+        is_possible = most <= num_instances <= planner.MAX_INSTANCES
+        wanted = f"at least the {most} workers of --scaling_workers, and at most {planner.MAX_INSTANCES}"
+        require_value("scaling_instances", num_instances, is_possible, wanted)
         planner.check(num_instances, most, asked.memory_limit, asked.device)
-        config.validate_with_data(num_instances, max(asked.workers))
+        config.validate_with_data(num_instances, most, "scaling_instances")
     points = [_point(config, n, workers, asked) for n in asked.numbers for workers in asked.workers]
     result: dict[str, Any] = {
         "batch_size": config.batch_size,

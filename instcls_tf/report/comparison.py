@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -39,13 +41,13 @@ def compare_runs(runs: dict[str, str], output: str) -> Answer:
     Raises:
       UserError: a run is not fit to be compared, or the folder cannot be written to or is part of the dataset.
     """
-    config = load_run(list(runs.values())[-1])
+    *_, config = [_checked(load_run, workdir) for workdir in runs.values()]
     refuse_picture_among_images(config.dataset, os.path.join(output, "comparison.png"), output)
     refuse_unwritable(os.path.join(output, "comparison.png"))
     train, test = open_splits(config.dataset, config.data_dir, reading=reading_of(config))
     table, seen = {}, []
     for name, workdir in {"raw pixels": None, **runs}.items():
-        model = features.pixels if workdir is None else model_of_run(workdir, BACKBONE)
+        model = features.pixels if workdir is None else _checked(model_of_run, workdir, BACKBONE)
         size, fraction = config.image_size, config.center_crop_fraction
         seen = [
             features.extract(model, source, image_size=size, center_crop_fraction=fraction) for source in (train, test)
@@ -59,6 +61,14 @@ def compare_runs(runs: dict[str, str], output: str) -> Answer:
         os.path.join(output, "comparison.png"), lambda path: _draw(path, runs, config, train, test, seen[0], seen[1])
     )
     return Answer(table, format_table(table), "comparison.md", picture)
+
+
+def _checked(read: Callable[..., Any], workdir: str, *arguments: object) -> Any:
+    """What is read of a run, which the command's own flag names."""
+    try:
+        return read(workdir, *arguments)
+    except UserError as error:
+        raise UserError(str(error).replace("--workdir", "--runs")) from error
 
 
 def _accuracies(train: features.Features, test: features.Features) -> dict[str, float]:

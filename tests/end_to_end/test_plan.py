@@ -95,7 +95,7 @@ def test_hours_measured_on_the_images(tmp_path, cache):
     ("arguments", "sentence"),
     [
         ((), "--num_instances is missing: how many images, each a class, the run is to have"),
-        (("--num_instances=100", "--workers=64"), "--hard_negatives=100: must be below"),
+        (("--num_instances=100", "--workers=64"), "--hard_negatives=100: must be below --num_instances=100\n"),
         (("--num_instances=many",), "--num_instances=many: must be a whole number"),
         (("--num_instances=1000", "--prior_every=10"), "--prior_every=10: must be 0, what this lever takes is not"),
         (("--num_instances=1000", "--contrast_epochs=1"), "--contrast_epochs=1: must be 0, what this lever takes"),
@@ -157,6 +157,14 @@ def test_the_object_alone(plan):
         (
             ("--scaling_instances=100", *(f"--{rate}=1" for rate in RATES)),
             "--scaling_instances=100: must be at least the 256 workers of --scaling_workers",
+        ),
+        (
+            ("--scaling_instances=2147483648", *(f"--{rate}=1" for rate in RATES)),
+            "--scaling_instances=2147483648: must be at least the 256 workers of --scaling_workers, and at most",
+        ),
+        (
+            ("--scaling_instances=100", "--scaling_workers=1", *(f"--{rate}=1" for rate in RATES)),
+            "--hard_negatives=100: must be below --scaling_instances=100\n",
         ),
         (
             ("--images_per_second=1", "--gigaflops=1", "--scaling_workers=0"),

@@ -274,9 +274,7 @@ def test_synthetic_images_are_shared_out_in_groups(monkeypatch, rank, ids):
 
 def test_step_with_wrong_sizes():
     finished = run_script("benchmark", "step", *STEP, "--num_instances=50")
-    assert (
-        finished.status == 2 and "must be below the number of instances of --dataset=synthetic, 50" in finished.stderr
-    )
+    assert finished.status == 2 and "must be below --num_instances=50\n" in finished.stderr
     finished = run_script("benchmark", "step", *STEP, "--batch_contrast=1")
     assert finished.status == 2 and finished.stderr.startswith("error: --batch_contrast=1.0: must be 0, NT-Xent")
     finished = run_script("benchmark", "step", *STEP, "--repeats=0")

@@ -28,6 +28,16 @@ def test_images_that_cannot_be_read_have_no_row(tmp_path):
     assert images[:, 0, 0, 0].tolist() == [46, 41, 43, 45, 41]
 
 
+def test_a_run_that_is_not_there_is_named_by_the_command_s_flag(tmp_path):
+    """The first of two as well, before anything is judged; and one without a checkpoint."""
+    config = PretrainConfig(dataset="digits", workdir=str(tmp_path / "run"))
+    begin_run(config)
+    with pytest.raises(UserError, match=r"^--runs=/nope: holds no run"):
+        comparison.compare_runs({"a": "/nope", "b": config.workdir}, str(tmp_path / "out"))
+    with pytest.raises(UserError, match=f"^--runs={config.workdir}: "):
+        comparison.compare_runs({"b": config.workdir}, str(tmp_path / "out"))
+
+
 def test_splits_without_labels_are_refused(tmp_path):
     write_images(tmp_path / "photos", [f"{split}/{i}.jpg" for split in ("train", "test") for i in range(3)])
     config = PretrainConfig(dataset=f"folder:{tmp_path}/photos", workdir=str(tmp_path / "run"))

@@ -70,8 +70,8 @@ def test_int8_takes_a_byte_and_a_scale():
 
 @pytest.mark.parametrize("name", DTYPE_FLAGS)
 def test_int8_is_of_cpus(name):
-    sentence = f"^--{name}=int8: must be float32 or bfloat16 on a GPU, where rows of int8 cannot be written$"
-    with pytest.raises(UserError, match=sentence):
+    wanted = "float32 or bfloat16 on a GPU, where rows of int8 cannot be written (a CPU is --device=cpu)"
+    with pytest.raises(UserError, match=f"^--{name}=int8: must be {re.escape(wanted)}$"):
         planner.check_device(TINY.replace(**{name: "int8"}), "gpu")
     planner.check_device(TINY.replace(**{name: "int8"}), "cpu")
 

@@ -24,8 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 from instcls_tf import stamps
-from instcls_tf.benchmark import fitting
-from instcls_tf.benchmark.step import planned_bytes, synthetic_batch
+from instcls_tf.benchmark.step import refuse_misfit, synthetic_batch
 from instcls_tf.benchmark.timing import seconds_of, slowest
 from instcls_tf.config import PretrainConfig
 from instcls_tf.distributed import collectives, watchdog, workers
@@ -61,7 +60,7 @@ def measure_checks(config: PretrainConfig, num_instances: int, repeats: int, fol
       UserError: the run does not fit into the free memory.
     """
     workers.start(config.seed)
-    fitting.refuse("checks", planned_bytes(config, num_instances))
+    refuse_misfit("checks", config, num_instances)
     with tempfile.TemporaryDirectory(dir=folder) as own:
         # All workers write into rank 0's folder.
         config = config.replace(workdir=workers.everybodys(own)[0])

@@ -49,16 +49,17 @@ def look(planned_bytes: int, reused_bytes: int = 0) -> Fit:
     return Fit(max(needs), min((one for one in shares if one is not None), default=None))
 
 
-def refuse(subject: str, planned_bytes: int) -> None:
+def refuse(subject: str, planned_bytes: int, wanted: str = "a smaller --num_instances or more machines") -> None:
     """Refuses what does not fit as a whole; all workers together.
 
     Args:
       subject: of the benchmark.
       planned_bytes: of the fullest worker.
+      wanted: what takes less.
 
     Raises:
       UserError: it does not fit.
     """
     fit = look(planned_bytes)
     if not fit.holds:
-        raise UserError(f"benchmark {subject}: {fit} for a worker, wanted a smaller --num_instances or more machines")
+        raise UserError(f"benchmark {subject}: {fit} for a worker, wanted {wanted}")

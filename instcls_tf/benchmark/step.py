@@ -50,7 +50,7 @@ from instcls_tf.distributed import collectives, cores, workers
 from instcls_tf.encoder import networks
 from instcls_tf.optimizer import WarmupCosine
 from instcls_tf.plan import classifier_bytes
-from instcls_tf.plan.planner import CPU, make_plan
+from instcls_tf.plan.planner import CPU, less_memory, make_plan
 from instcls_tf.pretraining.activations import groups_of
 from instcls_tf.pretraining.state import Run, make_run
 from instcls_tf.pretraining.train_step import make_train_step
@@ -76,7 +76,7 @@ def measure_step(
       UserError: not even the run fits.
     """
     workers.start(config.seed)
-    fitting.refuse("step", planned_bytes(config, num_instances))
+    refuse_misfit("step", config, num_instances)
     run = _make_run(config, num_instances)
     if run.hard_negatives:  # an exact search says nothing about the step, and takes long for many classes
         lists = run.hard_negatives.lists
@@ -117,10 +117,16 @@ def measure_parts(config: PretrainConfig, num_instances: int, repeats: int) -> d
     return _alone(config, _make_run(config, num_instances), synthetic_batch(config, num_instances), repeats)
 
 
-def planned_bytes(config: PretrainConfig, num_instances: int) -> int:
-    """What the planner says of a step of the fullest worker."""
+def planned_memory(config: PretrainConfig, num_instances: int) -> dict[str, int]:
+    """What the planner says of a step of the fullest worker: bytes by part."""
     threads = cores.threads_of_worker(collectives.local_size())
-    return sum(make_plan(config, num_instances, collectives.size(), device=CPU, threads=threads).memory.values())
+    return make_plan(config, num_instances, collectives.size(), device=CPU, threads=threads).memory
+
+
+def refuse_misfit(subject: str, config: PretrainConfig, num_instances: int) -> None:
+    """Refuses a step that does not fit; all workers together, see `fitting.refuse`."""
+    memory = planned_memory(config, num_instances)
+    fitting.refuse(subject, sum(memory.values()), less_memory(memory))
 
 
 def _make_run(config: PretrainConfig, num_instances: int) -> Run:

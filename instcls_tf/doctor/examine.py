@@ -78,9 +78,10 @@ def _of_all_workers(asked: Asked) -> list[Finding]:
     if asked.workdir:
         findings.append(judgement.of_workdir(asked.workdir, measure.workdir(asked.workdir)))
     needed = None
-    fit = measure.fit_of(asked.config, asked.num_instances) if asked.step else None
+    fit, wanted = measure.fit_of(asked.config, asked.num_instances) if asked.step else (None, "")
     if fit is not None and not fit.holds:
-        findings.append(judgement.of_misfit(str(fit), {"needed_bytes": fit.needed_bytes, "free_bytes": fit.free_bytes}))
+        figures = {"needed_bytes": fit.needed_bytes, "free_bytes": fit.free_bytes}
+        findings.append(judgement.of_misfit(str(fit), wanted, figures))
     elif fit is not None:
         measured = measure.step_of(asked.config, asked.num_instances)
         sizes = (asked.config, asked.num_instances, collectives.size())

@@ -181,10 +181,9 @@ def of_collectives(measured: dict[str, float]) -> Finding:
     )  # fmt: skip
 
 
-def of_misfit(says: str, figures: dict[str, Any]) -> Finding:
-    """A step of these flags that does not fit into the memory of a worker."""
-    todo = "more workers on other machines, or fewer classes: python -m scripts.plan says what fits"
-    return Finding("step", PROBLEM, says, todo, figures)
+def of_misfit(says: str, wanted: str, figures: dict[str, Any]) -> Finding:
+    """A step of these flags that does not fit into the memory of a worker, and what takes less."""
+    return Finding("step", PROBLEM, says, f"{wanted}; python -m scripts.plan says what fits", figures)
 
 
 def work_of(measured: dict[str, float | None]) -> float:

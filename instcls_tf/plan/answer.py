@@ -105,12 +105,14 @@ def most_cache_bytes(config: PretrainConfig, num_instances: int) -> int:
 def _refuse_too_large_for_one(config: PretrainConfig, num_instances: int, measure_seconds: float) -> None:
     """Steps are timed in one process, which has all classes."""
     threads = cores.threads_of_worker(1)
-    needed = planner.make_plan(config, num_instances, 1, device=planner.CPU, threads=threads).peak_bytes
+    plan = planner.make_plan(config, num_instances, 1, device=planner.CPU, threads=threads)
+    needed = plan.peak_bytes
     free = free_bytes()
     if free is not None and needed > free:
         raise UserError(
             f"--measure_seconds={measure_seconds:g}: times steps in one process, which would need"
-            f" {_gigabytes(needed)} GB of {_gigabytes(free)} GB free: leave it out, or give a smaller --num_instances"
+            f" {_gigabytes(needed)} GB of {_gigabytes(free)} GB free: leave it out, or give"
+            f" {planner.less_memory(plan.memory, machines=False)}"
         )
 
 
@@ -141,6 +143,11 @@ def _text(plan: planner.Plan, answer: dict, memory_limit: float) -> str:
         f"N = {answer['num_instances']:,} {'fits' if answer['fits'] else 'DOES NOT FIT'}: {peaks[0]} of"
         f" {memory_limit:g} GB",
     ]
+    if plan.checkpoint_lists_bytes:
+        lists = f", and {_gigabytes(plan.checkpoint_lists_bytes)} more in mid-epoch, of hard negatives"
+    else:
+        lists = ""
+    lines.append(f"A checkpoint: {_gigabytes(plan.checkpoint_bytes)} GB{lists}")
     return "\n".join(lines)
 
 

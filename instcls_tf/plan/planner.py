@@ -25,6 +25,7 @@ from instcls_tf.plan.classifier_bytes import (
     classifier_bytes,
     data_parallel_bytes,
     search_bytes,
+    table_bytes,
 )
 
 DEVICES = (CPU, GPU)
@@ -33,6 +34,13 @@ DEVICES = (CPU, GPU)
 GATHERED = ("embeddings", "instance ids", "hard negatives of the batch", "batch contrast")
 
 _ACTIVATIONS = "activations"
+# Flags that make parts of a worker's memory smaller; all other parts are of its classes.
+_SMALLER = {
+    "--micro_batch, --image_size or --encoder": (_ACTIVATIONS,),
+    "--batch_size": ("views of a step", "gathered batch", "batch contrast"),
+    "--width_multiplier or --encoder": ("encoder weights", "encoder gradients", "encoder momentum"),
+    "--hard_negatives": ("lists of hard negatives",),
+}
 # Of [b, B] numbers, similarities and what becomes of them, that stand side by side.
 _CONTRAST_MATRICES = 8
 _FLOAT = _INT = FLOAT_BYTES
@@ -60,6 +68,8 @@ class Plan(NamedTuple):
     wire_epoch: dict[str, int]  # sent by a worker in one epoch
     wire_prior: int  # sent by a worker before training
     steps_per_epoch: int
+    checkpoint_bytes: int  # on the disk, after an epoch
+    checkpoint_lists_bytes: int  # of it besides in mid-epoch: hard negatives
 
 
 def make_plan(
@@ -101,6 +111,8 @@ def make_plan(
         wire_epoch=wire_epoch,
         wire_prior=_wire_of_the_prior(config, num_instances, num_workers),
         steps_per_epoch=steps,
+        checkpoint_bytes=_checkpoint_bytes(config, num_instances),
+        checkpoint_lists_bytes=num_instances * config.hard_negatives * _INT if config.smoothing else 0,
     )
 
 
@@ -153,6 +165,28 @@ def _encoder_memory(config: PretrainConfig, batch: Batch, num_workers: int) -> d
         _ACTIVATIONS: sizes.activation_bytes(kept * config.views, mixed),
         "views of a step": batch.local_instances * config.views * 3 * config.image_size**2,
     }
+
+
+def _checkpoint_bytes(config: PretrainConfig, num_instances: int) -> int:
+    """Weights and momentum of encoder and classes."""
+    sizes, dtypes = sizes_of(config), (config.class_weights_dtype, config.class_momentum_dtype)
+    classes = sum(table_bytes(num_instances, config.embedding_size, dtype) for dtype in dtypes)
+    return classes + (2 * sizes.parameters + sizes.statistics) * _FLOAT
+
+
+def less_memory(memory: dict[str, int], machines: bool = True) -> str:
+    """What to take where a worker's parts do not fit: less of the largest.
+
+    Args:
+      memory: bytes by part, as in `Plan`.
+      machines: whether more of them are to be had.
+    """
+    sizes = {flags: sum(memory.get(part, 0) for part in parts) for flags, parts in _SMALLER.items()}
+    flags = max(sizes, key=lambda name: sizes[name])
+    if sizes[flags] <= sum(memory.values()) - sum(sizes.values()):
+        return "a smaller --num_instances" + (" or more machines" if machines else "")
+    largest = max(_SMALLER[flags], key=lambda part: memory.get(part, 0))
+    return f"a smaller {flags}, the largest part is {largest}"
 
 
 def batch_of(config: PretrainConfig, num_instances: int, num_workers: int) -> Batch:

@@ -7,12 +7,13 @@ import re
 
 import pytest
 
-from instcls_tf.benchmark import classifier, fitting, hard_negatives, memory, scaling
+from instcls_tf.benchmark import classifier, fitting, hard_negatives, memory, scaling, step
 from instcls_tf.benchmark.sizes import ClassifierBenchmark
-from instcls_tf.doctor import judgement
+from instcls_tf.doctor import judgement, measure
 from instcls_tf.errors import UserError
 from instcls_tf.plan import classifier_bytes
 from tests.commands import run_script
+from tests.recipes import PLANNED
 
 # No machine holds the weights of so many classes, a terabyte of them.
 TOO_MANY = "--num_instances=2147483647"
@@ -108,6 +109,18 @@ def test_what_is_nothing_without_its_classifier(subject, arguments):
     assert re.fullmatch(rf"error: benchmark {subject}: {MISFIT} for a worker, {wanted}\n", finished.stderr)
 
 
+@pytest.mark.parametrize("subject", ["step", "checks"])
+def test_activations_that_do_not_fit(free, subject):
+    """Fewer classes would help nobody."""
+    config = PLANNED.replace(dataset="synthetic", image_size=512)
+    free(10**7)
+    wanted = "wanted a smaller --micro_batch, --image_size or --encoder, the largest part is activations"
+    with pytest.raises(UserError, match=f"^benchmark {subject}: {MISFIT} for a worker, {wanted}$"):
+        step.refuse_misfit(subject, config, 1000)
+    fit, less = measure.fit_of(config, 1000)
+    assert not fit.holds and f"wanted {less}" == wanted
+
+
 def test_faiss_that_does_not_fit(monkeypatch):
     left = iter([10**12, 10**6])  # what is free before either search
     monkeypatch.setattr(fitting, "free_bytes", lambda: next(left))
@@ -127,6 +140,7 @@ def test_the_doctor_says_it():
     finished = run_script("doctor", *RECIPE, TOO_MANY)
     assert finished.status == 2 and finished.stderr.startswith("error: a run would not do here, because of: step")
     assert re.search(rf"^step +PROBLEM: {MISFIT}$", finished.stdout, re.MULTILINE)
+    assert "-> a smaller --num_instances or more machines; python -m scripts.plan says what fits\n" in finished.stdout
     part = {"encoder_seconds": 0.2, "classifier_seconds": None, "communication_seconds": 0.1}
     slow = judgement.of_step({**part, "communication_seconds": 0.3}, 0, {})
     assert slow.level == judgement.OK and "the classifier alone does not fit" in slow.says

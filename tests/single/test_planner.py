@@ -177,6 +177,48 @@ def test_the_largest_share_of_a_batch(num_instances, workers):
     assert (batch.instances, batch.rows) == (min(512, num_instances), 2 * min(512, num_instances))
 
 
+@pytest.mark.parametrize(
+    ("change", "num_instances", "wanted"),
+    [
+        ({}, 10**8, "a smaller --num_instances or more machines"),
+        (
+            {"image_size": 512},
+            1000,
+            "a smaller --micro_batch, --image_size or --encoder, the largest part is activations",
+        ),
+        (
+            {"batch_size": 4096, "batch_contrast": 1.0},
+            4096,
+            "a smaller --batch_size, the largest part is batch contrast",
+        ),
+        ({"batch_size": 10**6, "image_size": 64}, 10**6, "a smaller --batch_size, the largest part is views of a step"),
+        (
+            {"width_multiplier": 8.0},
+            1000,
+            "a smaller --width_multiplier or --encoder, the largest part is encoder gradients",
+        ),
+        ({"hard_negatives": 1000}, 10**7, "a smaller --hard_negatives, the largest part is lists of hard negatives"),
+    ],
+)
+def test_what_takes_less_memory(change, num_instances, wanted):
+    memory = planner.make_plan(TINY.replace(**change), num_instances, 2, device="cpu").memory
+    assert planner.less_memory(memory) == wanted
+    assert planner.less_memory(memory, machines=False) == wanted.removesuffix(" or more machines")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "of_a_number", "of_a_class"), [("float32", 4, 0), ("bfloat16", 2, 0), ("int8", 1, 4)]
+)
+def test_a_checkpoint(dtype, of_a_number, of_a_class):
+    """Weights and momentum of the encoder and of all 10 classes; in mid-epoch 3 hard negatives of each."""
+    plan = planner.make_plan(TINY.replace(class_weights_dtype=dtype), 10, 3)
+    encoder = 4 * (2 * SIZES.parameters + SIZES.statistics)
+    assert plan.checkpoint_bytes == encoder + 10 * (2 * of_a_number + of_a_class) + 10 * 2 * 4
+    assert plan.checkpoint_lists_bytes == 10 * 3 * 4
+    text = plan_run(TINY.replace(width_multiplier=1.0), 10**6, 2, 32.0, "cpu", None).text
+    assert re.search(r"^A checkpoint: 0\.\d+ GB, and 0\.012 more in mid-epoch, of hard negatives$", text, re.MULTILINE)
+
+
 def test_the_largest_number_that_fits():
     assert planner.largest_num_instances(lambda n: 7 * n, 100) == 14
     assert planner.largest_num_instances(lambda n: 7 * n, 98) == 14

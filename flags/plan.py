@@ -94,7 +94,7 @@ def _plan() -> Answer:
         FLAGS.num_instances = source.num_instances
     planner.check(FLAGS.num_instances, FLAGS.workers, FLAGS.memory_limit, FLAGS.device)
     config = _config(FLAGS.workers)
-    config.validate_with_data(FLAGS.num_instances, FLAGS.workers, flag)
+    config.validate_with_data(FLAGS.num_instances, FLAGS.workers, flag=flag)
     if source is not None:
         least = source.num_instances
         has_all = FLAGS.num_instances >= least

@@ -81,7 +81,7 @@ def _checks(config: PretrainConfig, num_instances: int, repeats: int, folder: st
     _, num_workers = launched_rank_and_size() or (0, 1)
     config.validate(num_workers)
     _refuse_sizes(num_instances=num_instances, repeats=repeats)
-    config.validate_with_data(num_instances, num_workers, "num_instances")
+    config.validate_with_data(num_instances, num_workers, flag="num_instances")
     _refuse_folder(folder)
     from instcls_tf.benchmark.checks import measure_checks
 

@@ -60,7 +60,7 @@ def plan_scaling(config: PretrainConfig, asked: Asked, output: str | None) -> An
         wanted = f"at least the {most} workers of --scaling_workers, and at most {planner.MAX_INSTANCES}"
         require_value("scaling_instances", num_instances, is_possible, wanted)
         planner.check(num_instances, most, asked.memory_limit, asked.device)
-        config.validate_with_data(num_instances, most, "scaling_instances")
+        config.validate_with_data(num_instances, most, flag="scaling_instances")
     points = [_point(config, n, workers, asked) for n in asked.numbers for workers in asked.workers]
     result: dict[str, Any] = {
         "batch_size": config.batch_size,

@@ -19,7 +19,7 @@ from instcls_tf.distributed import job, watchdog
 from instcls_tf.distributed.launcher import launched_rank_and_size
 from instcls_tf.errors import MachineError, UserError, one_line, reason_of, shown
 from instcls_tf.report.answer import Answer, Picture, Written
-from instcls_tf.run import signals
+from instcls_tf.run import interrupted, signals
 
 # How long the other ranks give rank 0 to report a mistake that all of them see.
 _GRACE_SECONDS = 5.0
@@ -35,6 +35,8 @@ _WANTED = {
 def run(main: Callable[[], None], description: str, before_parsing: Callable[[], None] = lambda: None) -> None:
     """Parses `sys.argv` and calls `main`; exits with 2 and one sentence on a `UserError` or a wrong flag.
 
+    A signal that asks it to end is a line, and 128 + its number the exit status: 130 for Ctrl-C.
+
     Args:
       main: imports TensorFlow itself, so that a typo is answered at once.
       description: shown by --help above the flags.
@@ -45,16 +47,27 @@ def run(main: Callable[[], None], description: str, before_parsing: Callable[[],
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     _join_job()
     try:
-        before_parsing()
-        _parse(description)
-        main()
-    except UserError as error:
-        _fail_once(error)
+        with interrupted.raised():
+            before_parsing()
+            _parse(description)
+            main()
+    except interrupted.Interrupted as signal:
+        _end(signal)
     except signals.Stopped:
         sys.exit(job.STOPPED_STATUS)  # it has been said
     except Exception as error:
-        if not job.record_error(f"{type(error).__name__}: {reason_of(error)}", traceback.format_exc()):
-            raise
+        _fail(error)
+        raise
+
+
+def _fail(error: Exception) -> None:
+    """Ends the process with what there is to say of an error; returns if that is a traceback."""
+    signal = interrupted.received()
+    if signal:  # of which a library has made this error
+        _end(signal)
+    if isinstance(error, UserError):
+        _fail_once(error)
+    if job.record_error(f"{type(error).__name__}: {reason_of(error)}", traceback.format_exc()):
         _leave(1)  # the launcher tells of the first of the workers
 
 
@@ -192,7 +205,7 @@ def _own_flags_help() -> str:
     return "\n".join(line for line in text.splitlines() if not line.startswith("flags."))
 
 
-def _fail_once(error: UserError) -> None:
+def _fail_once(error: UserError) -> NoReturn:
     """Rank 0 speaks for all. The others wait to be ended by the launcher; one that is not met a mistake of its own."""
     rank, _ = launched_rank_and_size() or (0, 1)
     sentence, is_mistake = str(error), not isinstance(error, MachineError)
@@ -203,6 +216,17 @@ def _fail_once(error: UserError) -> None:
     if rank == 0 or not is_told_by_launcher:
         _write_error(f"error: {sentence}")
     _leave(error.status)
+
+
+def _end(signal: interrupted.Interrupted) -> NoReturn:
+    """What was begun is removed by now. All workers may have had the signal: rank 0 speaks first."""
+    rank, _ = launched_rank_and_size() or (0, 1)
+    if rank > 0:
+        time.sleep(_GRACE_SECONDS)
+    _write_error(f"{f'rank {rank}: ' if rank else ''}{signal.number.name}: ended before it was done")
+    if job.folder() is not None:
+        signal.end_process()  # the launcher tells who was ended, and by what
+    _leave(signal.status)
 
 
 def _leave(status: int) -> NoReturn:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -126,3 +127,60 @@ def test_standard_output_on_a_full_disk():
         )
     assert finished.returncode == 2
     assert finished.stderr == "error: standard output: cannot be written (No space left on device)\n"
+
+
+# Writes a folder; `{wait}` is where a signal finds it.
+_WRITING = """
+import ctypes, os, sys, time
+from flags import command
+from instcls_tf import files
+from instcls_tf.run import interrupted
+interrupted._PATIENCE_SECONDS = 0.2
+target, lock = sys.argv.pop(), ctypes.create_string_buffer(64)
+def main():
+    with files.whole_folder(target):
+        print("writes", flush=True)
+        {wait}
+command.run(main, "Writes a folder.")
+"""
+_SLEEP = "time.sleep(60)"
+# As a library may do with whatever is raised in a call of its own.
+_WRAPPED = """try: time.sleep(60)
+        except BaseException as error: raise ValueError("some error of a library") from error"""
+# A lock that is taken twice: the main thread does not come back to Python.
+_STUCK = "[ctypes.CDLL(None).pthread_mutex_lock(lock) for _ in range(2)]"
+
+
+def ended(folder, wait: str, number: int, before: str = "") -> tuple[int, str]:
+    """How a command ends that a signal finds while it writes into a folder: its status, and what it says of it."""
+    words = [sys.executable, "-c", before + _WRITING.format(wait=wait), str(folder / "new")]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "writes\n"
+        assert [path.name[:9] for path in folder.iterdir()] == [".writing-"]
+        process.send_signal(number)
+        _, said = process.communicate(timeout=30)
+    return process.returncode, said
+
+
+@pytest.mark.parametrize("wait", [_SLEEP, _WRAPPED])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_is_one_line_and_nothing_is_left(tmp_path, number, wait):
+    """Ctrl-C, `kill`, a closed terminal."""
+    assert ended(tmp_path, wait, number) == (128 + number, f"{number.name}: ended before it was done\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_ends_what_does_not_come_back(tmp_path):
+    """What it had begun goes with the next folder there."""
+    sentence = "SIGTERM: ended at once, 0.2 s later still in the same operation\n"
+    assert ended(tmp_path, _STUCK, signal.SIGTERM) == (143, sentence)
+    with files.whole_folder(str(tmp_path / "next")):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["next"]
+
+
+def test_a_signal_that_is_ignored_stays_so(tmp_path):
+    """As SIGHUP is under nohup."""
+    ignore = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    assert ended(tmp_path, "time.sleep(1)", signal.SIGHUP, before=ignore) == (0, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]

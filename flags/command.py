@@ -226,7 +226,9 @@ def _end(signal: interrupted.Interrupted) -> NoReturn:
     _write_error(f"{f'rank {rank}: ' if rank else ''}{signal.number.name}: ended before it was done")
     if job.folder() is not None:
         signal.end_process()  # the launcher tells who was ended, and by what
-    _leave(signal.status)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(signal.status)  # what TensorFlow was in the midst of is not taken apart in order, with complaints
 
 
 def _leave(status: int) -> NoReturn:

@@ -108,9 +108,9 @@ def _has_all(folder: str, source: Source) -> bool:
 
 def _compute(folder: str, encoder: tf.keras.Model, source: Source, settings: dict, progress: Progress) -> None:
     """Writes a cache entry, which appears when it is complete. Rank 0 writes what all have computed."""
-    writer = _Writer(folder, source.num_instances) if collectives.rank() == 0 else None
     backbone, projection = encoder.get_layer("backbone"), encoder.get_layer("projection")
     both = tf.keras.Model(backbone.input, [backbone.output, projection(backbone.output)])
+    writer = _Writer(folder, source.num_instances) if collectives.rank() == 0 else None
     try:
         for batch in features.stream(both, source, **settings, progress=progress):
             if writer:

@@ -28,7 +28,7 @@ from instcls_tf.distributed import hosts as machines
 from instcls_tf.distributed.forwarded_signals import ENDING, ForwardedSignals
 from instcls_tf.distributed.hosts import Host
 from instcls_tf.distributed.job import STOPPED_STATUS
-from instcls_tf.errors import UserError, one_line
+from instcls_tf.errors import UserError, one_line, shown
 
 _FAILED_STATUS, _USER_ERROR_STATUS = 1, 2
 _LOOK_SECONDS = 0.5
@@ -161,17 +161,31 @@ def _remove_left(where: str) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
+def _nearest(path: str) -> str:
+    """The folder itself, or that in which it will be made."""
+    where = os.path.abspath(path)
+    while not os.path.isdir(where):
+        where = os.path.dirname(where)
+    return where
+
+
 @contextlib.contextmanager
 def _folder(hosts: Sequence[Host], workdir: str | None) -> Iterator[str]:
-    """The job's folder: on this machine, or with workers elsewhere by the workdir, which they share."""
-    where = tempfile.gettempdir()
-    if workdir is not None and not all(machines.is_here(host.name) for host in hosts):
-        where = os.path.abspath(workdir)
-        while not os.path.isdir(where):
-            where = os.path.dirname(where)
-    _remove_left(where)
-    folder = tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{socket.gethostname()}-{os.getpid()}-", dir=where)
-    Path(folder, job.MARK).touch()
+    """The job's folder: on this machine, or with workers elsewhere by the workdir, which they share.
+
+    Raises:
+      UserError: it cannot be made.
+    """
+    is_here = workdir is None or all(machines.is_here(host.name) for host in hosts)
+    try:
+        where = tempfile.gettempdir() if is_here else _nearest(workdir or "")
+        _remove_left(where)
+        folder = tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{socket.gethostname()}-{os.getpid()}-", dir=where)
+        Path(folder, job.MARK).touch()
+    except OSError as error:
+        given = f"TMPDIR={shown(os.environ.get('TMPDIR', '/tmp'))}" if is_here else f"--workdir={shown(workdir)}"
+        told = f"the launcher cannot make a folder of its own there ({error.strerror})"
+        raise UserError(f"{given}: {told}, wanted one with room that this user may write to") from error
     try:
         yield folder
     finally:

@@ -89,6 +89,18 @@ def test_a_folder_of_the_job_that_is_not_shared(tmp_path, monkeypatch):
     assert [error.sentence for error in job.read_errors(str(folder))] == ["wrong"]
 
 
+def test_a_folder_of_the_job_that_cannot_be_made(tmp_path, monkeypatch):
+    """A workdir of workers elsewhere in which the launcher may not write: status 2, one sentence."""
+    monkeypatch.setenv("PATH", fake_ssh(tmp_path, "echo 2"))
+    words = standin(Path("/proc/runs/a"), options=("-H", "localhost:1,elsewhere:1"))
+    with running(words, PATH=os.environ["PATH"], INSTCLS_THREADS="1") as job:
+        finished = job.finish()
+    assert finished.status == 2
+    reason = "the launcher cannot make a folder of its own there (No such file or directory)"
+    wanted = "wanted one with room that this user may write to"
+    assert finished.stderr == f"error: --workdir=/proc/runs/a: {reason}, {wanted}\n"
+
+
 def test_what_other_hosts_get_of_the_environment():
     environment = {
         "PATH": user_environment()["PATH"],

@@ -1,8 +1,10 @@
 """Rank and size from the environment of each launcher."""
 
 import contextlib
+import errno
 import os
 import socket
+import tempfile
 
 import pytest
 
@@ -115,3 +117,17 @@ def test_only_own_folders_of_dead_launchers_are_removed(tmp_path, monkeypatch):
         folder.mkdir()
     launch._remove_left(str(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+
+
+@pytest.mark.parametrize("name", ["gettempdir", "mkdtemp"])
+def test_no_room_for_the_folder_of_a_job(shell, name):
+    def fail(**_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    shell.setenv("TMPDIR", "/scratch")
+    shell.setattr(tempfile, name, fail)
+    sentence = (
+        r"^TMPDIR=/scratch: the launcher cannot make a folder of its own there \(No space left on device\), wanted"
+    )
+    with pytest.raises(UserError, match=sentence), launch._folder((Host("localhost", 2),), None):
+        pass

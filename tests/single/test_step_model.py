@@ -8,6 +8,7 @@ import re
 
 import pytest
 
+from instcls_tf.config import PretrainConfig
 from instcls_tf.errors import UserError
 from instcls_tf.plan import planner, rates, scaling, step_model
 from instcls_tf.plan.rates import GivenRates
@@ -21,6 +22,7 @@ from instcls_tf.plan.step_model import (
     Setting,
     Step,
 )
+from tests.commands import ROOT
 from tests.recipes import PLANNED
 
 # B = 8 instances with 2 views, in 4 BN groups; D = 2, K = 3; N = 100 on T workers.
@@ -130,6 +132,26 @@ def test_points(tmp_path):
         assert words in text
     drawing.draw(str(picture))
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table_of_the_documentation():
+    """Its figures, and the stars of what does not fit."""
+    lines = (ROOT / "docs" / "planning.md").read_text().splitlines()
+    start = next(place for place, line in enumerate(lines) if line.startswith("| N | T = 1 |"))
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[start + 2 : start + 5]]
+    config, workers = PretrainConfig.from_flagfile("imagenet", workdir="unused"), [1, 4, 16, 64, 256]
+    asked = scaling.Asked([], workers, Rates(68.2, 12e12, 1e-4, 1.45e9, 1.45e9), Setting(), 32.0, "gpu")
+    for number, *cells, plain, largest in rows:
+        numbers = [int(number.replace(",", ""))]
+        points = scaling.plan_scaling(config, asked._replace(numbers=numbers), None).result["points"]
+        told = [(*cell.partition(" ")[0].partition("*")[:2],) for cell in [*cells, plain]]
+        found = [(point["seconds_per_step"], point["fits"]) for point in points]
+        found.append((points[3]["plain_seconds_per_step"], points[3]["plain_fits"]))
+        for (seconds, star), (modelled, fits) in zip(told, found, strict=True):
+            assert f"{modelled:.{len(seconds.partition('.')[2])}f}" == seconds and (star == "") == fits
+        assert largest == f"the {points[0]['largest_term']}"
+        for cell, point in zip(cells[1:], points[1:]):
+            assert f"({100 * point['efficiency']:.0f} %)" in cell
 
 
 def doctor_file(tmp_path, workers=4, topics=("collectives", "step"), **figures):

@@ -23,6 +23,7 @@ from instcls_tf.files import decode_text
 PRESETS = Path(__file__).parent / "presets"
 _SUFFIX = ".flags"
 _FLAG = re.compile(r"--?flagfile(?:=(.*))?", re.DOTALL)
+_BOOL, _TRUE, _FALSE = "bool", ("true", "t", "1"), ("false", "f", "0")
 _NAME = re.compile(r"--?([^=]+)")
 # The length of a run, and what makes it longer in a flagfile: a length given beside the file is meant as it is.
 _LENGTH, _LONGER = "epochs", "exposures"
@@ -98,11 +99,14 @@ def values_of(kind: type, path_or_preset: str) -> dict[str, Any]:
     path = path_of(path_or_preset)
     types = {field.name: str(field.type) for field in dataclasses.fields(kind)}
     values = {}
-    for word in expand([f"--flagfile={path}"]):
-        name, separator, text = word.removeprefix("--").partition("=")
-        if not separator:  # of a truth value: --name, --noname
+    words = iter(expand([f"--flagfile={path}"]))
+    for word in words:
+        name, separator, text = re.sub("^--?", "", word).partition("=")
+        if not separator:  # of a truth value: --name, --noname; of others the value is the next word
             negated = name not in types and name.startswith("no") and name[2:] in types
             name, text = (name[2:], "false") if negated else (name, "true")
+            if not negated and not types.get(name, _BOOL).startswith(_BOOL):
+                text = next(words, "")
         refuse_unknown(kind, [name], f"{shown(path)}: ")
         values[name] = parse(text, types[name], word, path)
     return values
@@ -158,9 +162,10 @@ def parse(text: str, kind: str, line: str, path: str) -> Any:
 
 
 def _parse_bool(text: str) -> bool:
-    if text not in ("true", "false"):
+    """By the words that absl has."""
+    if text.lower() not in (*_TRUE, *_FALSE):
         raise ValueError(text)
-    return text == "true"
+    return text.lower() in _TRUE
 
 
 def lines_of(settings: Any) -> list[str]:

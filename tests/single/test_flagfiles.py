@@ -100,6 +100,31 @@ def test_a_preset_by_its_name_and_a_file_by_its_path(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "settings"),
+    [
+        *[(f"--report={word}", {"report": True}) for word in ("true", "True", "TRUE", "t", "T", "1")],
+        *[(f"--report={word}", {"report": False}) for word in ("false", "False", "f", "F", "0")],
+        ("--report", {"report": True}),
+        ("--noreport", {"report": False}),
+        ("-noreport\n-epochs=3", {"report": False, "epochs": 3}),
+        ("--epochs\n3\n--dataset\n--report", {"epochs": 3, "dataset": "--report"}),
+    ],
+)
+def test_a_spelling_is_the_same_for_commands_and_from_python(tmp_path, text, settings):
+    (tmp_path / "own.flags").write_text(text)
+    assert PretrainConfig.from_flagfile(str(tmp_path / "own.flags")) == PretrainConfig(**settings)
+    assert config_of([f"--flagfile={tmp_path}/own.flags"]) == PretrainConfig(**settings)
+
+
+@pytest.mark.parametrize("word", ["yes", "no", "on", "2", ""])
+def test_no_truth_value_by_either_way(tmp_path, word):
+    (tmp_path / "own.flags").write_text(f"--report={word}\n")
+    for read in (PretrainConfig.from_flagfile, lambda path: config_of([f"--flagfile={path}"])):
+        with pytest.raises(UserError):
+            read(str(tmp_path / "own.flags"))
+
+
+@pytest.mark.parametrize(
     ("name", "settings", "sentence"),
     [
         ("fotos", {}, "preset 'fotos': there is none of this name, did you mean 'photos'?; wanted cifar10, digits, "),

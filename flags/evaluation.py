@@ -67,7 +67,10 @@ def define_knn() -> None:
         "knn_temperature", KNN_TEMPERATURE, "Temperature of the votes' weights, exp(cosine / temperature)."
     )
     flags.DEFINE_string(
-        "features", BACKBONE, f"What is compared; `{PIXELS}` need no network. One of: {', '.join(KNN_FEATURES)}."
+        "features",
+        BACKBONE,
+        f"What is compared; `{PIXELS}` need no network, and are averaged down to 32 pixels. One of:"
+        f" {', '.join(KNN_FEATURES)}.",
     )
 
 
@@ -127,7 +130,12 @@ def define_dynamics() -> None:
 
 def define_compare() -> None:
     """The flags of `compare`."""
-    flags.DEFINE_string("runs", None, "NAME=WORKDIR,NAME=WORKDIR,...: the runs to compare; the last one is pictured.")
+    flags.DEFINE_string(
+        "runs",
+        None,
+        "NAME=WORKDIR,NAME=WORKDIR,...: the runs to compare, all of one dataset, each"
+        " judged as it was trained (image size, crop, reading); the last one is pictured.",
+    )
     paths.define("output", None, "Folder that receives comparison.md and comparison.png.")
 
 

@@ -32,8 +32,6 @@ from instcls_tf.run.encoder import load_encoder
 # Training images that are looked at, and a fifth as many test images.
 IMAGES = 10_000
 _TEST_PART = 5
-# Pixels that raw images are compared by; larger ones are averaged down to it, or they would not fit into memory.
-_PIXELS = 32
 _NAMES = ("pixels", "start", "run")
 # Of a run against its start.
 BETTER, WORSE, LIKE = "better than its start", "worse than its start", "like its start"
@@ -128,16 +126,17 @@ def judge_run(workdir: str, data_dir: str | None = None, images: int = IMAGES) -
     origin = {"init": config.init or "", "extend_from": config.extend_from or ""}
     about = {"dataset": config.dataset, "step": step_of(newest(workdir)), **origin, **examples}
     about["not_labels"] = why_unlabelled(source)
-    return Judgement(found, {**about, "gauge_images": gauge_images, "pixel_side": min(_PIXELS, config.image_size)})
+    return Judgement(
+        found, {**about, "gauge_images": gauge_images, "pixel_side": min(features.PIXEL_SIDE, config.image_size)}
+    )
 
 
 def _side_by_side(config: PretrainConfig, backbones: list[tf.keras.Model]) -> Callable[[tf.Tensor], list[tf.Tensor]]:
     """Pixels and the features of some networks, of the very same images."""
-    size = min(_PIXELS, config.image_size)
+    pixels = features.pixels_of(config.image_size)
 
     def outputs(images: tf.Tensor) -> list[tf.Tensor]:
-        small = images if size == config.image_size else tf.image.resize(images, [size, size], "area")
-        return [features.pixels(small), *(backbone(images, training=False) for backbone in backbones)]
+        return [pixels(images), *(backbone(images, training=False) for backbone in backbones)]
 
     return outputs
 

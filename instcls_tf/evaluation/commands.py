@@ -117,7 +117,8 @@ def knn_of_run(
         train, test = features_from_files(files, kind)
     elif kind == PIXELS:
         splits, settings = _given(subject).splits, _seen_of_images(_given(subject).config)
-        train, test = (features.extract(features.pixels, source, **settings) for source in splits)
+        pixels = features.pixels_of(settings["image_size"])
+        train, test = (features.extract(pixels, source, **settings) for source in splits)
     else:
         train, test = _features_of(_given(subject), kind, load_encoder(_given(subject).workdir), progress)
     progress.close()
@@ -193,7 +194,7 @@ def finetune_of_run(subject: Subject | None, recipe: FinetuneRecipe) -> dict:
 def model_of_run(workdir: str, kind: str) -> Any:
     """From images to `backbone` features, to the `projection`, or to `pixels`, as `features.extract` takes it."""
     if kind == PIXELS:
-        return features.pixels
+        return features.pixels_of(load_run(workdir).image_size)
     refuse_untrained(load_run(workdir), kind)
     encoder = load_encoder(workdir)
     return encoder if kind == PROJECTION else encoder.get_layer("backbone")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,9 @@ from instcls_tf.data.source import Source
 from instcls_tf.distributed import collectives, workers
 from instcls_tf.errors import UserError
 from instcls_tf.progress import OnProgress
+
+# Pixels that raw images are compared by; larger ones are averaged down to it, or they would not fit into memory.
+PIXEL_SIDE = 32
 
 
 class Features(NamedTuple):
@@ -134,3 +137,15 @@ def pixels(images: tf.Tensor) -> tf.Tensor:
     """The baseline of no network at all: `[b, S, S, 3]` as centred vectors `[b, 3 S S]`."""
     flat = tf.reshape(tf.cast(images, tf.float32), [tf.shape(images)[0], -1])
     return flat - tf.reduce_mean(flat, axis=1, keepdims=True)
+
+
+def pixels_of(image_size: int) -> Callable[[tf.Tensor], tf.Tensor]:
+    """`pixels` of images `[b, S, S, 3]` that are averaged down to at most `PIXEL_SIDE` before.
+
+    Args:
+      image_size: S.
+    """
+    side = min(PIXEL_SIDE, image_size)
+    return lambda images: pixels(
+        images if side == image_size else tf.image.resize(images, [side, side], tf.image.ResizeMethod.AREA)
+    )

@@ -12,7 +12,7 @@ from instcls_tf.config import PretrainConfig
 from instcls_tf.data import pipeline
 from instcls_tf.data.decoding import reading_of
 from instcls_tf.data.folder import refuse_picture_among_images
-from instcls_tf.data.labelled import open_splits
+from instcls_tf.data.labelled import Splits, open_splits
 from instcls_tf.data.source import Source
 from instcls_tf.errors import UserError, shown
 from instcls_tf.evaluation import features
@@ -22,16 +22,19 @@ from instcls_tf.evaluation.recipes import BACKBONE
 from instcls_tf.files import refuse_unwritable
 from instcls_tf.report import pictures
 from instcls_tf.report.answer import Answer, Picture
-from instcls_tf.run.workdir import load_run
+from instcls_tf.run.workdir import load_run, same_dataset
 
 _PICTURED_QUERIES, _PICTURED_NEIGHBOURS = 6, 8
 
 
 def compare_runs(runs: dict[str, str], output: str) -> Answer:
-    """Evaluates runs of one recipe, and raw pixels, by nearest neighbours; the last run is to be drawn.
+    """Evaluates runs on one dataset, and raw pixels, by nearest neighbours; the last run is to be drawn.
+
+    Each run sees images as its own recipe says (size, crop, reading); raw pixels are those that the run which sees
+    most of an image sees, averaged down. So the table does not depend on the order of the runs.
 
     Args:
-      runs: workdirs by the name to show; all on the dataset of the last one, which has labels and a test split.
+      runs: workdirs by the name to show; all on one dataset, which has labels and a test split.
       output: folder for the picture, `comparison.png`, and for the table, `comparison.md`.
 
     Returns:
@@ -39,26 +42,22 @@ def compare_runs(runs: dict[str, str], output: str) -> Answer:
       `few_labels_std`, and `top1` (weighted 20-NN with all labels).
 
     Raises:
-      UserError: a run is not fit to be compared, or the folder cannot be written to or is part of the dataset.
+      UserError: a run is not fit to be compared, the datasets differ, or the folder cannot be written to or is part of
+        the dataset.
     """
-    *_, config = [_checked(load_run, workdir) for workdir in runs.values()]
+    configs = {name: _checked(load_run, workdir) for name, workdir in runs.items()}
+    _refuse_other_datasets(configs)
+    config = list(configs.values())[-1]
     refuse_picture_among_images(config.dataset, os.path.join(output, "comparison.png"), output)
     refuse_unwritable(os.path.join(output, "comparison.png"))
-    train, test = open_splits(config.dataset, config.data_dir, reading=reading_of(config))
-    table, seen = {}, []
-    for name, workdir in {"raw pixels": None, **runs}.items():
-        model = features.pixels if workdir is None else _checked(model_of_run, workdir, BACKBONE)
-        size, fraction = config.image_size, config.center_crop_fraction
-        seen = [
-            features.extract(model, source, image_size=size, center_crop_fraction=fraction) for source in (train, test)
-        ]
-        for part, split in zip(seen, ("train", "test")):
-            if not len(part.labels) or part.labels.min() < 0:
-                problem = "images without labels" if len(part.labels) else "no image that can be read"
-                raise UserError(f"--dataset={config.dataset}: the {split} split has {problem}")
-        table[name] = _accuracies(seen[0], seen[1])
+    widest = max(configs.values(), key=_how_much_is_seen)
+    table = {"raw pixels": _accuracies(*_seen(features.pixels_of(widest.image_size), widest, _splits(widest)))}
+    for name, workdir in runs.items():
+        splits = _splits(configs[name])
+        seen = _seen(_checked(model_of_run, workdir, BACKBONE), configs[name], splits)
+        table[name] = _accuracies(*seen)
     picture = Picture(
-        os.path.join(output, "comparison.png"), lambda path: _draw(path, runs, config, train, test, seen[0], seen[1])
+        os.path.join(output, "comparison.png"), lambda path: _draw(path, runs, config, *splits, seen[0], seen[1])
     )
     return Answer(table, format_table(table), "comparison.md", picture)
 
@@ -69,6 +68,36 @@ def _checked(read: Callable[..., Any], workdir: str, *arguments: object) -> Any:
         return read(workdir, *arguments)
     except UserError as error:
         raise UserError(str(error).replace("--workdir", "--runs")) from error
+
+
+def _refuse_other_datasets(configs: dict[str, PretrainConfig]) -> None:
+    (name, config), *others = configs.items()
+    for other, its in others:
+        if same_dataset(its.dataset) != same_dataset(config.dataset):
+            raise UserError(
+                f"--runs: {shown(name)} was trained on --dataset={config.dataset}, {shown(other)} on"
+                f" --dataset={its.dataset}, wanted runs on one dataset"
+            )
+
+
+def _how_much_is_seen(config: PretrainConfig) -> tuple:
+    """Of an image by a run, to be compared; runs that see as much see the same."""
+    return config.center_crop_fraction, config.image_size, config.max_pixels, config.background
+
+
+def _splits(config: PretrainConfig) -> Splits:
+    return open_splits(config.dataset, config.data_dir, reading=reading_of(config))
+
+
+def _seen(model: Any, config: PretrainConfig, splits: Splits) -> list[features.Features]:
+    """The train and the test split as a model sees them, of which all images have a label."""
+    size, fraction = config.image_size, config.center_crop_fraction
+    seen = [features.extract(model, source, image_size=size, center_crop_fraction=fraction) for source in splits]
+    for part, split in zip(seen, ("train", "test")):
+        if not len(part.labels) or part.labels.min() < 0:
+            problem = "images without labels" if len(part.labels) else "no image that can be read"
+            raise UserError(f"--dataset={config.dataset}: the {split} split has {problem}")
+    return seen
 
 
 def _accuracies(train: features.Features, test: features.Features) -> dict[str, float]:

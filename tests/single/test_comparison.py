@@ -58,3 +58,47 @@ def test_labels_that_are_not_public_are_refused(tmp_path, monkeypatch):
     hidden = dataclasses.replace(test, labels=np.full([3], -1, np.int32))
     with pytest.raises(UserError, match="the test split has images without labels"):
         comparison.compare_runs({"run": config.workdir}, str(tmp_path / "out"))
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """Makes runs of recipes that see images otherwise, with networks that give the pixels they are shown."""
+    write_images(tmp_path / "photos", [f"{split}/{n % 3}/{n}.png" for split in ("train", "test") for n in range(24)])
+
+    def make(**recipes: dict) -> dict[str, str]:
+        for name, changes in recipes.items():
+            settings = {"dataset": f"folder:{tmp_path}/photos", "workdir": str(tmp_path / name), **changes}
+            begin_run(PretrainConfig(**settings))
+        return {name: str(tmp_path / name) for name in recipes}
+
+    monkeypatch.setattr(comparison, "model_of_run", lambda workdir, kind: features.pixels)
+    return make
+
+
+def test_the_order_of_the_runs_does_not_matter(runs, tmp_path):
+    """Each is judged at its own image size, crop and reading, and pixels at those of the run that sees most."""
+    large = {"image_size": 24, "center_crop_fraction": 0.5, "background": "black"}
+    given = runs(small={"image_size": 8, "center_crop_fraction": 1}, large=large)
+    found = [
+        comparison.compare_runs(dict(order), str(tmp_path / "out")).result
+        for order in (given.items(), reversed(given.items()), [("large", given["large"])])
+    ]
+    assert found[0] == found[1] and list(found[0]) != list(found[1])
+    assert found[0]["large"] == found[2]["large"] and found[0]["small"] == found[0]["raw pixels"]
+    assert found[0]["small"] != found[0]["large"]
+
+
+def test_runs_on_different_datasets_are_refused(runs, tmp_path):
+    given = runs(here={"dataset": "folder:photos/"}, there={"dataset": "folder:photos"}, other={"dataset": "digits"})
+    with pytest.raises(UserError) as refusal:
+        comparison.compare_runs(given, str(tmp_path / "out"))
+    assert str(refusal.value) == (
+        "--runs: here was trained on --dataset=folder:photos/, other on --dataset=digits, wanted runs on one dataset"
+    )
+
+
+def test_raw_pixels_of_large_images_are_averaged_down():
+    images = np.random.default_rng(0).integers(0, 256, [2, 96, 96, 3], np.uint8)
+    means = tf.constant(images.reshape(2, 32, 3, 32, 3, 3).mean(axis=(2, 4), dtype=np.float32))
+    np.testing.assert_allclose(features.pixels_of(96)(images), features.pixels(means), rtol=1e-4, atol=1e-3)
+    np.testing.assert_array_equal(features.pixels_of(8)(images[:, :8, :8]), features.pixels(images[:, :8, :8]))

@@ -69,6 +69,7 @@ def extract_of_run(
     feature_store.refuse_occupied(output)
     chosen = feature_store.format_of(output, wanted)
     progress = workers.start(config.seed, notes_of(source))
+    collectives.barrier()  # all have seen that nothing is there, where a file is now for a moment
     workers.on_rank_0(lambda: refuse_unwritable(output))
     stored = feature_store.stored_features(
         workdir, load_encoder(workdir), source, split, progress=progress, **_seen_of_images(config)

@@ -77,6 +77,8 @@ ADAMW_WEIGHT_DECAY = 0.05  # DIET's for AdamW, which decouples it from the gradi
 # Published for 1.28 million images; fewer take a part of them that is as large or larger.
 LARGEST_QUEUE, LARGEST_WINDOW = 2**16, 2**17
 
+BN_MOMENTUM = 0.9  # what remains of the moving statistics after each batch
+
 # Seconds. Reading a batch from a slow disk, or compiling the first step, takes minutes.
 STALL_TIMEOUT = 900.0
 

@@ -18,7 +18,16 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from instcls_tf.checks import require_value
-from instcls_tf.config import FLOAT32, RESNET18, RESNET50, RESNET_DEPTHS, SMALL_STEM, STEMS, PretrainConfig
+from instcls_tf.config import (
+    BN_MOMENTUM,
+    FLOAT32,
+    RESNET18,
+    RESNET50,
+    RESNET_DEPTHS,
+    SMALL_STEM,
+    STEMS,
+    PretrainConfig,
+)
 
 # torchvision's values, brought to pixel values in 0..255.
 IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
@@ -308,7 +317,7 @@ def _batch_norm(x: tf.Tensor, *, zero_gamma: bool = False, name: str) -> tf.Tens
     # Keras' momentum 0.9 is PyTorch's 0.1. A plain layer, since one with a custom gradient exports a model that cannot
     # be fine-tuned.
     gamma = "zeros" if zero_gamma else "ones"
-    return tf.keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, gamma_initializer=gamma, name=name)(x)
+    return tf.keras.layers.BatchNormalization(momentum=BN_MOMENTUM, epsilon=1e-5, gamma_initializer=gamma, name=name)(x)
 
 
 def _relu(x: tf.Tensor, name: str) -> tf.Tensor:

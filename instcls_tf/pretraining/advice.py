@@ -11,7 +11,16 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from instcls_tf.config import FLOAT32, RESNET18, RESNET50, PretrainConfig
+from instcls_tf.config import (
+    BN_MOMENTUM,
+    FLOAT32,
+    INSTANCE,
+    RAW_FIXED_BN,
+    RAW_RUNNING_BN,
+    RESNET18,
+    RESNET50,
+    PretrainConfig,
+)
 from instcls_tf.data.folder import FolderSource
 from instcls_tf.data.source import Source
 from instcls_tf.data.tfds import TfdsSource
@@ -29,6 +38,9 @@ _SMALL_SIDE = 48
 _FEWEST, _FEW_STEPS = 8, 4
 # Channels of the first convolution from which on oneDNN's backward passes of TensorFlow 2.15 keep to their memory.
 _FEWEST_CHANNELS = 16
+# Initial statistics of BN that remain when the prior begins: more than so much spoils it, so little does not any more.
+# Fewer images than these are a trial of the set-up.
+_REMAINS, _HARDLY_REMAINS, _TRIAL = 0.5, 0.2, 100
 # Files whose headers are looked at.
 _HEADERS = 32
 # Training takes a forward pass, and a backward pass of twice its products.
@@ -80,6 +92,8 @@ def sentences(
             f"--batch_size={config.batch_size} is more than the {count} images: an epoch is a single step; take"
             f" --batch_size={size}{groups} ({-(-count // size)} steps an epoch){or_preset}"
         )
+    else:
+        yield from _of_prior(config, count, num_workers)
     # The watchdog is of several workers, and sees nothing of a step but its begin and its end.
     if num_workers > 1 and 2 * products_of_step(config, count) / (_SLOWEST * num_workers) > config.stall_timeout > 0:
         seconds = products_of_step(config, count) / rate()
@@ -115,6 +129,28 @@ def sentences(
             f"--image_size={config.image_size} leaves little of images of {side:.0f} pixels: take"
             f" --image_size={better.image_size}{or_preset}: {_times(config, larger, count, rate)}"
         )
+
+
+def _of_prior(config: PretrainConfig, count: int, num_workers: int) -> Iterator[str]:
+    """Burn-in is counted in epochs, and of few steps each it leaves BN's statistics nearly as they were."""
+    # Statistics that are not a random network's, or class weights that are not the prior's.
+    is_elsewhere = config.init or config.extend_from or config.contrast_epochs
+    is_running = config.method == INSTANCE and config.classifier_init == RAW_RUNNING_BN
+    steps = -(-count // config.batch_size)
+    remains = BN_MOMENTUM ** (config.bn_burn_in * steps)
+    if is_elsewhere or not is_running or count < _TRIAL or remains <= _REMAINS:
+        return
+    updates = int(np.ceil(np.log(_HARDLY_REMAINS) / np.log(BN_MOMENTUM)))
+    size = 2 ** int(np.log2(max(1.0, config.bn_burn_in * count / updates)))
+    or_batch = (
+        f", or --batch_size={size}" if -(-size // config.micro_batch) >= num_workers and config.bn_burn_in else ""
+    )
+    yield (
+        f"--bn_burn_in={config.bn_burn_in} with --batch_size={config.batch_size} of {count} images is"
+        f" {config.bn_burn_in * steps} update(s) of BN's statistics before the first class weights are taken:"
+        f" {remains:.0%} of the initial ones remain, nearly as with --classifier_init={RAW_FIXED_BN}; take"
+        f" --bn_burn_in={-(-updates // steps)}{or_batch}"
+    )
 
 
 def _times(config: PretrainConfig, better: PretrainConfig, count: int, rate: Callable[[], float]) -> str:

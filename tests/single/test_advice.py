@@ -47,6 +47,49 @@ def test_a_batch_of_more_than_all_images(folder):
     assert sentence.endswith("at the 100 billion a second of a bare matrix product here)")
 
 
+def of_prior(count: int, num_workers: int = 1, **settings) -> list[str]:
+    """What is said of `count` images where nothing else is to be said."""
+    config = PretrainConfig(**{"workdir": "run", "dataset": "digits", "encoder": "resnet18", **settings})
+    return list(advice.sentences(config, SimpleNamespace(num_instances=count), lambda: RATE, False, num_workers))
+
+
+def test_a_burn_in_of_too_few_steps():
+    begin = "--bn_burn_in=1 with --batch_size=4096 of 5000 images is 2 update(s) of BN's statistics before the first"
+    end = (
+        " class weights are taken: 81% of the initial ones remain, nearly as with --classifier_init=raw_fixed_bn; take"
+    )
+    assert of_prior(5000) == [f"{begin}{end} --bn_burn_in=8, or --batch_size=256"]
+    assert of_prior(5000, num_workers=5) == [f"{begin}{end} --bn_burn_in=8"]  # of which a batch has a group each
+    assert of_prior(5000, bn_burn_in=8) == of_prior(5000, batch_size=256) == []
+    (without,) = of_prior(5000, bn_burn_in=0, batch_size=256)
+    assert " is 0 update(s) " in without and without.endswith("; take --bn_burn_in=1")
+    assert len(of_prior(5000, batch_size=834)) == 1 and of_prior(5000, batch_size=833) == []  # 6 steps, and 7
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "simclr"},
+        {"classifier_init": "raw_batch_bn"},
+        {"classifier_init": "random"},
+        {"init": "weights.npz"},
+        {"extend_from": "runs/before"},
+        {"contrast_epochs": 1},
+    ],
+)
+def test_a_prior_that_has_no_burn_in_or_no_need_of_it(changes):
+    assert of_prior(5000, **changes) == []
+
+
+@pytest.mark.parametrize(
+    ("preset", "count"),
+    [("digits", 1437), ("cifar10", 5000), ("photos", 400), ("small_images", 400), ("imagenet", 1_281_167)],
+)
+def test_no_burn_in_of_a_preset_is_too_short(preset, count):
+    config = PretrainConfig.from_flagfile(preset, workdir="run", encoder="resnet18")
+    assert list(advice.sentences(config, SimpleNamespace(num_instances=count), lambda: RATE, False)) == []
+
+
 @pytest.mark.parametrize("num_workers", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("count", [8, 11, 100, 300, 1437])
 def test_what_is_advised_fits_the_workers(num_workers, count):

@@ -50,9 +50,13 @@ _local_size = 1
 
 
 def init() -> None:
-    """Joins the other workers if a launcher started this process; otherwise this is the only worker."""
+    """Joins the other workers if a launcher started several; otherwise this is the only worker.
+
+    One worker alone leaves MPI alone, too: in a shell of `srun --pty` it may be told of a rank and has no MPI to join.
+    """
     global _size, _rank, _local_rank, _local_size
-    if launched_rank_and_size() is None:
+    _, launched = launched_rank_and_size() or (0, 1)
+    if launched == 1:
         return
     hvd = _horovod()
     _size, _rank, _local_rank, _local_size = hvd.size(), hvd.rank(), hvd.local_rank(), hvd.local_size()

@@ -57,6 +57,18 @@ def test_one_worker_gets_back_what_it_gave(monkeypatch):
     assert collectives.own_bounds(7) == (0, 7)
 
 
+@pytest.mark.parametrize(("rank", "size"), [("PMI_RANK", "PMI_SIZE"), ("PMIX_RANK", "SLURM_NTASKS")])
+def test_one_worker_in_a_shell_of_slurm(monkeypatch, rank, size):
+    """`srun --pty` tells it of a rank, and Open MPI would end it for want of a server there."""
+    monkeypatch.setattr(collectives, "_horovod", None)
+    for name in ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(rank, "0")
+    monkeypatch.setenv(size, "1")
+    collectives.init()
+    assert (collectives.size(), collectives.rank(), collectives.transport()) == (1, 0, "none")
+
+
 @pytest.mark.parametrize("function", ["all_gather", "sum_over_workers", "max_over_workers"])
 def test_a_constant_is_refused_before_anything_is_sent(two_workers, function):
     send = getattr(collectives, function)

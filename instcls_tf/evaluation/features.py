@@ -65,7 +65,13 @@ class Embedder(tf.Module):
 
 
 def extract(
-    model: Any, source: Source, *, image_size: int, center_crop_fraction: float = 1.0, batch_size: int = 256
+    model: Any,
+    source: Source,
+    *,
+    image_size: int,
+    center_crop_fraction: float = 1.0,
+    batch_size: int = 256,
+    progress: OnProgress = stamps.stamp,
 ) -> Features:
     """Runs `model` over all images of `source`; all workers together, each gets the whole.
 
@@ -76,6 +82,7 @@ def extract(
       image_size: S, pixels.
       center_crop_fraction: what is seen of an image, see `pipeline.inference_batches`.
       batch_size: images at a time, all workers together.
+      progress: see `stream`.
 
     Returns:
       Vectors and labels of the images that can be read.
@@ -83,7 +90,12 @@ def extract(
     vectors, labels = np.zeros([source.num_instances, 0], np.float32), np.full([source.num_instances], -1, np.int32)
     seen = np.zeros([source.num_instances], bool)
     for batch in stream(
-        model, source, image_size=image_size, center_crop_fraction=center_crop_fraction, batch_size=batch_size
+        model,
+        source,
+        image_size=image_size,
+        center_crop_fraction=center_crop_fraction,
+        batch_size=batch_size,
+        progress=progress,
     ):
         (rows,) = batch.outputs
         if vectors.shape[1] != rows.shape[1]:  # at the first batch, which tells F

@@ -7,9 +7,10 @@ from typing import Callable
 
 import tensorflow as tf
 
+from instcls_tf import stamps
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.source import Source
-from instcls_tf.evaluation.features import Embedder
+from instcls_tf.evaluation.features import Embedder, OnProgress
 from instcls_tf.evaluation.two_views import TwoViews
 
 # Less agreement than this below the start is no chance of a few hundred images.
@@ -55,10 +56,14 @@ class OnlineGauge:
         backbone = self._backbone if encoder is None else Embedder(encoder.get_layer("backbone"))
         self._start = {f"{name}{_START}": value for name, value in self._read(backbone).items()}
 
-    def measure(self) -> dict[str, float]:
-        """`gauge_agreement` and `rank_me`, those of the start, and what they cost, as `metrics.jsonl` has them."""
+    def measure(self, progress: OnProgress = stamps.stamp) -> dict[str, float]:
+        """`gauge_agreement` and `rank_me`, those of the start, and what they cost, as `metrics.jsonl` has them.
+
+        Args:
+          progress: see `TwoViews.features`; it may end the measurement.
+        """
         started = time.monotonic()
-        now = self._read(self._backbone)
+        now = self._read(self._backbone, progress)
         if not self._warned:
             warning = if_worse(now["gauge_agreement"], self._start.get(f"gauge_agreement{_START}"))
             self._warned = bool(warning)
@@ -66,8 +71,8 @@ class OnlineGauge:
                 self._say(warning)
         return {**now, **self._start, "gauge_seconds": time.monotonic() - started}
 
-    def _read(self, backbone: Embedder) -> dict[str, float]:
-        (reading,) = self._views.read(backbone)
+    def _read(self, backbone: Embedder, progress: OnProgress = stamps.stamp) -> dict[str, float]:
+        (reading,) = self._views.read(backbone, progress)
         return reading._asdict()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from instcls_tf import stamps
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.decoding import reading_of
 from instcls_tf.data.labelled import open_splits
@@ -31,11 +32,15 @@ class OnlineKnn:
         """Whether to measure at the end of this epoch, counted from 0."""
         return (epoch + 1) % self._config.online_knn_every == 0
 
-    def measure(self) -> dict[str, float]:
-        """Weighted 20-NN accuracy of the backbone's features, as `knn_top1`; all workers together."""
+    def measure(self, progress: features.OnProgress = stamps.stamp) -> dict[str, float]:
+        """Weighted 20-NN accuracy of the backbone's features, as `knn_top1`; all workers together.
+
+        Args:
+          progress: see `features.stream`; it may end the measurement.
+        """
         size, fraction = self._config.image_size, self._config.center_crop_fraction
         train, test = (
-            features.extract(self._backbone, source, image_size=size, center_crop_fraction=fraction)
+            features.extract(self._backbone, source, image_size=size, center_crop_fraction=fraction, progress=progress)
             for source in self._splits
         )
         return {"knn_top1": shared_knn_accuracy(*train, *test)["top1"]}

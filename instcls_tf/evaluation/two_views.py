@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from instcls_tf import stamps
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data import augment, pipeline
 from instcls_tf.data.sample import sample
 from instcls_tf.data.source import Source
 from instcls_tf.distributed import collectives
-from instcls_tf.evaluation.features import Embedder
+from instcls_tf.evaluation.features import Embedder, OnProgress
 from instcls_tf.evaluation.gauge import Reading, read_gauges
 
 # A twentieth of the images, so that looking at them takes about 1 % of an epoch, within these bounds.
@@ -33,11 +34,16 @@ class TwoViews:
         # By itself, so that it is the same whatever a run has drawn before.
         self._batches = list(_views(config, few))
 
-    def features(self, embedder: Embedder) -> list[tuple[np.ndarray, np.ndarray]]:
-        """What each output of a model sees in the two views: `[M, F]` each, images that cannot be read left out."""
+    def features(self, embedder: Embedder, progress: OnProgress = stamps.stamp) -> list[tuple[np.ndarray, np.ndarray]]:
+        """What each output of a model sees in the two views: `[M, F]` each, images that cannot be read left out.
+
+        Args:
+          embedder: the model.
+          progress: called with a stage's name, batches done and batches in all.
+        """
         found: list[np.ndarray] = []
         seen = np.zeros([self.num_images, 2], bool)
-        for views, ids in self._batches:
+        for done, (views, ids) in enumerate(self._batches, start=1):
             rows, kinds = tf.repeat(ids, 2), tf.tile(tf.range(2), [len(ids)])
             ids_of_all, kinds_of_all, outputs = embedder.of_all_workers(
                 tf.reshape(views, [-1, *views.shape[2:]]), rows, kinds
@@ -47,16 +53,17 @@ class TwoViews:
             for kept, output in zip(found, outputs):
                 kept[ids_of_all, kinds_of_all] = output
             seen[ids_of_all, kinds_of_all] = True
+            progress("gauges", done, len(self._batches))
         whole = seen.all(axis=1)
         return [(kept[whole, 0], kept[whole, 1]) for kept in found]
 
-    def read(self, embedder: Embedder) -> list[Reading]:
-        """The gauges of each output of a model.
+    def read(self, embedder: Embedder, progress: OnProgress = stamps.stamp) -> list[Reading]:
+        """The gauges of each output of a model; see `features`.
 
         Raises:
           UserError: features are not finite, or too few images can be read.
         """
-        return [read_gauges(*both) for both in self.features(embedder)]
+        return [read_gauges(*both) for both in self.features(embedder, progress)]
 
 
 def _views(config: PretrainConfig, few: Source) -> tf.data.Dataset:

@@ -184,7 +184,9 @@ def _pretrain(
 
         # ---- Report
         if reporter.is_due(step):
-            reporter.write(step, float(learning_rate))
+            # After the last step there is nothing to stop: it is judged whatever comes.
+            heeded = stop.is_asked if step + 1 < steps.end else None
+            is_asked_to_stop = reporter.write(step, float(learning_rate), heeded) or is_asked_to_stop
         reporter.show(step)
 
         # ---- Stop, if a worker had a signal

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 import tensorflow as tf
@@ -24,6 +24,10 @@ from instcls_tf.run.log import MetricsLog, RunClock, StepTimer
 
 # Images of the first batch whose views TensorBoard shows.
 _SHOWN_IMAGES = 8
+
+
+class _AskedToStop(Exception):
+    """Ends a measurement in which nothing is lost."""
 
 
 class EpochReporter:
@@ -108,8 +112,18 @@ class EpochReporter:
         regular = done % self._steps.config.log_every == 0 or done == self._steps.end
         return regular or self._reports_refresh(step) or bool(self._judges_of(step)) or self._steps.ends_contrast(step)
 
-    def write(self, step: int, learning_rate: float) -> None:
-        """Writes the line; all workers together, since the network may be judged."""
+    def write(self, step: int, learning_rate: float, is_asked: Callable[[], bool] | None = None) -> bool:
+        """Writes the line; all workers together, since the network may be judged.
+
+        Args:
+          step: counted from 0.
+          learning_rate: of that step.
+          is_asked: whether the run has been asked to stop by now, on all workers alike: then the network is not judged,
+            or no further. None for a run that judges it whatever comes.
+
+        Returns:
+          Whether it was left unjudged for that.
+        """
         self.metrics = {
             "step": step + 1,
             "epoch": (step + 1) / self._steps.per_epoch,
@@ -124,12 +138,32 @@ class EpochReporter:
         self._judge_loss(step)
         if self._refresh is not None and self._reports_refresh(step):
             self.metrics.update(self._refresh.metrics(epoch_seconds=time.monotonic() - self._epoch_started))
-        for judge in self._judges_of(step):
-            with self._clock.stopped():
-                self.metrics.update(judge.measure())
-            self._timer.report(0)  # the measurement is no part of the training's speed
+        is_left = self._judge(step, is_asked)
         if self._log:
             self._log.write(self.metrics)
+        return is_left
+
+    def _judge(self, step: int, is_asked: Callable[[], bool] | None) -> bool:
+        """Puts what the judges find into the line, unless the run is asked to stop; whether it was."""
+
+        def heed() -> None:
+            if is_asked is not None and is_asked():
+                raise _AskedToStop
+
+        def heeding(stage: str, done: int, total: int) -> None:
+            stamps.stamp(stage, done, total)
+            heed()
+
+        try:
+            for judge in self._judges_of(step):
+                heed()
+                with self._clock.stopped():
+                    self.metrics.update(judge.measure(heeding))
+                self._timer.report(0)  # the measurement is no part of the training's speed
+        except _AskedToStop:
+            self._progress.say(f"asked to stop: the evaluation after step {step + 1} is left out")
+            return True
+        return False
 
     def _judge_loss(self, step: int) -> None:
         """Once, after the first epoch: figures that cannot be right are easily taken for a good run."""

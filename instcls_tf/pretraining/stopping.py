@@ -60,6 +60,11 @@ class StopRequest:
     def _agree(self) -> tf.Tensor:
         return self._of_all_workers()
 
+    def is_asked(self) -> bool:
+        """Whether a worker has been asked to stop by now; all workers together, between two steps."""
+        self._look()
+        return bool(self._agree())
+
     def heeded_in(self, progress: Report, changes_run: bool = False) -> Report:
         """A phase's report of progress, which ends the phase if a worker was asked to stop.
 
@@ -74,8 +79,7 @@ class StopRequest:
         def report(stage: str, done: int, total: int) -> None:
             nonlocal is_said
             progress(stage, done, total)
-            self._look()
-            if is_said or not bool(self._agree()):
+            if is_said or not self.is_asked():
                 return
             if not changes_run or self._run.step == 0 or self._is_saved():
                 self.stop(f"in the midst of the {stage}", saves=not changes_run)

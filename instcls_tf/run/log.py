@@ -135,8 +135,10 @@ class RunClock:
     def stopped(self) -> Iterator[None]:
         """What happens meanwhile does not count."""
         stopped = time.monotonic()
-        yield
-        self._started += time.monotonic() - stopped
+        try:
+            yield
+        finally:
+            self._started += time.monotonic() - stopped
 
 
 class StepTimer:

@@ -144,13 +144,22 @@ def test_in_the_last_step_there_is_nothing_to_stop(chain, whole):
 
 
 def test_in_the_evaluation(tmp_path):
-    """SIGTERM in the k-NN evaluation of a run: status 75, it is finished and logged, and the run stops after it."""
-    finished = hurt("SIGTERM@0:features of digits:1", tmp_path / "run", online_knn_every=1)
-    assert stopped(finished) == (
-        "SIGTERM: stopped in the midst of the hard negatives; the same command goes on from step 4, which is saved"
-    )
-    assert '"knn_top1"' in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1]
-    assert saved(tmp_path / "run") == [4]
+    """SIGTERM in the k-NN evaluation of a run, or in the step before it: status 75, it is left out, which is said; that
+    step is saved and logged, and the run that follows judges at its end.
+    """
+    for place in ("features of digits:1", "training:4"):
+        workdir = tmp_path / place.partition(":")[0]
+        finished = hurt(f"SIGTERM@0:{place}", workdir, online_knn_every=1)
+        assert stopped(finished) == (
+            "SIGTERM: stopped after step 4 of 8; the same command goes on from step 4, which is saved"
+        )
+        assert "asked to stop: the evaluation after step 4 is left out" in finished.stderr
+        last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+        assert last["step"] == 4 and "loss" in last and "knn_top1" not in last
+        assert saved(workdir) == [4]
+    finished = hurt("", workdir, online_knn_every=1)
+    assert finished.status == 0, finished.output
+    assert '"knn_top1"' in (workdir / "metrics.jsonl").read_text().splitlines()[-1]
 
 
 @pytest.mark.parametrize("checkpoint_every", [0, 1])

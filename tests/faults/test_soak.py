@@ -49,11 +49,24 @@ def test_a_soak_goes_on_where_it_was(tmp_path):
         Soak(tmp_path / "mine", 0, server)
 
 
-@pytest.mark.parametrize("change", ["", "lost", "loss", "earlier"])
+def _log_knn(run: Path, *steps: int) -> None:
+    """Has a run's log say that it was judged after some steps."""
+    path = run / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = [{**line, "knn_top1": 0.5} if line["step"] in steps else line for line in lines]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.mark.parametrize("change", ["", "lost", "loss", "earlier", "unjudged"])
 def test_it_sees_a_difference(past, tmp_path, change):
-    """Runs are equal if a kill took the log's line of a checkpoint; another loss, line or checkpoint is told."""
-    run = tmp_path / "run"
+    """Runs are equal if a kill took the log's line of a checkpoint, or a signal an evaluation before the last; another
+    loss, line or checkpoint is told.
+    """
+    run, whole = tmp_path / "run", tmp_path / "whole"
     shutil.copytree(past.stopped if change == "earlier" else past.whole, run)
+    shutil.copytree(past.whole, whole)
+    _log_knn(whole, 3, 6, 9)
+    _log_knn(run, *(() if change == "unjudged" else (9,)))
     path = run / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     del lines[2:3]  # step 3, of which there was a checkpoint
@@ -62,6 +75,6 @@ def test_it_sees_a_difference(past, tmp_path, change):
     if change == "loss":
         lines[4]["loss"] += 1e-7
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    comparison = start_fork(compare, run, Path(past.whole))
+    comparison = start_fork(compare, run, whole)
     comparison.join()
     assert (comparison.exitcode == 0) == (not change)

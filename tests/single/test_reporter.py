@@ -33,8 +33,10 @@ class Knn:
     def is_due(self, epoch: int) -> bool:
         return epoch % 2 == 1
 
-    def measure(self) -> dict[str, float]:
-        self.clock.now += 3
+    def measure(self, progress) -> dict[str, float]:
+        for batch in range(3):
+            self.clock.now += 1
+            progress("features", batch + 1, 3)
         return {"knn_top1": 0.5}
 
 
@@ -113,7 +115,7 @@ def run(reporter: EpochReporter, clock: Clock, steps: range, refreshes: dict[int
         clock.now += 1
         reporter.add(step, LossOutput(tf.constant(float(step)), tf.constant(0.25)))
         if reporter.is_due(step):
-            reporter.write(step, learning_rate=0.125)
+            assert not reporter.write(step, learning_rate=0.125)
         reporter.show(step)
     reporter.close()
 
@@ -180,3 +182,20 @@ def test_nothing_is_shown_before_there_is_a_line(tmp_path, clock, capsys):
     assert capsys.readouterr().err == (
         "pretraining: step 4/4, epoch 2/4, loss 2.500, instance top-1 25.0%, 3 images/s, data wait 0%, took 0:02\n"
     )
+
+
+@pytest.mark.parametrize(("answers", "seconds"), [([True], 0), ([False, False, True], 2)], ids=["before", "within"])
+def test_a_run_that_is_asked_to_stop_is_not_judged(tmp_path, clock, capsys, answers, seconds):
+    """Its line is written all the same, and what it has waited for is no time of the run."""
+    reporter = EpochReporter(steps_of(tmp_path, max_steps=7), 0, Progress(visible=True), Knn(clock))
+    started, left = clock.now, iter(answers)
+    reporter.add(5, LossOutput(tf.constant(2.0), tf.constant(0.25)))
+    assert reporter.write(5, 0.125, lambda: next(left))
+    assert clock.now == started + seconds and next(left, None) is None
+    (line,) = lines_of(tmp_path)
+    assert line["step"] == 6 and "knn_top1" not in line
+    assert "asked to stop: the evaluation after step 6 is left out" in capsys.readouterr().err
+    reporter.add(5, LossOutput(tf.constant(2.0), tf.constant(0.25)))
+    clock.now += 1
+    assert not reporter.write(5, 0.125, lambda: False) and lines_of(tmp_path)[-1]["knn_top1"] == 0.5
+    assert [line["seconds"] for line in lines_of(tmp_path)] == [0, 1]

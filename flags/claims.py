@@ -5,6 +5,7 @@ from __future__ import annotations
 from absl import flags
 
 from flags import given, paths
+from instcls_tf.distributed.launcher import refuse_several
 from instcls_tf.errors import UserError
 from instcls_tf.report.answer import Answer
 
@@ -39,8 +40,10 @@ def answer() -> Answer:
     """What the parsed command line asks for.
 
     Raises:
-      UserError: a flag is missing, does not fit, or is left without any effect by another one.
+      UserError: a flag is missing, does not fit, or is left without any effect by another one; or a launcher has
+        started several workers, each of which would make all runs.
     """
+    refuse_several("reproduce")
     from instcls_tf.claims import reproduce
     from instcls_tf.claims.ledger import read_ledger
 

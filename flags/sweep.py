@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from absl import flags
 
-from flags import command, given, paths, pretraining
+from flags import command, evaluation, given, paths, pretraining
 from instcls_tf import flagfiles
 from instcls_tf.checks import require_value
 from instcls_tf.config import PretrainConfig
+from instcls_tf.distributed.launcher import refuse_several
 from instcls_tf.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -59,3 +60,13 @@ def config_of(words: list[str]) -> PretrainConfig:
     if stray:
         raise UserError(f"{stray[0]!r} is not a flag: every setting is given as --name=value")
     return pretraining.config_from_flags(values)
+
+
+def path_of_spec() -> str:
+    """The file that says what is tried.
+
+    Raises:
+      UserError: it is not given, or a launcher has started several workers, each of which would start all trials.
+    """
+    refuse_several("sweep")
+    return evaluation.required("spec")

@@ -6,13 +6,13 @@ A sweep that was interrupted goes on with the same command. Examples:
   python -m scripts.sweep --spec=sweep.toml --picture=accuracy.png
 """
 
-from flags import command, evaluation, sweep
+from flags import command, sweep
 
 sweep.define()
 
 
 def main() -> None:
-    path, values = evaluation.required("spec"), sweep.checked()
+    path, values = sweep.path_of_spec(), sweep.checked()
     from instcls_tf.sweep import run
     from instcls_tf.sweep.spec import read_spec
 

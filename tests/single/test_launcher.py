@@ -65,6 +65,8 @@ def test_horovodrun_inside_a_slurm_job_wins(shell):
         ("benchmark scaling", ", with --workers=2"),
         ("benchmark duplicates --workdir=run --dataset=folder:photos", ""),
         ("dynamics --workdir=run", ""),
+        ("sweep --spec=sweep.toml", ""),
+        ("reproduce --claim=table4_prior --scale=digits", ""),
     ],
 )
 def test_what_one_process_does(shell, command, instead):

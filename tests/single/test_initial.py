@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from instcls_tf.config import PretrainConfig
 from instcls_tf.encoder import networks
 from instcls_tf.errors import UserError
 from instcls_tf.export import numpy_resnet, tensor_file
@@ -16,6 +17,7 @@ from instcls_tf.export.torchvision import state_dict
 from instcls_tf.initial import arrays, kinds
 from instcls_tf.initial.matching import fill, match
 from instcls_tf.initial.start import initialize_encoder, keep_starting_weights, load_starting_encoder
+from instcls_tf.run.workdir import begin_run
 from tests.encoders import trained_encoder
 from tests.reference import relative_error
 from tests.torch_layout import random_state_dict
@@ -214,6 +216,12 @@ def test_what_cannot_be_started_from(tmp_path, monkeypatch, name, sentence):
     with pytest.raises(UserError) as caught:
         kinds.kind_of(str(tmp_path / name))
     assert str(caught.value).startswith(f"--init={tmp_path / name}: {sentence}")
+
+
+def test_a_run_without_a_checkpoint_is_named_by_its_flag(tmp_path):
+    begin_run(PretrainConfig(dataset="digits", workdir=str(tmp_path / "run")))
+    with pytest.raises(UserError, match=f"^--init={tmp_path / 'run'}: the run has not saved a checkpoint yet"):
+        arrays.read_arrays(str(tmp_path / "run"))
 
 
 def test_files_that_are_damaged_or_hold_objects(tmp_path):

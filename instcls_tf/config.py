@@ -256,9 +256,7 @@ class PretrainConfig:
             require(self, "views", self.views >= 2, "at least 2, which are compared with each other")
 
     def validate_with_data(self, num_instances: int, num_workers: int = 1, begins: bool = True, flag: str = "") -> None:
-        """Checks what depends on the number of instances, N; `begins` as for `validate`.
-
-        N was said by a `flag` where `dataset` has not.
+        """Checks what depends on the number of instances, N, of `dataset` or a `flag`; `begins` as for `validate`.
 
         Raises:
           UserError: one sentence naming the flag, its value and what is wanted.

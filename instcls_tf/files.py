@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Callable, TypeVar
 
-from instcls_tf import stamps
 from instcls_tf.errors import MachineError, UserError, shown
 
 Result = TypeVar("Result")
@@ -186,7 +185,6 @@ def patiently(look: Callable[[], Result], path: str) -> Result:
                 raise
             if not left:
                 raise MachineError(f"{shown(path)}: cannot be read ({error.strerror}), tried {_TRIES} times") from error
-        stamps.go_on()
         time.sleep(_PAUSE_SECONDS)
     raise AssertionError("the last try returns or raises")
 

@@ -45,7 +45,6 @@ SIDEWAYS = {
     ("config", "errors"),
     ("config", "flagfiles"),
     ("files", "errors"),
-    ("files", "stamps"),  # a file system that is waited for is no standstill
     ("flagfiles", "errors"),
     ("flagfiles", "files"),
     ("progress", "errors"),

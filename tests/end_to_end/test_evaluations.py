@@ -176,7 +176,8 @@ def test_a_run_without_labels_cannot_measure_itself(tmp_path, monkeypatch):
 MISTAKES = {
     "linear_eval --learning_rate=x": "--learning_rate=x: must be a number",
     "linear_eval --workdir={run} --dataset=folder:{photos}": "--dataset=folder:{photos}: the train split has no labels,"
-    " wanted PATH/{{train,test}}/CLASS/* or a TFDS dataset with the feature 'label'",
+    " wanted PATH/{{train,test}}/CLASS/* or a TFDS dataset with the feature 'label', of two classes at"
+    " least",
     "linear_eval --workdir={run} --train_features=x": "--test_features is missing: features come from two files or from"
     " none",
     "linear_eval --workdir={run} --train_features=x --test_features=y": "--train_features=x: needs --cached, the other"

@@ -33,9 +33,10 @@ WRITING = """
 import os, sys, time
 from flags import command
 from instcls_tf import files
-folder = sys.argv.pop()
+folder, rank = sys.argv.pop(), os.environ["OMPI_COMM_WORLD_RANK"]
 def main():
-    with files.whole_folder(os.path.join(folder, os.environ["OMPI_COMM_WORLD_RANK"])):
+    with files.whole_folder(os.path.join(folder, rank)):
+        open(folder + rank, "w").close()
         time.sleep(600)
 command.run(main, "Writes a folder.")
 """
@@ -184,7 +185,7 @@ def test_workers_of_a_command_that_cannot_go_on_leave_nothing(tmp_path):
     (tmp_path / "package" / "writing.py").write_text(WRITING)
     path, folder = f"{tmp_path}{os.pathsep}{ROOT}", tmp_path / "written"
     with running(launcher(2, "package.writing", folder), PYTHONPATH=path) as job:
-        job.wait_until(lambda: folder.exists() and len(list(folder.iterdir())) == 2)
+        job.wait_until(lambda: all((tmp_path / f"written{rank}").exists() for rank in (0, 1)))
         job.processes()
         job.process.send_signal(signal.SIGTERM)
         finished = job.finish()

@@ -77,7 +77,7 @@ def test_a_photograph_in_two_albums_is_no_contradiction(tmp_path):
         source = open_source(f"folder:{dataset}")
         names, ids = list(source.paths), np.arange(2)
         images = Images((source,), ("train",), np.zeros(2, np.int32), ids, names, source.labels, None, None)
-        return Duplicates(images, [], [], [[0, 1]], [], [], [], 0.9, None).conflicts
+        return Duplicates(images, [], [], [[0, 1]], [], [], [], [], 0.9, None).conflicts
 
     write_images(tmp_path, ["albums/best/0.png", "albums/2019/0.png", "cells/train/a/0.png", "cells/train/b/0.png"])
     assert conflicts(f"{tmp_path}/albums") == []

@@ -131,7 +131,7 @@ def test_standard_output_on_a_full_disk():
 
 # Writes a folder; `{wait}` is where a signal finds it.
 _WRITING = """
-import ctypes, os, sys, time
+import ctypes, os, sys, threading, time
 from flags import command
 from instcls_tf import files
 from instcls_tf.run import interrupted
@@ -147,8 +147,9 @@ _SLEEP = "time.sleep(60)"
 # As a library may do with whatever is raised in a call of its own.
 _WRAPPED = """try: time.sleep(60)
         except BaseException as error: raise ValueError("some error of a library") from error"""
-# A lock that is taken twice: the main thread does not come back to Python.
-_STUCK = "[ctypes.CDLL(None).pthread_mutex_lock(lock) for _ in range(2)]"
+# A lock that is taken twice: the main thread does not come back to Python, and is there when another thread says so.
+_STUCK = """threading.Timer(1, print, ["stuck"], {"flush": True}).start()
+        [ctypes.CDLL(None).pthread_mutex_lock(lock) for _ in range(2)]"""
 
 
 def ended(folder, wait: str, number: int, before: str = "") -> tuple[int, str]:
@@ -156,6 +157,7 @@ def ended(folder, wait: str, number: int, before: str = "") -> tuple[int, str]:
     words = [sys.executable, "-c", before + _WRITING.format(wait=wait), str(folder / "new")]
     with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "writes\n"
+        assert wait != _STUCK or process.stdout.readline() == "stuck\n"
         assert [path.name[:9] for path in folder.iterdir()] == [".writing-"]
         process.send_signal(number)
         _, said = process.communicate(timeout=30)

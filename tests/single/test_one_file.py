@@ -78,7 +78,7 @@ def test_a_file_is_no_near_duplicate_of_itself(found, tmp_path):
 
 
 def test_a_file_in_two_classes_contradicts_itself(tmp_path):
-    write_photos(tmp_path)
+    write_photos(tmp_path / "train")
     found = find(images_of(tmp_path, "train"), HOW, OLD_ENOUGH, QUIET)
     names = [{found.images.names[place] for place in group} for group in found.conflicts]
     assert len(names) == 4 and {"best/0.png", "raw/0.png"} in names and {"more/3.png", "raw/3.png"} in names

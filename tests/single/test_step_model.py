@@ -118,7 +118,8 @@ def test_what_is_hidden_is_not_the_largest():
 def test_points(tmp_path):
     asked = scaling.Asked([100, 1000], [1, 2, 8], RATES, Setting(), 1e-4, "cpu")
     picture = tmp_path / "new" / "steps.png"
-    result, text, _, drawing = scaling.plan_scaling(TINY, asked, str(picture))
+    answer = scaling.plan_scaling(TINY, asked, str(picture))
+    result, text = answer.result, answer.text
     assert [(point["num_instances"], point["workers"]) for point in result["points"]] == [
         (n, workers) for n in (100, 1000) for workers in (1, 2, 8)
     ]
@@ -130,7 +131,7 @@ def test_points(tmp_path):
     assert not first["fits"] and first["memory_bytes"] == planner.make_plan(TINY, 100, 1, device="cpu").peak_bytes
     for words in ("N = 1,000", "* does not fit into 0.0001 GB", "From 8 workers on BN groups are smaller"):
         assert words in text
-    drawing.draw(str(picture))
+    answer.picture.draw(str(picture))
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

@@ -161,7 +161,7 @@ def test_more_cores_than_there_are_are_refused(make_spec, tmp_path):
 
 
 def test_a_dataset_without_a_test_split_has_no_final(make_spec, tmp_path):
-    write_images(tmp_path / "photos", [f"{name}/{index}.jpg" for name in "xy" for index in range(3)])
+    write_images(tmp_path / "photos", [f"train/{name}/{index}.jpg" for name in "xy" for index in range(3)])
     spec = make_spec([0.1], base={"dataset": f"folder:{tmp_path}/photos", "hard_negatives": 2})
     recorder = Recorder()
     with pytest.raises(UserError, match="no test split"):

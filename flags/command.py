@@ -23,6 +23,8 @@ from instcls_tf.run import interrupted, signals
 
 # How long the other ranks give rank 0 to report a mistake that all of them see.
 _GRACE_SECONDS = 5.0
+# How long a worker that was asked to end gives the others to remove what they had begun: mpirun kills them at its end.
+_LINGER_SECONDS = 0.5
 
 _WANTED = {
     "int": "a whole number",
@@ -225,6 +227,7 @@ def _end(signal: interrupted.Interrupted) -> NoReturn:
         time.sleep(_GRACE_SECONDS)
     _write_error(f"{f'rank {rank}: ' if rank else ''}{signal.number.name}: ended before it was done")
     if job.folder() is not None:
+        time.sleep(_LINGER_SECONDS)
         signal.end_process()  # the launcher tells who was ended, and by what
     with contextlib.suppress(OSError):
         sys.stdout.flush()

@@ -19,4 +19,6 @@ def refuse(names: tuple[str, ...], wanted: str, flag_values: flags.FlagValues = 
       UserError: names the first one and its value.
     """
     for name in names:
-        require_value(name, flag_values[name].value, not flag_values[name].present, wanted)
+        value = flag_values[name].value
+        told = ",".join(value) if isinstance(value, list) else value
+        require_value(name, told, not flag_values[name].present, wanted)

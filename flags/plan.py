@@ -6,7 +6,7 @@ import math
 
 from absl import flags
 
-from flags import paths, pretraining
+from flags import given, paths, pretraining
 from instcls_tf.checks import numbers_of, require, require_value
 from instcls_tf.config import INSTANCE, PretrainConfig
 from instcls_tf.data.source import Source
@@ -72,18 +72,11 @@ def answer() -> Answer:
     """
     refuse_several("plan", "scaling_workers" if FLAGS.scaling else "workers")
     if FLAGS.scaling:
-        _refuse_present(_OF_RUN, "left out with --scaling, which has flags of its own")
+        given.refuse(_OF_RUN, "left out with --scaling, which has flags of its own")
     else:
-        _refuse_present(_OF_SCALING, "left out without --scaling")
+        given.refuse(_OF_SCALING, "left out without --scaling")
     found = _scaling() if FLAGS.scaling else _plan()
     return found._replace(text="") if FLAGS.json else found
-
-
-def _refuse_present(names: tuple[str, ...], wanted: str) -> None:
-    for name in names:
-        value = FLAGS[name].value
-        told = ",".join(value) if isinstance(value, list) else value
-        require_value(name, told, not FLAGS[name].present, wanted)
 
 
 def _plan() -> Answer:
@@ -116,8 +109,8 @@ def _scaling() -> Answer:
         for name in ("scaling_instances", "scaling_workers")
     )
     config = _config(1)
-    given = rates.GivenRates(*(FLAGS[name].value for name in rates.GivenRates._fields))
-    found = rates.rates_of(given, config, FLAGS.doctor, max(workers), FLAGS.one_machine)
+    told = rates.GivenRates(*(FLAGS[name].value for name in rates.GivenRates._fields))
+    found = rates.rates_of(told, config, FLAGS.doctor, max(workers), FLAGS.one_machine)
     setting = Setting(FLAGS.one_machine, FLAGS.overlap)
     asked = scaling.Asked(numbers, workers, found, setting, FLAGS.memory_limit, FLAGS.device)
     return scaling.plan_scaling(config, asked, FLAGS.output)

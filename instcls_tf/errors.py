@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 # Unicode's categories of what moves, hides or turns other text, or is none: control and format characters, halves of
 # surrogate pairs (bytes that are no UTF-8, to Python), line and paragraph separators.
@@ -21,6 +22,15 @@ class UserError(ValueError):
     """
 
     status = 2
+
+
+@contextlib.contextmanager
+def naming(flag: str) -> Iterator[None]:
+    """Errors about a run's `--workdir` name the flag by which this command was given the run, and keep their kind."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(str(error).replace("--workdir", f"--{flag}")) from error
 
 
 class NoSplitError(UserError):

@@ -104,7 +104,7 @@ def _blocks(config: PretrainConfig, run: Run, num_instances: int, repeats: int) 
     """The ratios of blocks with checks to blocks without, and the seconds of a step with them."""
     batch = synthetic_batch(config, num_instances)
     stop = StopRequest(run, config.workdir, Progress(visible=False))
-    with_checks, without = (_train_step(config, run, is_checked) for is_checked in (True, False))
+    with_checks, without = (_train_step(config, run, num_instances, is_checked) for is_checked in (True, False))
     with_signals = stop.with_step(with_checks)
 
     def checked() -> None:
@@ -140,10 +140,10 @@ def _seconds(block: Callable[[], None]) -> float:
     return slowest(time.perf_counter() - started)
 
 
-def _train_step(config: PretrainConfig, run: Run, is_checked: bool) -> Callable:
+def _train_step(config: PretrainConfig, run: Run, num_instances: int, is_checked: bool) -> Callable:
     views_spec = tf.TensorSpec([None, config.views, config.image_size, config.image_size, 3], tf.uint8)
     parts = run.network, run.method, run.optimizer
-    groups = groups_of(config, config.batch_size)
+    groups = groups_of(config, num_instances)
     return make_train_step(*parts, views_spec, config.micro_batch, groups, is_checked=is_checked)
 
 

@@ -48,6 +48,7 @@ from instcls_tf.data.order import Shares
 from instcls_tf.data.source import Source
 from instcls_tf.distributed import collectives, cores, workers
 from instcls_tf.encoder import networks
+from instcls_tf.encoder.bn_groups import Groups
 from instcls_tf.optimizer import WarmupCosine
 from instcls_tf.plan import classifier_bytes
 from instcls_tf.plan.planner import CPU, less_memory, make_plan
@@ -137,6 +138,11 @@ def _make_run(config: PretrainConfig, num_instances: int) -> Run:
     return run
 
 
+def _groups(config: PretrainConfig, run: Run) -> Groups:
+    assert run.classifier is not None
+    return groups_of(config, run.classifier.num_instances)
+
+
 def _alone(
     config: PretrainConfig, run: Run, batch: tuple[tf.Tensor, tf.Tensor], repeats: int
 ) -> dict[str, float | None]:
@@ -181,7 +187,8 @@ def _batches(config: PretrainConfig, source: Source, repeats: int) -> tf.data.Da
 def _train_step(config: PretrainConfig, run: Run, sum_gradients: Callable) -> Callable:
     views_spec = tf.TensorSpec([None, config.views, config.image_size, config.image_size, 3], tf.uint8)
     parts = run.network, run.method, run.optimizer
-    return make_train_step(*parts, views_spec, config.micro_batch, groups_of(config, config.batch_size), sum_gradients)
+    groups = _groups(config, run)
+    return make_train_step(*parts, views_spec, config.micro_batch, groups, sum_gradients)
 
 
 def _finished(train_step: Callable, batch: tuple[tf.Tensor, tf.Tensor]) -> float:
@@ -211,7 +218,8 @@ def _encoder_alone(config: PretrainConfig, run: Run, views: tf.Tensor, repeats: 
     images = tf.reshape(views, [-1, *views.shape[2:]])  # [b V, H, W, 3]
     gradient = tf.random.normal([images.shape[0], config.embedding_size], stddev=GRADIENT)
     group_rows = config.micro_batch * config.views
-    encode = encoder_step(config, run.encoder, run.optimizer, groups_of(config, config.batch_size), group_rows)
+    groups = _groups(config, run)
+    encode = encoder_step(config, run.encoder, run.optimizer, groups, group_rows)
     return _seconds_alone(lambda: encode(images, gradient).numpy(), repeats)
 
 

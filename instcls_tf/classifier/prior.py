@@ -7,6 +7,7 @@ as Gaussian ones do. Images are resized and centre-cropped, not augmented.
 
 from __future__ import annotations
 
+import functools
 from typing import Callable
 
 import numpy as np
@@ -56,9 +57,13 @@ def initialize_classifier(
     classifier.initialize_gaussian()
     if config.classifier_init == RANDOM:
         return
-    infer = {RAW_RUNNING_BN: _running_bn, RAW_FIXED_BN: _fixed_bn, RAW_BATCH_BN: _batch_bn}
-    in_batch = min(config.batch_size, source.num_instances)
-    embed = infer[config.classifier_init](encoder, config.micro_batch, in_batch)
+    full_batch = min(config.batch_size, source.num_instances)
+    infer: dict[str, Callable[[tf.keras.Model, int], Embed]] = {
+        RAW_RUNNING_BN: functools.partial(_running_bn, full_batch=full_batch),
+        RAW_FIXED_BN: _fixed_bn,
+        RAW_BATCH_BN: functools.partial(_batch_bn, full_batch=full_batch),
+    }
+    embed = infer[config.classifier_init](encoder, config.micro_batch)
     burn_in = config.bn_burn_in if config.classifier_init == RAW_RUNNING_BN else 0
     _pass_over_images(config, classifier, embed, classifier.write, source, burn_in, progress, bad_files)
 
@@ -101,7 +106,7 @@ def initialize_new_classes(
         ones = tf.ones([tf.shape(directions)[0], 1])
         differences.assign_add(tf.reduce_sum(tf.concat([directions - projections[~new], ones], axis=1), axis=0))
 
-    embed = _fixed_bn(encoder, config.micro_batch, source.num_instances)
+    embed = _fixed_bn(encoder, config.micro_batch)
     _pass_over_images(config, classifier, embed, use, source, 0, progress, bad_files)
     total = collectives.sum_over_workers(tf.identity(differences), "differences_of_weights")
     shift = tf.math.divide_no_nan(total[:-1], total[-1])
@@ -157,9 +162,7 @@ def _gather(embeddings: tf.Tensor, instance_ids: tf.Tensor) -> tuple[tf.Tensor, 
     return collectives.all_gather(weights, "prior_weights"), collectives.all_gather(instance_ids[real], "prior_ids")
 
 
-def _fixed_bn(encoder: tf.keras.Model, group_rows: int, in_batch: int) -> Embed:
-    del in_batch
-
+def _fixed_bn(encoder: tf.keras.Model, group_rows: int) -> Embed:
     def embed(images: tf.Tensor, instance_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         embeddings, _ = bn_groups.map_groups(
             lambda group, begin, state: (encoder(group, training=False), state),
@@ -173,8 +176,8 @@ def _fixed_bn(encoder: tf.keras.Model, group_rows: int, in_batch: int) -> Embed:
     return embed
 
 
-def _batch_bn(encoder: tf.keras.Model, group_rows: int, in_batch: int) -> Embed:
-    groups = bn_groups.Groups(several=True, in_batch=in_batch / group_rows)
+def _batch_bn(encoder: tf.keras.Model, group_rows: int, full_batch: int) -> Embed:
+    groups = bn_groups.Groups(several=True, in_batch=full_batch / group_rows)
 
     def embed(images: tf.Tensor, instance_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         encoded = bn_groups.encode(encoder, images, instance_ids >= 0, group_rows, groups)
@@ -183,7 +186,7 @@ def _batch_bn(encoder: tf.keras.Model, group_rows: int, in_batch: int) -> Embed:
     return embed
 
 
-def _running_bn(encoder: tf.keras.Model, group_rows: int, in_batch: int) -> Embed:
+def _running_bn(encoder: tf.keras.Model, group_rows: int, full_batch: int) -> Embed:
     probe = networks.batch_norm_probe(encoder)
     layers = networks.batch_norm_layers(encoder)
 
@@ -202,7 +205,7 @@ def _running_bn(encoder: tf.keras.Model, group_rows: int, in_batch: int) -> Embe
         sizes = [layer.moving_mean.shape[0] for layer in layers]
         # The features above used the statistics of previous iterations; only now does this one enter.
         with tf.control_dependencies(gathered):
-            share = tf.cast(tf.size(gathered[1]), tf.float32) / in_batch
+            share = tf.cast(tf.size(gathered[1]), tf.float32) / full_batch
             for layer, mean, variance in zip(layers, tf.split(means, sizes), tf.split(variances, sizes)):
                 _update_moving(layer, mean, variance, share)
         return gathered

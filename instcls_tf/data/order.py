@@ -25,19 +25,7 @@ from instcls_tf.data.sliding_window import sliding_window_ids
 from instcls_tf.data.source import RandomAccessSource, Source, StreamedSource
 from instcls_tf.data.threads import parallel_calls
 from instcls_tf.distributed import partition
-
-
-def steps_per_epoch(num_instances: int, batch_size: int, window: int | None = None) -> int:
-    """Steps that show every instance once; the last one may be smaller.
-
-    Args:
-      num_instances: N.
-      batch_size: instances of a full batch.
-      window: W, instances of PIC's sliding window if there is one: an epoch is then about N / W windows, which make as
-        many visits in all.
-    """
-    listed = num_instances if window is None else window
-    return round(num_instances / listed) * -(-listed // batch_size)
+from instcls_tf.distributed.partition import steps_per_epoch
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,10 @@ import tensorflow as tf
 from instcls_tf.config import PLAIN_VIEWS
 from instcls_tf.data import order
 from instcls_tf.data.augment import Views
-from instcls_tf.data.order import Shares, steps_per_epoch
+from instcls_tf.data.order import Shares
 from instcls_tf.data.source import Source
 from instcls_tf.data.threads import parallel_calls, without_autotuner
+from instcls_tf.distributed.partition import steps_per_epoch
 
 __all__ = ["PADDING_ID", "inference_batches", "steps_per_epoch", "training_batches"]
 

@@ -1,4 +1,4 @@
-"""Which worker owns which part of a range; integers only.
+"""Which worker owns which part of a range, and how many batches an epoch has; integers only.
 
 The same rule splits classes over workers (model parallelism) and the instances of a global batch (data parallelism).
 """
@@ -21,6 +21,19 @@ def bounds(total: int, parts: int, index: int) -> tuple[int, int]:
     begin = index * size + minimum(index, larger)
     end = (index + 1) * size + minimum(index + 1, larger)
     return begin, end
+
+
+def steps_per_epoch(num_instances: int, batch_size: int, window: int | None = None) -> int:
+    """Steps that show every instance once; the last one may be smaller.
+
+    Args:
+      num_instances: N.
+      batch_size: instances of a full batch.
+      window: W, instances of PIC's sliding window if there is one: an epoch is then about N / W windows, which make as
+        many visits in all.
+    """
+    listed = num_instances if window is None else window
+    return round(num_instances / listed) * -(-listed // batch_size)
 
 
 def largest_share(instances: int, micro_batch: int, num_workers: int) -> tuple[int, int]:

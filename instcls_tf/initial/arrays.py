@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from instcls_tf.errors import UserError, shown
+from instcls_tf.errors import UserError, naming, shown
 from instcls_tf.export import tensor_file, torch_names
 from instcls_tf.initial import kinds
 from instcls_tf.run.encoder import load_encoder
@@ -34,19 +34,13 @@ def read_arrays(path: str) -> Arrays:
     """
     kind, path = kinds.kind_of(path)
     if kind == kinds.RUN:
-        return arrays_of_variables(_encoder_of_run(path).variables, path)
+        with naming("init"):
+            return arrays_of_variables(load_encoder(path).variables, path)
     if kind == kinds.SAVED_MODEL:
         return arrays_of_variables(_variables_of_saved_model(path), path)
     if kind == kinds.SAFETENSORS:
         return _floats(tensor_file.read(path)[0])
     return _floats(_read_npz(path) if kind == kinds.NPZ else _read_torch(path))
-
-
-def _encoder_of_run(path: str) -> tf.keras.Model:
-    try:
-        return load_encoder(path)
-    except UserError as error:
-        raise UserError(str(error).replace("--workdir", "--init")) from error
 
 
 def name_of_variable(name: str) -> str:

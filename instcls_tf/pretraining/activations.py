@@ -9,6 +9,7 @@ from instcls_tf.distributed import collectives, partition
 from instcls_tf.distributed.memory import free_bytes
 from instcls_tf.encoder.bn_groups import Groups
 from instcls_tf.encoder.sizes import sizes_of
+from instcls_tf.pretraining.steps import Steps
 
 # Of what is free on a machine: formulas do not count everything.
 _SHARE = 0.6
@@ -24,8 +25,7 @@ def groups_of(config: PretrainConfig, num_instances: int) -> Groups:
       config: the recipe.
       num_instances: N; a full batch has no more.
     """
-    window = config.window(num_instances)  # no batch goes beyond it
-    in_batch = min(config.batch_size, num_instances if window is None else window[0]) / config.micro_batch
+    in_batch = Steps(config, num_instances).full_batch / config.micro_batch
     several = config.groups_per_batch > collectives.size()
     if not several or config.recompute == ALWAYS:
         return Groups(several, kept=False, in_batch=in_batch)
@@ -47,5 +47,6 @@ def activation_bytes(config: PretrainConfig, num_instances: int, num_workers: in
       num_instances: N; a full batch has no more.
       num_workers: T.
     """
-    _, instances = partition.largest_share(min(config.batch_size, num_instances), config.micro_batch, num_workers)
+    full_batch = Steps(config, num_instances).full_batch
+    _, instances = partition.largest_share(full_batch, config.micro_batch, num_workers)
     return sizes_of(config).activation_bytes(instances * config.views, mixed=config.precision != FLOAT32)

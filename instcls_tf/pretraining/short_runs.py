@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from instcls_tf.config import MOCO_V2, PretrainConfig
+from instcls_tf.distributed.partition import steps_per_epoch
 from instcls_tf.pretraining.steps import Steps
 
 # How much of its random start may be left in MoCo's key encoder when a run ends.
@@ -20,8 +21,8 @@ def sentences(config: PretrainConfig, num_instances: int) -> Iterator[str]:
       num_instances: N.
     """
     config = config.for_instances(num_instances)
+    steps = Steps(config, num_instances).total
     if config.method == MOCO_V2:
-        steps = Steps(config, num_instances).total
         left = config.moco_momentum**steps
         if left > _LEFT:
             shorter = next((f": take --moco_momentum={m:g}" for m in _SHORTER_MOMENTA if m**steps <= _LEFT), "")
@@ -32,7 +33,7 @@ def sentences(config: PretrainConfig, num_instances: int) -> Iterator[str]:
     window = config.window(num_instances)
     if window is not None:
         size, stride = window
-        moves = config.all_epochs * round(num_instances / size) - 1
+        moves = steps // steps_per_epoch(size, config.batch_size) - 1
         shown = size + moves * min(size, stride)
         if shown < num_instances:
             fitting = -(-(num_instances - size) // max(1, moves))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from instcls_tf.config import PretrainConfig
-from instcls_tf.data.order import steps_per_epoch
+from instcls_tf.distributed.partition import steps_per_epoch
 
 
 def note_of_length(config: PretrainConfig, num_instances: int, begins: bool) -> str | None:
@@ -53,6 +53,11 @@ class Steps:
     @property
     def _per_pass(self) -> int:
         return steps_per_epoch(self._listed, self.config.batch_size)
+
+    @property
+    def full_batch(self) -> int:
+        """Instances of every batch but the last before some come again: no more than are shown until then."""
+        return min(self.config.batch_size, self._listed)
 
     @property
     def longest_absence(self) -> int:
@@ -110,7 +115,7 @@ class Steps:
 
     def instances(self, step: int) -> int:
         """Instances in the global batch of a step."""
-        return min(self.config.batch_size, self._listed - step % self._per_pass * self.config.batch_size)
+        return min(self.full_batch, self._listed - step % self._per_pass * self.config.batch_size)
 
     def saves(self, step: int) -> bool:
         """Whether a checkpoint follows a step."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from instcls_tf.data.decoding import reading_of
 from instcls_tf.data.folder import refuse_picture_among_images
 from instcls_tf.data.labelled import Splits, open_splits
 from instcls_tf.data.source import Source
-from instcls_tf.errors import UserError, shown
+from instcls_tf.errors import UserError, naming, shown
 from instcls_tf.evaluation import features
 from instcls_tf.evaluation.commands import model_of_run
 from instcls_tf.evaluation.knn import few_labels_accuracy, knn_accuracy, nearest
@@ -45,29 +45,27 @@ def compare_runs(runs: dict[str, str], output: str) -> Answer:
       UserError: a run is not fit to be compared, the datasets differ, or the folder cannot be written to or is part of
         the dataset.
     """
-    configs = {name: _checked(load_run, workdir) for name, workdir in runs.items()}
+    with naming("runs"):
+        configs = {name: load_run(workdir) for name, workdir in runs.items()}
     _refuse_other_datasets(configs)
     config = list(configs.values())[-1]
     refuse_picture_among_images(config.dataset, os.path.join(output, "comparison.png"), output)
     refuse_unwritable(os.path.join(output, "comparison.png"))
     widest = max(configs.values(), key=_how_much_is_seen)
-    table = {"raw pixels": _accuracies(*_seen(features.pixels_of(widest.image_size), widest, _splits(widest)))}
+    # Most runs read images alike, and listing them takes its time.
+    splits_as = functools.cache(lambda data_dir, reading: open_splits(config.dataset, data_dir, reading=reading))
+    splits = splits_as(widest.data_dir, reading_of(widest))
+    table = {"raw pixels": _accuracies(*_seen(features.pixels_of(widest.image_size), widest, splits))}
     for name, workdir in runs.items():
-        splits = _splits(configs[name])
-        seen = _seen(_checked(model_of_run, workdir, BACKBONE), configs[name], splits)
+        splits = splits_as(configs[name].data_dir, reading_of(configs[name]))
+        with naming("runs"):
+            model = model_of_run(workdir, BACKBONE)
+        seen = _seen(model, configs[name], splits)
         table[name] = _accuracies(*seen)
     picture = Picture(
         os.path.join(output, "comparison.png"), lambda path: _draw(path, runs, config, *splits, seen[0], seen[1])
     )
     return Answer(table, format_table(table), "comparison.md", picture)
-
-
-def _checked(read: Callable[..., Any], workdir: str, *arguments: object) -> Any:
-    """What is read of a run, which the command's own flag names."""
-    try:
-        return read(workdir, *arguments)
-    except UserError as error:
-        raise UserError(str(error).replace("--workdir", "--runs")) from error
 
 
 def _refuse_other_datasets(configs: dict[str, PretrainConfig]) -> None:
@@ -83,10 +81,6 @@ def _refuse_other_datasets(configs: dict[str, PretrainConfig]) -> None:
 def _how_much_is_seen(config: PretrainConfig) -> tuple:
     """Of an image by a run, to be compared; runs that see as much see the same."""
     return config.center_crop_fraction, config.image_size, config.max_pixels, config.background
-
-
-def _splits(config: PretrainConfig) -> Splits:
-    return open_splits(config.dataset, config.data_dir, reading=reading_of(config))
 
 
 def _seen(model: Any, config: PretrainConfig, splits: Splits) -> list[features.Features]:

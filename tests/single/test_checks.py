@@ -8,7 +8,7 @@ import itertools
 import pytest
 
 from instcls_tf.checks import one_of, path_for_tensorflow, path_of_text, require, require_value
-from instcls_tf.errors import UserError, one_line, shown, some_of
+from instcls_tf.errors import MachineError, UserError, naming, one_line, shown, some_of
 
 
 @dataclasses.dataclass
@@ -83,3 +83,10 @@ def test_paths_that_tensorflow_reads_as_patterns(path, found):
     assert str(refusal.value) == (
         f"--workdir={path}: holds {found}, which TensorFlow reads as a pattern, wanted a path without any of [ ] * ? \\"
     )
+
+
+@pytest.mark.parametrize("kind", [UserError, MachineError])
+def test_an_error_of_a_run_names_the_flag_that_was_given_and_keeps_its_kind(kind):
+    with pytest.raises(UserError) as refusal, naming("runs"):
+        raise kind("--workdir=a: cannot be read")
+    assert type(refusal.value) is kind and str(refusal.value) == "--runs=a: cannot be read"

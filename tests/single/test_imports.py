@@ -57,6 +57,7 @@ WITHOUT_TENSORFLOW = (
     "instcls_tf.classifier.tiles",
     "instcls_tf.run.workdir",
     "instcls_tf.data.sources",
+    "instcls_tf.pretraining.advice",
     "instcls_tf.pretraining.preflight",
     "instcls_tf.search.settings",
     *(module for module in modules() if module.startswith(("instcls_tf.plan", "instcls_tf.sweep"))),

@@ -216,7 +216,7 @@ class _Attempt:
     ):
         self._hosts, self._words, self._folder, self._signals, self._threads = hosts, words, folder, signals, threads
         self._workers = sum(host.slots for host in hosts)
-        self._watch = watchdog.Watch(range(self._workers))
+        self._filter, self._watch = mpirun.Filter(), watchdog.Watch(range(self._workers))
         self._standstill: str | None = None
 
     def run(self) -> Outcome:

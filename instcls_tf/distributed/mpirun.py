@@ -90,7 +90,7 @@ class Filter:
       pid: of mpirun.
     """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int = 0) -> None:
         self._pid = pid
         self._rest = ""
         self._block: list[str] | None = None

@@ -90,9 +90,10 @@ def test_groups(monkeypatch, recompute, micro_batch, free, expected):
 
 def test_no_batch_goes_beyond_a_window():
     """Of PIC: 1,000 images are shown in windows of 125, so no batch has all of its 256."""
-    config = CONFIG.replace(method="pic", batch_size=256, micro_batch=25)
-    assert activations.groups_of(config, 1000).in_batch == 5
-    assert activations.activation_bytes(config, 1000, 1) == activations.activation_bytes(config, 125, 1)
+    config = CONFIG.replace(batch_size=256, micro_batch=25)
+    pic = config.replace(method="pic")
+    assert activations.groups_of(pic, 1000).in_batch == 5
+    assert activations.activation_bytes(pic, 1000, 1) == activations.activation_bytes(config, 125, 1)
 
 
 def test_at_most_60_percent_of_what_is_free(monkeypatch):

@@ -19,7 +19,7 @@ a test keeps it in step. Every row is of runs that were really made; `python -m 
 `--scale` makes those that are missing. Accuracies are per cent, means over seeds with 95 % intervals; differences are
 of pairs with the same seed, whose number stands behind them. A claim *holds* at a scale if all of its interval is above
 0, *does not hold* if all of it is below, and is *not resolved* in between, or of fewer than three pairs; *so far* is
-said until all pairs are there that the claim asks for. Intervals are over seeds, judged on the same test images.
+said until all runs are made that the claim asks for. Intervals are over seeds, judged on the same test images.
 Scales are never mixed. Minutes are CPU time of a run's process; they compare only between runs of the same `processor`,
 which the results name.
 

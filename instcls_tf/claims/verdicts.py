@@ -61,21 +61,23 @@ def verdicts_of(claim: Claim, scale: Scale, metric: str, results: dict[str, dict
             values = [values_of(claim.arms[name], scale, epochs, metric, results, seeds) for name in (better, worse)]
             difference = paired_difference(*values)
             pairs = len(values[0].keys() & values[1].keys())
-            found.append(Verdict(better, worse, epochs, metric, difference, pairs, word_of(difference, pairs, seeds)))
+            runs = [run_of(claim.arms[name], scale, epochs, seed) for name in (better, worse) for seed in range(seeds)]
+            all_made = all(run.key in results for run in runs)
+            found.append(Verdict(better, worse, epochs, metric, difference, pairs, word_of(difference, pairs, all_made)))
     return found
 
 
-def word_of(difference: Estimate | None, pairs: int, wanted: int) -> str:
+def word_of(difference: Estimate | None, pairs: int, all_made: bool) -> str:
     """A claim holds if all of the interval is above 0, and does not if all of it is below; it takes three pairs.
 
     Args:
       difference: of the pairs.
-      pairs: how many there are.
-      wanted: how many the claim asks for; of fewer it is said so.
+      pairs: how many there are, without those of a run that has diverged.
+      all_made: whether all runs are made that the claim asks for, diverged or not; of fewer it is said so.
     """
     if difference is None:
         return NOT_RUN
     mean, interval = difference
     if pairs < FEWEST_PAIRS or interval is None or abs(mean) <= interval:
         return NOT_RESOLVED
-    return (HOLDS if mean > 0 else DOES_NOT) + (SO_FAR if pairs < wanted else "")
+    return (HOLDS if mean > 0 else DOES_NOT) + ("" if all_made else SO_FAR)

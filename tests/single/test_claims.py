@@ -159,7 +159,7 @@ def test_a_run_that_has_diverged_has_no_accuracy():
     results = results_with([0.02, 0.03, 0.025, 0.01])
     results[run_of(CLAIM.arms["B"], SCALE, 3, 2).key].update({KNN: None, LINEAR: None})
     (verdict,) = verdicts.verdicts_of(CLAIM, SCALE, KNN, results)
-    assert verdict.pairs == 3
+    assert (verdict.pairs, verdict.word) == (3, "not resolved")
     text = page.render(type(LEDGER)("claims.yaml", {"small": SCALE}, {"it": CLAIM}, ()), results)
     assert "8 runs, 0.1 hours of one core of training, of which 1 diverged" in text
 
@@ -179,23 +179,30 @@ def test_a_line_of_a_run_that_diverged_before_its_first_log_line(tmp_path):
 
 
 def test_an_interval_that_just_reaches_nothing():
-    assert verdicts.word_of(Estimate(0.01, 0.01), 3, 3) == "not resolved"
-    assert verdicts.word_of(Estimate(0.01, 0.0099), 3, 3) == "holds"
+    assert verdicts.word_of(Estimate(0.01, 0.01), 3, True) == "not resolved"
+    assert verdicts.word_of(Estimate(0.01, 0.0099), 3, True) == "holds"
 
 
 def test_a_verdict_of_fewer_pairs_than_the_claim_asks_for_is_one_so_far():
-    assert verdicts.word_of(Estimate(0.01, 0.002), 3, 5) == "holds, so far"
-    assert verdicts.word_of(Estimate(-0.01, 0.002), 4, 5) == "does not hold, so far"
-    assert verdicts.word_of(Estimate(0.01, 0.02), 3, 5) == "not resolved"
+    assert verdicts.word_of(Estimate(0.01, 0.002), 3, False) == "holds, so far"
+    assert verdicts.word_of(Estimate(-0.01, 0.002), 4, False) == "does not hold, so far"
+    assert verdicts.word_of(Estimate(0.01, 0.02), 3, False) == "not resolved"
     (verdict,) = verdicts.verdicts_of(CLAIM, SCALE, KNN, results_with([0.02, 0.03, 0.025]))
     assert verdict.word == "holds, so far"
 
 
+def test_a_verdict_without_the_pair_of_a_run_that_has_diverged_is_no_longer_so_far():
+    results = results_with([0.02, 0.03, 0.025, 0.02])
+    results[run_of(CLAIM.arms["B"], SCALE, 3, 2).key].update({KNN: None, LINEAR: None})
+    (verdict,) = verdicts.verdicts_of(CLAIM, SCALE, KNN, results)
+    assert (verdict.pairs, verdict.word) == (3, "holds")
+
+
 def test_two_pairs_resolve_nothing():
     """That both differ by the same number of test images is no wonder."""
-    assert verdicts.word_of(Estimate(0.01, 0.0), 2, 2) == "not resolved"
-    assert verdicts.word_of(Estimate(0.01, None), 1, 2) == "not resolved"
-    assert verdicts.word_of(None, 0, 2) == "not run"
+    assert verdicts.word_of(Estimate(0.01, 0.0), 2, True) == "not resolved"
+    assert verdicts.word_of(Estimate(0.01, None), 1, True) == "not resolved"
+    assert verdicts.word_of(None, 0, False) == "not run"
 
 
 def test_a_row_of_the_page():

@@ -63,7 +63,9 @@ def verdicts_of(claim: Claim, scale: Scale, metric: str, results: dict[str, dict
             pairs = len(values[0].keys() & values[1].keys())
             runs = [run_of(claim.arms[name], scale, epochs, seed) for name in (better, worse) for seed in range(seeds)]
             all_made = all(run.key in results for run in runs)
-            found.append(Verdict(better, worse, epochs, metric, difference, pairs, word_of(difference, pairs, all_made)))
+            found.append(
+                Verdict(better, worse, epochs, metric, difference, pairs, word_of(difference, pairs, all_made))
+            )
     return found
 
 

@@ -1,1 +1,1 @@
-"""The rivals: losses and state of other methods for the same encoder, views, data and workers."""
+"""What a run trains with: the paper's instance classification and its rivals, for the same encoder, views and data."""

@@ -14,19 +14,19 @@ from typing import Any
 import tensorflow as tf
 
 from instcls_tf.classifier.initial_weights import drawn_blocks
-from instcls_tf.classifier.output import LossOutput, Move, differentiable, move_nothing, moved
+from instcls_tf.classifier.output import LossOutput, Move, differentiable
 from instcls_tf.config import ADAMW, ADAMW_WEIGHT_DECAY, DIET_OPTIMIZERS, SGD, PretrainConfig
 from instcls_tf.distributed import collectives
 from instcls_tf.methods import class_softmax
-from instcls_tf.methods.method import Learn, Output, StepBatch, learn_from_all_views
+from instcls_tf.methods.rival import Rival
 from instcls_tf.optimizer import momentum_update
 from instcls_tf.run.parts import Slices
 
 
-class DIET(tf.Module):
+class DIET(Rival):
     """The linear classifier over N instances, whose weights are split over the workers and moved by themselves.
 
-    A call with a learning rate is one training step for the weights; they move inside the call, tile by tile.
+    A step moves the weights tile by tile.
 
     Args:
       num_instances: N.
@@ -35,13 +35,12 @@ class DIET(tf.Module):
       optimizer: of the weights: `adamw` (the paper's) or `sgd` (with momentum and L2 decay, as this package's encoder).
       weight_decay: decoupled for AdamW (the paper: 0.05), L2 for SGD.
       momentum: the momentum factor of SGD.
-      learning_rate_factor: multiplies the learning rate of each call; the paper's rate for AdamW is 1e-3 at a batch of
+      learning_rate_factor: multiplies the learning rate of each step; the paper's rate for AdamW is 1e-3 at a batch of
         256.
       seed: of the initial weights, uniform in +-1 / sqrt(D) as torch's linear layer.
       name: of the messages across the workers.
     """
 
-    classifier = hard_negatives = None
     note = "a linear classifier on the backbone; prior and hard negatives play no part, the projection stays untrained"
 
     def __init__(
@@ -91,17 +90,13 @@ class DIET(tf.Module):
             parts["diet/variance"] = self.local_variance
         return {name: Slices(part, self.begin, self.num_instances) for name, part in parts.items()}
 
-    def train(self, batch: StepBatch, learn: Learn) -> Output:
-        """As `Method` has it."""
-        return learn_from_all_views(self, batch, learn)
-
-    def __call__(
+    def prepare(
         self,
         features: tf.Tensor,
         instance_ids: tf.Tensor,
-        learning_rate: tf.Tensor | float | None = None,
-        step: tf.Tensor | int = 0,
-    ) -> LossOutput:
+        learning_rate: tf.Tensor | float,
+        step: tf.Tensor | int,
+    ) -> tuple[LossOutput, Move]:
         """The loss of the global batch of which this worker holds a part; all workers together.
 
         To be called inside a `tf.function` when there are several workers.
@@ -109,25 +104,13 @@ class DIET(tf.Module):
         Args:
           features: `[b, D]` of any float dtype; b may differ between workers and be 0.
           instance_ids: `[b]` integers in [0, N); several rows (views) may share one.
-          learning_rate: of this step's update of the weights; None leaves them alone.
+          learning_rate: of this step's update of the weights.
           step: of methods that draw something.
 
         Returns:
-          `LossOutput`; the gradient is computed from the weights before they moved.
-
-        Raises:
-          InvalidArgumentError: the loss is not finite; on all workers alike, before anything was updated.
+          `LossOutput`, whose loss is not checked to be finite; and what moves the weights, by a gradient from before
+          they moved.
         """
-        return moved(*self.prepare(features, instance_ids, learning_rate, step))
-
-    def prepare(
-        self,
-        features: tf.Tensor,
-        instance_ids: tf.Tensor,
-        learning_rate: tf.Tensor | float | None = None,
-        step: tf.Tensor | int = 0,
-    ) -> tuple[LossOutput, Move]:
-        """As `__call__`, but the loss is not checked, and the weights move when the second result is called."""
         del step
         features = tf.cast(features, tf.float32)
         all_features = collectives.all_gather(tf.stop_gradient(features), f"{self.name}_features")  # [B, D]
@@ -136,8 +119,6 @@ class DIET(tf.Module):
         batch = class_softmax.ClassBatch(all_features, columns, is_own, self.label_smoothing, self.num_instances)
         softmax = class_softmax.forward(self._read, self.end - self.begin, batch, self.name)
         output = LossOutput(differentiable(softmax.loss, features, softmax.gradient), softmax.instance_top1)
-        if learning_rate is None:
-            return output, move_nothing
         rate = self.learning_rate_factor * tf.cast(learning_rate, tf.float32)
 
         def move_tile(begin: tf.Tensor, end: tf.Tensor, gradient: tf.Tensor) -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from instcls_tf.classifier.hard_negatives import HardNegatives
-from instcls_tf.classifier.output import LossOutput, Move, moved
+from instcls_tf.classifier.output import LossOutput, Move
 from instcls_tf.classifier.sharded_classifier import ShardedClassifier
 from instcls_tf.config import PretrainConfig
 from instcls_tf.methods.class_tables import scales_key
@@ -88,9 +88,9 @@ class InstanceClassification:
         """As `Method` has it."""
         return learn_from_all_views(self, batch, learn)
 
-    def __call__(
+    def prepare(
         self, embeddings: tf.Tensor, instance_ids: tf.Tensor, learning_rate: tf.Tensor, step: tf.Tensor
-    ) -> LossOutput | ContrastedOutput:
+    ) -> tuple[LossOutput | ContrastedOutput, Move]:
         """Steps 2 to 8 of the paper for the batch of which this worker holds a part; all workers together.
 
         Args:
@@ -99,15 +99,9 @@ class InstanceClassification:
           learning_rate: of this step.
           step: its number.
 
-        Raises:
-          InvalidArgumentError: the loss is not finite; on all workers alike, before anything was updated.
+        Returns:
+          What the batch tells, whose loss is not checked to be finite; and what moves the class weights (step 8).
         """
-        return moved(*self.prepare(embeddings, instance_ids, learning_rate, step))
-
-    def prepare(
-        self, embeddings: tf.Tensor, instance_ids: tf.Tensor, learning_rate: tf.Tensor, step: tf.Tensor
-    ) -> tuple[LossOutput | ContrastedOutput, Move]:
-        """As `__call__`, but the loss is not checked, and class weights move when the second result is called."""
         output, move = self.classifier.prepare(embeddings, instance_ids, self.hard_negatives, learning_rate, step)
         if not self.batch_contrast:
             return output, move

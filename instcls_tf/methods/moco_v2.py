@@ -11,15 +11,15 @@ from typing import Any
 
 import tensorflow as tf
 
-from instcls_tf.classifier.output import LossOutput, Move, differentiable, move_nothing, moved
+from instcls_tf.classifier.output import LossOutput, Move, differentiable
 from instcls_tf.config import LARGEST_QUEUE, MOCO_V2, TEMPERATURES, PretrainConfig
 from instcls_tf.distributed import collectives
 from instcls_tf.encoder import bn_groups, networks
 from instcls_tf.methods.method import Learn, Output, StepBatch
-from instcls_tf.run.parts import Slices
+from instcls_tf.methods.rival import Rival
 
 
-class MoCoV2(tf.Module):
+class MoCoV2(Rival):
     """The key encoder, the queue of keys and the loss; all workers hold the same.
 
     Args:
@@ -33,7 +33,6 @@ class MoCoV2(tf.Module):
       name: of the messages across the workers.
     """
 
-    classifier = hard_negatives = None
     note = "no class weights; prior, smoothing and hard negatives play no part"
 
     def __init__(
@@ -56,17 +55,9 @@ class MoCoV2(tf.Module):
         self.queue = tf.Variable(tf.math.l2_normalize(directions, axis=1), trainable=False, name="queue")  # [Q, D]
         self.queue_end = tf.Variable(0, trainable=False, name="queue_end")  # where the next keys go
 
-    def network(self, encoder: tf.keras.Model) -> tf.keras.Model:
-        """All of the encoder."""
-        return encoder
-
     def replicated(self) -> dict[str, tf.Module | tf.Variable]:
         """What a checkpoint keeps, by its name there; equal on all workers."""
         return {"key_encoder": self.key_encoder, "queue": self.queue, "queue_end": self.queue_end}
-
-    def sliced(self) -> dict[str, Slices]:
-        """Nothing is split over the workers."""
-        return {}
 
     def train(self, batch: StepBatch, learn: Learn) -> Output:
         """As `Method` has it: the first view is the query, the second the key, from which nothing is learned."""
@@ -113,7 +104,7 @@ class MoCoV2(tf.Module):
         keys = tf.gather(keys, tf.math.invert_permutation(order))
         return tf.stop_gradient(tf.math.l2_normalize(keys, axis=1))
 
-    def __call__(self, queries: tf.Tensor, keys: tf.Tensor) -> LossOutput:
+    def prepare(self, queries: tf.Tensor, keys: tf.Tensor) -> tuple[LossOutput, Move]:
         """Eq. 1, InfoNCE, the mean over the global batch of which this worker holds a part; all workers together.
 
         A query's negatives are the queue only, so its gradient needs nothing from the other workers but their number
@@ -124,16 +115,11 @@ class MoCoV2(tf.Module):
           keys: `[b, D]` of the same instances, from `encode_keys`.
 
         Returns:
-          `LossOutput`; `instance_top1` is the share of queries that are more similar to their key than to the queue.
-
-        Raises:
-          InvalidArgumentError: the loss is not finite; on all workers alike.
+          `LossOutput`, whose loss is not checked to be finite and whose `instance_top1` is the share of queries that
+          are more similar to their key than to the queue; and what replaces the oldest keys of the queue by those of
+          the global batch, in the order of its rows.
         """
-        return moved(self._loss(queries, keys), move_nothing)
-
-    def prepare(self, queries: tf.Tensor, keys: tf.Tensor) -> tuple[LossOutput, Move]:
-        """As `__call__`, but the loss is not checked, and the keys enter the queue when the second result is called."""
-        all_keys = self._gathered(keys)
+        all_keys = collectives.all_gather(keys, f"{self.name}_keys")[-self.queue.shape[0] :]  # [B, D]
         return self._loss(queries, keys), lambda: self._enqueue(all_keys)
 
     def _loss(self, queries: tf.Tensor, keys: tf.Tensor) -> LossOutput:
@@ -152,17 +138,6 @@ class MoCoV2(tf.Module):
         gradient = (p[:, :1] - 1.0) * keys + tf.matmul(p[:, 1:], self.queue)  # [b, D]
         gradient = tf.math.divide_no_nan(gradient, self.temperature * batch_rows)
         return LossOutput(differentiable(loss, normalized, gradient), top1)
-
-    def enqueue(self, keys: tf.Tensor) -> None:
-        """Replaces the oldest keys of the queue by those of the global batch; all workers together.
-
-        Args:
-          keys: `[b, D]`, this worker's, in the order of its rows; b may differ between workers and be 0.
-        """
-        self._enqueue(self._gathered(keys))
-
-    def _gathered(self, keys: tf.Tensor) -> tf.Tensor:
-        return collectives.all_gather(keys, f"{self.name}_keys")[-self.queue.shape[0] :]  # [B, D]
 
     def _enqueue(self, keys: tf.Tensor) -> None:
         size = self.queue.shape[0]

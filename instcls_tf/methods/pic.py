@@ -19,11 +19,11 @@ import tensorflow as tf
 from instcls_tf import config as recipe
 from instcls_tf.classifier.directions import SMALLEST_NORM, Directions, directions_of
 from instcls_tf.classifier.initial_weights import drawn_blocks
-from instcls_tf.classifier.output import LossOutput, Move, differentiable, move_nothing, moved
+from instcls_tf.classifier.output import LossOutput, Move, differentiable
 from instcls_tf.config import PretrainConfig
 from instcls_tf.distributed import collectives
 from instcls_tf.methods import class_softmax
-from instcls_tf.methods.method import Learn, Output, StepBatch, learn_from_all_views
+from instcls_tf.methods.rival import Rival
 from instcls_tf.optimizer import momentum_update
 from instcls_tf.run.parts import Slices
 
@@ -31,10 +31,8 @@ from instcls_tf.run.parts import Slices
 LONGEST_ABSENCE = 65536
 
 
-class PIC(tf.Module):
+class PIC(Rival):
     """The class weights of N instances, split over the workers, and what tells how they moved.
-
-    A call with a learning rate is one training step for the weights; they move inside the call.
 
     Args:
       num_instances: N.
@@ -43,13 +41,12 @@ class PIC(tf.Module):
       recent_negatives: how many distinct instances before the batch give a step's negatives.
       momentum: m, of the weights' SGD.
       weight_decay: lambda, the L2 coefficient.
-      learning_rate_factor: multiplies the learning rate of each call.
+      learning_rate_factor: multiplies the learning rate of each step.
       longest_absence: in steps; a class that stays away longer is moved as if it had been away so long.
       seed: of the initial weights, Gaussian with standard deviation .01 as in the authors' code.
       name: of the messages across the workers.
     """
 
-    classifier = hard_negatives = None
     note = "Gaussian class weights; prior, smoothing and hard negatives play no part"
 
     def __init__(
@@ -87,10 +84,6 @@ class PIC(tf.Module):
         identities = tf.eye(2, batch_shape=[longest_absence + 1], dtype=tf.float64)
         self.transitions = tf.Variable(identities, name="transitions", **kept)
 
-    def network(self, encoder: tf.keras.Model) -> tf.keras.Model:
-        """All of the encoder."""
-        return encoder
-
     def replicated(self) -> dict[str, tf.Variable]:
         """What a checkpoint keeps once, by its name there; equal on all workers."""
         return {"pic_moves": self.moves, "pic_recent": self.recent, "pic_transitions": self.transitions}
@@ -100,17 +93,13 @@ class PIC(tf.Module):
         parts = {"pic/rows": self.local_weights, "pic/momentum": self.local_momentum, "pic/moves": self.local_moves}
         return {name: Slices(part, self.begin, self.num_instances) for name, part in parts.items()}
 
-    def train(self, batch: StepBatch, learn: Learn) -> Output:
-        """As `Method` has it."""
-        return learn_from_all_views(self, batch, learn)
-
-    def __call__(
+    def prepare(
         self,
         embeddings: tf.Tensor,
         instance_ids: tf.Tensor,
-        learning_rate: tf.Tensor | float | None = None,
-        step: tf.Tensor | int = 0,
-    ) -> LossOutput:
+        learning_rate: tf.Tensor | float,
+        step: tf.Tensor | int,
+    ) -> tuple[LossOutput, Move]:
         """The loss of the global batch of which this worker holds a part; all workers together.
 
         To be called inside a `tf.function` when there are several workers.
@@ -118,25 +107,13 @@ class PIC(tf.Module):
         Args:
           embeddings: `[b, D]` of any float dtype and length; b may differ between workers and be 0.
           instance_ids: `[b]` integers in [0, N); several rows (views) may share one.
-          learning_rate: of this step's update of the weights; None leaves all state alone.
+          learning_rate: of this step's update of the weights.
           step: of methods that draw something.
 
         Returns:
-          `LossOutput`; `instance_top1` is among the classes of the step.
-
-        Raises:
-          InvalidArgumentError: the loss is not finite; on all workers alike, before anything was updated.
+          `LossOutput`, whose loss is not checked to be finite and whose `instance_top1` is among the classes of the
+          step; and what moves the weights and notes the step.
         """
-        return moved(*self.prepare(embeddings, instance_ids, learning_rate, step))
-
-    def prepare(
-        self,
-        embeddings: tf.Tensor,
-        instance_ids: tf.Tensor,
-        learning_rate: tf.Tensor | float | None = None,
-        step: tf.Tensor | int = 0,
-    ) -> tuple[LossOutput, Move]:
-        """As `__call__`, but the loss is not checked, and the weights move when the second result is called."""
         del step
         normalized = tf.math.l2_normalize(tf.cast(embeddings, tf.float32), axis=1, epsilon=SMALLEST_NORM**2)  # [b, D]
         all_embeddings = collectives.all_gather(tf.stop_gradient(normalized), f"{self.name}_embeddings")  # [B, D]
@@ -156,8 +133,6 @@ class PIC(tf.Module):
         batch = class_softmax.ClassBatch(all_embeddings, columns, is_own, 0.0, self.num_instances)
         softmax = class_softmax.forward(read, tf.size(local), batch, self.name)
         output = LossOutput(differentiable(softmax.loss, normalized, softmax.gradient), softmax.instance_top1)
-        if learning_rate is None:
-            return output, move_nothing
         rate = self.learning_rate_factor * tf.cast(learning_rate, tf.float32)
 
         def move_tile(begin: tf.Tensor, end: tf.Tensor, gradient: tf.Tensor) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from instcls_tf.classifier.output import moved
 from instcls_tf.distributed import collectives
 from instcls_tf.methods import class_softmax
 from instcls_tf.methods.diet import DIET
@@ -19,14 +20,14 @@ from tests.parallel import method_cases as cases
 ROWS = [tf.TensorSpec([None, cases.SIZE]), tf.TensorSpec([None], tf.int32)]
 
 
-def run(method, views: int = 2) -> dict[str, np.ndarray]:
+def run(prepare, views: int = 2) -> dict[str, np.ndarray]:
     """Loss, top-1 and all workers' gradients of every step, by one graph as in training."""
 
     @tf.function(input_signature=[*ROWS, tf.TensorSpec([]), tf.TensorSpec([], tf.int32)])
     def train_step(embeddings, ids, learning_rate, step):
         with tf.GradientTape() as tape:
             tape.watch(embeddings)
-            output = method(embeddings, ids, learning_rate, step)
+            output = moved(*prepare(embeddings, ids, learning_rate, step))
         gradient = tape.gradient(output.loss, embeddings)
         return output, collectives.all_gather(gradient, "test_gradient")
 
@@ -61,11 +62,11 @@ def gather(tensor) -> np.ndarray:
 
 
 def simclr() -> dict[str, np.ndarray]:
-    return run(SimCLR(temperature=0.2, name="simclr_two"))
+    return run(SimCLR(temperature=0.2, name="simclr_two").prepare)
 
 
 def simclr_three_views() -> dict[str, np.ndarray]:
-    return run(SimCLR(temperature=0.5, name="simclr_three"), views=3)
+    return run(SimCLR(temperature=0.5, name="simclr_three").prepare, views=3)
 
 
 def moco_v2() -> dict[str, np.ndarray]:
@@ -73,16 +74,12 @@ def moco_v2() -> dict[str, np.ndarray]:
     moco = MoCoV2(*encoders, queue_size=cases.QUEUE, name="moco")
     table = tf.constant(cases.keys())
 
-    def method(queries, ids, learning_rate, step):
+    def prepare(queries, ids, learning_rate, step):
         del learning_rate
-        keys = tf.gather(table[step], ids)
-        output = moco(queries, keys)
-        with tf.control_dependencies([output.loss]):
-            moco.enqueue(keys)
-        return output
+        return moco.prepare(queries, tf.gather(table[step], ids))
 
     first_queue = moco.queue.numpy()
-    results = {**run(method, views=1), "first_queue": first_queue, "queue": moco.queue.numpy()}
+    results = {**run(prepare, views=1), "first_queue": first_queue, "queue": moco.queue.numpy()}
     refuse_differences(moco.queue.read_value())
     return results
 
@@ -97,13 +94,13 @@ def diet_sgd() -> dict[str, np.ndarray]:
 
 def _diet(method: DIET) -> dict[str, np.ndarray]:
     first_weights = gather(method.local_weights)
-    return {**run(method), "first_weights": first_weights, "weights": gather(method.local_weights)}
+    return {**run(method.prepare), "first_weights": first_weights, "weights": gather(method.local_weights)}
 
 
 def pic() -> dict[str, np.ndarray]:
     method = PIC(cases.NUM_INSTANCES, cases.SIZE, recent_negatives=cases.RECENT, weight_decay=0.02, name="pic")
     method.local_weights.assign(100 * method.local_weights)  # of unit size: else the first gradients are huge
-    results = {"first_weights": gather(method.local_weights), **run(method)}
+    results = {"first_weights": gather(method.local_weights), **run(method.prepare)}
     weights, momentum = method._caught_up(tf.range(method.end - method.begin))
     for variable in method.replicated().values():
         refuse_differences(variable.read_value())

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from instcls_tf.classifier import tiles
 from instcls_tf.classifier.initial_weights import drawn_blocks
+from instcls_tf.classifier.output import moved
 from instcls_tf.methods import class_softmax
 from instcls_tf.methods.diet import DIET
 from tests import method_references as reference
@@ -40,7 +41,7 @@ def test_training_equals_dense_reference(optimizer, smoothing):
         x = tf.constant(features)
         with tf.GradientTape() as tape:
             tape.watch(x)
-            output = method(x, tf.constant(ids), learning_rate=0.05 / (step + 1))
+            output = moved(*method.prepare(x, tf.constant(ids), 0.05 / (step + 1), step))
             doubled = 2.0 * output.loss
         assert relative_error(output.loss, reference.diet(features, weights, ids, smoothing)) < 1e-5
         expected = reference.numerical_gradient(
@@ -64,7 +65,7 @@ def test_large_logits_stay_in_range():
     method = DIET(NUM_INSTANCES, SIZE)
     features, ids = batch(0)
     method.local_weights.assign(2000 * method.local_weights)
-    output = method(tf.constant(features), tf.constant(ids))
+    output, _ = method.prepare(tf.constant(features), tf.constant(ids), 0.1, 0)
     logits = features.astype(np.float64) @ method.local_weights.numpy().astype(np.float64).T
     assert logits.max() > 500  # beyond what exp can take
     top = logits.max(axis=1, keepdims=True)
@@ -73,10 +74,10 @@ def test_large_logits_stay_in_range():
     assert relative_error(output.loss, expected) < 1e-5
 
 
-def test_without_a_learning_rate_the_weights_stay():
+def test_the_weights_stay_until_they_are_told_to_move():
     method = DIET(NUM_INSTANCES, SIZE)
     before = method.local_weights.numpy()
-    method(*map(tf.constant, batch(0)))
+    method.prepare(*map(tf.constant, batch(0)), 0.1, 0)
     np.testing.assert_array_equal(method.local_weights, before)
     assert method.moves.numpy() == 0
 
@@ -87,7 +88,7 @@ def test_a_loss_that_is_not_finite_moves_nothing():
     features, ids = batch(0)
     features[3] = np.inf
     with pytest.raises(tf.errors.InvalidArgumentError, match="the loss of the global batch"):
-        method(tf.constant(features), tf.constant(ids), learning_rate=0.1)
+        moved(*method.prepare(tf.constant(features), tf.constant(ids), 0.1, 0))
     np.testing.assert_array_equal(method.local_weights, before)
 
 

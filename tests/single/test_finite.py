@@ -14,6 +14,7 @@ from instcls_tf.methods.diet import DIET
 from instcls_tf.methods.instance import InstanceClassification
 from instcls_tf.methods.moco_v2 import MoCoV2
 from instcls_tf.methods.pic import PIC
+from instcls_tf.methods.simclr import SimCLR
 from instcls_tf.optimizer import MomentumSGD
 from instcls_tf.pretraining import finite
 from instcls_tf.pretraining.train_step import make_train_step
@@ -47,6 +48,8 @@ def encoder_with(fault: Fault | None = None) -> tf.keras.Model:
 
 
 def make_method(name: str, encoder: tf.keras.Model):
+    if name == "simclr":
+        return SimCLR()
     if name == "moco_v2":
         return MoCoV2(encoder, encoder_with(), queue_size=8)
     if name == "pic":
@@ -90,7 +93,7 @@ class Trial:
         return str(refusal.value)
 
 
-@pytest.mark.parametrize("method", ["instance", "moco_v2", "pic", "diet"])
+@pytest.mark.parametrize("method", ["instance", "simclr", "moco_v2", "pic", "diet"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_nothing_moves(method, direction):
     trial = Trial(method)

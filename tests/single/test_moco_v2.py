@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from instcls_tf.classifier.output import moved
 from instcls_tf.encoder import networks
 from instcls_tf.methods.moco_v2 import MoCoV2
 from tests import method_references as reference
@@ -33,6 +34,11 @@ def directions(rows: int, seed: int) -> np.ndarray:
     return normalize(np.random.default_rng(seed).normal(size=[rows, SIZE])).astype(np.float32)
 
 
+def enqueue(moco: MoCoV2, keys: np.ndarray) -> None:
+    """What a step does to the queue."""
+    moved(*moco.prepare(tf.constant(keys), tf.constant(keys)))
+
+
 @pytest.mark.parametrize("temperature", [0.2, 0.02])
 def test_equals_info_nce(temperature):
     moco = make_moco(temperature=temperature)
@@ -41,7 +47,7 @@ def test_equals_info_nce(temperature):
     x = tf.constant(queries)
     with tf.GradientTape() as tape:
         tape.watch(x)
-        output = moco(x, tf.constant(keys))
+        output, _ = moco.prepare(x, tf.constant(keys))
         loss = 3.0 * output.loss
     queue = moco.queue.numpy()
     tolerance = 1e-5 if temperature > 0.1 else 2e-4
@@ -59,7 +65,7 @@ def test_the_queue_replaces_the_oldest_keys_and_goes_round():
     end = 0
     for step, rows in enumerate([4, 5, 0, 6, 11]):
         keys = directions(rows, step)
-        moco.enqueue(tf.constant(keys))
+        enqueue(moco, keys)
         for key in keys:
             slots[end % QUEUE] = key
             end += 1
@@ -70,7 +76,7 @@ def test_the_queue_replaces_the_oldest_keys_and_goes_round():
 def test_of_a_batch_larger_than_the_queue_the_last_keys_stay():
     moco = make_moco()
     keys = directions(QUEUE + 4, 0)
-    moco.enqueue(tf.constant(keys))
+    enqueue(moco, keys)
     assert {key.tobytes() for key in moco.queue.numpy()} == {key.tobytes() for key in keys[4:]}
 
 
@@ -127,7 +133,7 @@ def test_encoding_keys_leaves_moving_statistics_and_gradients_alone():
 
 def test_a_checkpoint_keeps_queue_place_and_key_encoder(tmp_path):
     moco = make_moco()
-    moco.enqueue(tf.constant(directions(4, 0)))
+    enqueue(moco, directions(4, 0))
     prefix = tf.train.Checkpoint(**moco.replicated()).write(str(tmp_path / "moco"))
     other = MoCoV2(make_encoder(3), make_encoder(4), queue_size=QUEUE, seed=9)
     tf.train.Checkpoint(**other.replicated()).read(prefix).assert_consumed()

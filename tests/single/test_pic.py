@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from instcls_tf.classifier.output import moved
 from instcls_tf.methods import class_softmax
 from instcls_tf.methods.pic import PIC
 from tests import method_references as reference
@@ -50,7 +51,7 @@ def test_training_equals_moving_all_weights_at_every_step(recent):
         x = tf.constant(embeddings)
         with tf.GradientTape() as tape:
             tape.watch(x)
-            output = method(x, tf.constant(ids), learning_rate=rate(step))
+            output = moved(*method.prepare(x, tf.constant(ids), rate(step), step))
             doubled = 2.0 * output.loss
         assert relative_error(output.loss, reference.pic(embeddings, weights, ids, classes, TEMPERATURE)) < 1e-5
         if step % 5 == 0:
@@ -81,7 +82,7 @@ def weight_gradient(embeddings, weights, ids, classes) -> np.ndarray:
 def test_a_class_away_for_longer_than_remembered_is_moved_as_if_away_so_long():
     method = make_pic(longest_absence=3, weight_decay=0.1)
     for step in range(6):
-        method(*map(tf.constant, batch(step)), learning_rate=0.5)
+        moved(*method.prepare(*map(tf.constant, batch(step)), 0.5, step))
     never = tf.constant([NUM_INSTANCES - 1])
     weights, buffer = method.local_weights.sparse_read(never).numpy().astype(np.float64), 0.0
     for _ in range(3):
@@ -89,11 +90,11 @@ def test_a_class_away_for_longer_than_remembered_is_moved_as_if_away_so_long():
     assert relative_error(method._caught_up(never)[0], weights) < 1e-6
 
 
-def test_without_a_learning_rate_nothing_changes():
+def test_nothing_changes_until_the_weights_are_told_to_move():
     method = make_pic()
-    method(*map(tf.constant, batch(0)), learning_rate=0.1)
+    moved(*method.prepare(*map(tf.constant, batch(0)), 0.1, 0))
     before = [variable.numpy() for variable in method.variables]
-    loss = method(*map(tf.constant, batch(1))).loss
+    loss = method.prepare(*map(tf.constant, batch(1)), 0.1, 1)[0].loss
     assert loss.numpy() > 0
     for variable, value in zip(method.variables, before):
         np.testing.assert_array_equal(variable, value)
@@ -105,7 +106,7 @@ def test_a_loss_that_is_not_finite_changes_nothing():
     embeddings, ids = batch(0)
     embeddings[1] = np.nan
     with pytest.raises(tf.errors.InvalidArgumentError, match="the loss of the global batch"):
-        method(tf.constant(embeddings), tf.constant(ids), learning_rate=0.1)
+        moved(*method.prepare(tf.constant(embeddings), tf.constant(ids), 0.1, 0))
     for variable, value in zip(method.variables, before):
         np.testing.assert_array_equal(variable, value)
 
@@ -117,9 +118,13 @@ def test_top1_is_among_the_classes_of_the_step():
     method.local_weights.scatter_update(tf.IndexedSlices(tf.constant(embeddings[ids == own][:1]), [own]))
     method.local_weights.scatter_update(tf.IndexedSlices(-tf.constant(embeddings[ids == own][:1]), [other]))
     rows = np.flatnonzero(ids == own)[:1]
-    assert method(tf.constant(embeddings[rows]), tf.constant(ids[rows])).instance_top1.numpy() == 1
-    both = tf.constant(embeddings[[rows[0], rows[0]]])
-    assert method(both, tf.constant([own, other])).instance_top1.numpy() == 0.5
+
+    def top1(embeddings, ids) -> float:
+        output, _ = method.prepare(tf.constant(embeddings), tf.constant(ids), 0.1, 0)
+        return output.instance_top1.numpy()
+
+    assert top1(embeddings[rows], ids[rows]) == 1
+    assert top1(embeddings[[rows[0], rows[0]]], [own, other]) == 0.5
 
 
 def test_initial_weights_are_gaussian_and_small():
@@ -132,7 +137,7 @@ def test_weights_and_embeddings_of_length_0_have_no_direction():
     method.local_weights.assign(tf.zeros_like(method.local_weights))
     embeddings, ids = batch(0)
     embeddings[0] = 0
-    output = method(tf.constant(embeddings), tf.constant(ids), learning_rate=0.1)
+    output = moved(*method.prepare(tf.constant(embeddings), tf.constant(ids), 0.1, 0))
     assert output.loss.numpy() == pytest.approx(np.log(len(set(ids.tolist()))))  # every cosine is 0
     assert np.isfinite(method.local_weights.numpy()).all() and np.isfinite(method.local_momentum.numpy()).all()
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from instcls_tf.classifier.output import moved
 from instcls_tf.methods.nt_xent import nt_xent
 from instcls_tf.methods.simclr import SimCLR
 from tests import method_references as reference
@@ -75,13 +76,13 @@ def test_a_loss_that_is_not_finite_is_refused():
     embeddings, ids = batch([0, 0, 1, 1])
     embeddings[2] = np.nan
     with pytest.raises(tf.errors.InvalidArgumentError, match="the loss of the global batch"):
-        SimCLR()(tf.constant(embeddings), tf.constant(ids))
+        moved(*SimCLR().prepare(tf.constant(embeddings), tf.constant(ids), 0.1, 3))
 
 
 def test_simclr_is_nt_xent_at_its_temperature():
     embeddings, ids = batch([0, 0, 1, 1, 2, 2])
     for method, temperature in ((SimCLR(), 0.2), (SimCLR(temperature=0.5), 0.5)):
-        output = method(tf.constant(embeddings, tf.float16), tf.constant(ids), learning_rate=0.1, step=3)
+        output = moved(*method.prepare(tf.constant(embeddings, tf.float16), tf.constant(ids), 0.1, 3))
         assert output.loss.dtype == tf.float32
         assert relative_error(output.loss, reference.nt_xent(embeddings.astype(np.float16), ids, temperature)) < 1e-3
         assert method.variables == ()

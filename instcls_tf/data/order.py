@@ -164,7 +164,7 @@ def _in_order(source: StreamedSource, shares: Shares, slots: int) -> tf.data.Dat
     sizes = [shares.share_size(size) for size in (shares.full_batch, shares.last_batch)]
     # Read in two parts: skipping the first one would read it twice.
     middle = begin + (shares.steps - 1) * sizes[0]
-    full, last = (source.shards.read(*part, at_once=1) for part in ((begin, middle), (middle, end)))
+    full, last = (source.shards.read(*part, in_order=True) for part in ((begin, middle), (middle, end)))
     full = _padded(full, sizes[0], slots, shares.steps - 1)
     return full.concatenate(_padded(last, sizes[1], slots, 1))
 

@@ -7,6 +7,7 @@ the seed, the epoch and the stream's bounds, never on who reads it.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import json
 import os
@@ -54,8 +55,8 @@ class Shards:
         parts = (f"{file} {skip} {count} {size}" for file, skip, count, size in about)
         return digest_of_ids(self.num_records, (part.encode("utf-8", "surrogateescape") for part in parts))
 
-    def read(self, begin: int, end: int, at_once: int = _SHARDS_AT_ONCE) -> Any:
-        """The records `begin` to `end` in the order of ids; with `at_once` above 1, of several shards in turn.
+    def read(self, begin: int, end: int, in_order: bool = False) -> Any:
+        """The records `begin` to `end`: in the order of ids, or of several shards in turn.
 
         Returns:
           A dataset of `(serialized example, instance id int64)`.
@@ -63,7 +64,7 @@ class Shards:
         import tensorflow as tf
 
         return self._pieces(tf.range(len(self.paths), dtype=tf.int64), begin, end).interleave(
-            self._reader(), cycle_length=at_once, block_length=1
+            self._reader(), cycle_length=1 if in_order else _SHARDS_AT_ONCE, block_length=1
         )
 
     def stream(self, begin: Any, end: Any, *, seed: int, epoch: Any, num_streams: int, salt: Any) -> Any:
@@ -145,15 +146,13 @@ class Shards:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class RecordSource(FixedIds):
-    """TFRecord shards below `root`, in the order of `paths`; an id is a record's place in all of them."""
+class ShardedSource(FixedIds, abc.ABC):
+    """Images of TFRecord shards; an id is a record's place among those of all shards that are meant, in their order."""
 
     name: str
     class_names: tuple[str, ...] | None
-    root: str
-    paths: tuple[str, ...]
     shards: Shards
-    reading: Reading = DEFAULT_READING
+    reading: Reading
     random_access: ClassVar[Literal[False]] = False
 
     @property
@@ -170,6 +169,33 @@ class RecordSource(FixedIds):
         """64 bits of which image has which id."""
         return self.shards.ids_digest()
 
+    @abc.abstractmethod
+    def parse(self, serialized: Any, instance_id: Any) -> tuple:
+        """One record as `((encoded image, name), instance id int64, label int32)`."""
+
+    def records(self, begin: int, end: int, in_order: bool = False) -> Any:
+        """The records `begin` to `end` as a dataset of `((encoded image, name), instance id int64, label int32)`.
+
+        Args:
+          begin: first record, in the order of ids.
+          end: one after the last record.
+          in_order: read one shard after the other, so that ids ascend; otherwise several at a time.
+        """
+        records = self.shards.read(begin, end, in_order)
+        return without_autotuner(records.map(self.parse, num_parallel_calls=parallel_calls()))
+
+    def loader(self) -> Callable[[Any], Any]:
+        """A graph function from `(encoded image, name)` to the image, uint8 `[H, W, 3]`, empty if it is damaged."""
+        return lambda record: decode_image(record[0], record[1], self.bad, self.reading)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RecordSource(ShardedSource):
+    """Shards that `prepare` has written below `root`, in the order of `paths`."""
+
+    root: str
+    paths: tuple[str, ...]
+
     def content_digest(self) -> str:
         """A hash of the files' names, sizes and times."""
         return digest_of_content(self, (file_identity(self.root, path) for path in self.paths))
@@ -181,15 +207,6 @@ class RecordSource(FixedIds):
         example = tf.io.parse_single_example(serialized, example_features())
         label = tf.cast(example["label"], tf.int32) if self.class_names else tf.constant(-1)
         return (example["image"], example["name"]), instance_id, label
-
-    def records(self, begin: int, end: int, in_order: bool = False) -> Any:
-        """The records `begin` to `end` as a dataset of `((encoded image, name), instance id int64, label int32)`."""
-        records = self.shards.read(begin, end, 1 if in_order else _SHARDS_AT_ONCE)
-        return without_autotuner(records.map(self.parse, num_parallel_calls=parallel_calls()))
-
-    def loader(self) -> Callable[[Any], Any]:
-        """A graph function from `(encoded image, name)` to the image, uint8 `[H, W, 3]`, empty if it is damaged."""
-        return lambda record: decode_image(record[0], record[1], self.bad, self.reading)
 
 
 def example_features() -> dict[str, Any]:
@@ -239,10 +256,10 @@ def open_records(dataset: str, split: str, reading: Reading = DEFAULT_READING) -
     return RecordSource(
         dataset,
         classes_that_tell(classes),
-        top,
-        paths,
         Shards(files, np.zeros_like(counts), counts, BadImages()),
         reading,
+        top,
+        paths,
     )
 
 

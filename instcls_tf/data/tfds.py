@@ -4,44 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 
-from instcls_tf.data.decoding import DEFAULT_READING, BadImages, Reading, decode_image
-from instcls_tf.data.records import Shards
-from instcls_tf.data.source import FixedIds, classes_that_tell, digest_of_content, file_identity
+from instcls_tf.data.decoding import DEFAULT_READING, BadImages, Reading
+from instcls_tf.data.records import ShardedSource, Shards
+from instcls_tf.data.source import classes_that_tell, digest_of_content, file_identity
 from instcls_tf.data.tfds_builder import open_builder
-from instcls_tf.data.threads import parallel_calls, without_autotuner
 from instcls_tf.errors import NoSplitError, UserError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TfdsSource(FixedIds):
-    """A prepared TFDS split, or a part of one. An id is a record's place in its shard after all shards before."""
+class TfdsSource(ShardedSource):
+    """A prepared TFDS split, or a part of one."""
 
-    name: str
-    class_names: tuple[str, ...] | None
     split: str
     builder: Any
-    shards: Shards
-    reading: Reading = DEFAULT_READING
-    random_access: ClassVar[Literal[False]] = False
-
-    @property
-    def bad(self) -> BadImages:
-        """What could not be read so far."""
-        return self.shards.bad
-
-    @property
-    def num_instances(self) -> int:
-        """The number of images, and so of instance ids."""
-        return self.shards.num_records
-
-    def ids_digest(self) -> bytes:
-        """64 bits of which image has which id."""
-        return self.shards.ids_digest()
 
     def content_digest(self) -> str:
         """A hash of the dataset's version, the split and the files' names, sizes and times."""
@@ -78,21 +57,6 @@ class TfdsSource(FixedIds):
         names = tf.constant([os.path.basename(path) for path in self.shards.paths])
         return tf.strings.join([names[shard], tf.strings.as_string(place)], "__")
 
-    def records(self, begin: int, end: int, in_order: bool = False) -> Any:
-        """The records `begin` to `end` as a dataset of `((encoded image, name), instance id int64, label int32)`.
-
-        Args:
-          begin: first record, in the order of ids.
-          end: one after the last record.
-          in_order: read one shard after the other, so that ids ascend; otherwise several at a time.
-        """
-        records = self.shards.read(begin, end, 1) if in_order else self.shards.read(begin, end)
-        return without_autotuner(records.map(self.parse, num_parallel_calls=parallel_calls()))
-
-    def loader(self) -> Callable[[Any], Any]:
-        """A graph function from `(encoded image, name)` to the image, uint8 `[H, W, 3]`, empty if it is damaged."""
-        return lambda record: decode_image(record[0], record[1], self.bad, self.reading)
-
 
 def open_tfds(dataset: str, split: str, data_dir: str | None, reading: Reading = DEFAULT_READING) -> TfdsSource:
     """Opens a prepared dataset.
@@ -128,4 +92,4 @@ def open_tfds(dataset: str, split: str, data_dir: str | None, reading: Reading =
     shards = Shards(tuple(os.fspath(instruction.filename) for instruction in instructions), skips, counts, BadImages())
     label = features.get("label")
     class_names = classes_that_tell(label.names if isinstance(label, tfds.features.ClassLabel) else None)
-    return TfdsSource(dataset, class_names, split, builder, shards, reading)
+    return TfdsSource(dataset, class_names, shards, reading, split, builder)

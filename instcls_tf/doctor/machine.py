@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from instcls_tf.classifier.kernels import build
+from instcls_tf.classifier.kernels import streamed_softmax
 from instcls_tf.data.kernels import views
 from instcls_tf.distributed import cores, ports
 from instcls_tf.distributed.memory import free_bytes
@@ -37,7 +37,9 @@ def describe(workers_here: int) -> dict[str, Any]:
             "mpirun", path=os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", "")
         ),
         "horovod": _horovod_libraries(),
-        "kernels": [library.path.stem for library in (build.LIBRARY, views.LIBRARY) if library.path.exists()],
+        "kernels": [
+            library.path.stem for library in (streamed_softmax.LIBRARY, views.LIBRARY) if library.path.exists()
+        ],
         "workers": workers_here,
         "cores": os.cpu_count(),
         "allowed_cores": cores.allowed(),

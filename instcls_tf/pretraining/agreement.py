@@ -17,7 +17,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from instcls_tf import files, stamps
-from instcls_tf.classifier.kernels import build, passes
+from instcls_tf.classifier.kernels import passes, streamed_softmax
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.kernels import views
 from instcls_tf.data.source import Source
@@ -69,7 +69,10 @@ def _facts(config: PretrainConfig, source: Source) -> dict[str, str]:
     flags = {f"--{name}": str(value) for name, value in fields.items() if name not in _PLACES}
     kernels = [
         library.path.name if is_there else "none"
-        for library, is_there in ((build.LIBRARY, passes.available()), (views.LIBRARY, views.operations() is not None))
+        for library, is_there in (
+            (streamed_softmax.LIBRARY, passes.available()),
+            (views.LIBRARY, views.operations() is not None),
+        )
     ]
     return {
         **flags,

@@ -55,6 +55,7 @@ WITHOUT_TENSORFLOW = (
     "flags.pretraining",
     "instcls_tf.config",
     "instcls_tf.classifier.tiles",
+    "instcls_tf.classifier.kernels.streamed_softmax",
     "instcls_tf.run.workdir",
     "instcls_tf.data.sources",
     "instcls_tf.pretraining.advice",
@@ -105,6 +106,10 @@ def importers(package: str) -> set[str]:
 
 def test_horovod_has_one_door():
     assert importers("horovod") == {"instcls_tf.distributed.collectives"}
+
+
+def test_what_compiles_the_kernels_is_no_part_of_what_runs_them():
+    assert importers("instcls_tf.classifier.kernels.build") == set()
 
 
 def test_the_package_knows_no_command_line():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from instcls_tf.classifier.kernels import build
+from instcls_tf.classifier.kernels import streamed_softmax
 from instcls_tf.compiler import Library
 from instcls_tf.data.kernels import views
 from tests.kernels import FAMILIES, skip_unless_usable
@@ -29,7 +29,7 @@ def compiled(library: Library, driver: str, name: str, folder: Path) -> Path:
 
 CASES = [
     pytest.param((library, driver, name), id=f"{library.name}-{name}")
-    for library, driver in [(build.LIBRARY, "random_passes.cc"), (views.LIBRARY, "random_views.cc")]
+    for library, driver in [(streamed_softmax.LIBRARY, "random_passes.cc"), (views.LIBRARY, "random_views.cc")]
     for name in FAMILIES
     if FAMILIES[name] not in library.left_out
 ]

@@ -1,13 +1,12 @@
 """The width of tiles follows shapes and cache, and is known without TensorFlow."""
 
 import re
-from pathlib import Path
 
 import pytest
 import tensorflow as tf
 
 from instcls_tf.classifier import tiles
-from instcls_tf.classifier.kernels import build
+from instcls_tf.classifier.kernels import streamed_softmax
 from instcls_tf.distributed import cores
 
 CACHE_BYTES = 32 * 2**20
@@ -67,7 +66,7 @@ def test_this_machine_has_a_cache():
 
 
 def test_numbers_that_the_sources_of_the_kernels_have_as_well():
-    folder = Path(build.__file__).parent
+    folder = streamed_softmax.LIBRARY.folder
     sources = "".join(path.read_text() for path in sorted(folder.glob("streamed_softmax*")))
     constants = {name: int(value) for name, value in re.findall(r"constexpr \w+ (k\w+) = (\d+);", sources)}
     assert constants["kPanel"] == tiles.KERNEL_PANEL

@@ -5,12 +5,8 @@ Some ten seconds with g++; nothing is done when they are there already.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from instcls_tf.compiler import Library
+from instcls_tf.classifier.kernels import streamed_softmax
 from instcls_tf.data.kernels import views
-
-LIBRARY = Library(Path(__file__).parent, "streamed_softmax")
 
 
 def build() -> None:
@@ -19,7 +15,7 @@ def build() -> None:
     Raises:
       SystemExit: the processor is not known, or the compiler failed; its output has been printed.
     """
-    LIBRARY.build()
+    streamed_softmax.LIBRARY.build()
     views.LIBRARY.build()
 
 

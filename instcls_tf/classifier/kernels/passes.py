@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from instcls_tf.classifier import tiles
 from instcls_tf.classifier.directions import SMALLEST_NORM
-from instcls_tf.classifier.kernels import build
+from instcls_tf.classifier.kernels import streamed_softmax
 from instcls_tf.classifier.local_classes import LocalClasses, Sgd
 from instcls_tf.classifier.softmax import Batch, PartialSums, Shift, Softmax, Totals
 from instcls_tf.config import CROSS_ENTROPY
@@ -22,7 +22,7 @@ from instcls_tf.config import CROSS_ENTROPY
 
 @functools.cache
 def _operations() -> Any:
-    path = build.LIBRARY.path
+    path = streamed_softmax.LIBRARY.path
     return tf.load_op_library(str(path)) if path.exists() else None
 
 

@@ -8,7 +8,7 @@ import os
 import tensorflow as tf
 
 from instcls_tf.config import FLOAT32, PretrainConfig
-from instcls_tf.distributed import workers
+from instcls_tf.distributed import collectives, workers
 from instcls_tf.encoder.networks import make_encoder
 from instcls_tf.errors import UserError, shown
 from instcls_tf.export import tensor_file
@@ -24,22 +24,26 @@ def read_initial(path: str) -> Arrays:
 
     Raises:
       UserError: a worker cannot read them, or reads others than worker 0; on all workers alike.
+      MachineError: they are a run's, whose checkpoint a worker's file system fails to read; likewise.
     """
-    arrays, problem = {}, ""
-    try:
-        arrays = read_arrays(path)
-    except UserError as error:
-        problem = str(error)
-    found = workers.everybodys([problem, _digest(arrays)])
-    for rank, (theirs, digest) in enumerate(found):
-        if theirs:
-            raise UserError(theirs if rank == 0 else f"worker {rank}: {theirs}")
-        if digest != found[0][1]:
+    arrays = workers.all_or_none(lambda: _read_here(path))
+    digests = workers.everybodys(_digest(arrays))
+    for rank, digest in enumerate(digests):
+        if digest != digests[0]:
             raise UserError(
                 f"--init={shown(path)}: worker {rank} reads other weights there than worker 0 (digests {digest} and"
-                f" {found[0][1]}), wanted the same file for all"
+                f" {digests[0]}), wanted the same file for all"
             )
     return arrays
+
+
+def _read_here(path: str) -> Arrays:
+    """`read_arrays`, whose sentence says on which worker, but for the first."""
+    try:
+        return read_arrays(path)
+    except UserError as error:
+        rank = collectives.rank()
+        raise type(error)(f"worker {rank}: {error}" if rank else str(error)) from error
 
 
 def _digest(arrays: Arrays) -> str:

@@ -23,7 +23,7 @@ from instcls_tf.data import contents
 from instcls_tf.data.source import Source
 from instcls_tf.data.sources import open_training_source
 from instcls_tf.distributed import collectives, workers
-from instcls_tf.errors import UserError
+from instcls_tf.errors import UserError, naming
 from instcls_tf.methods.class_tables import read_rows
 from instcls_tf.methods.instance import CLASS_MOMENTUM_KEY, CLASS_WEIGHTS_KEY
 from instcls_tf.pretraining import agreement
@@ -77,6 +77,7 @@ def find(config: PretrainConfig, hashes: np.ndarray, progress: Progress) -> Grow
     Raises:
       UserError: the other run has no checkpoint, no class weights yet, knows none of the images, or is not known by the
         bytes of its images.
+      MachineError: its folder or its newest checkpoint cannot be read.
     """
     other = str(config.extend_from)
     prefix = _newest_of(other)
@@ -106,15 +107,12 @@ def _refuse_no_weights(other: str, prefix: str, row: int) -> None:
 
 def _newest_of(other: str) -> str:
     """The checkpoint that rank 0 takes."""
-    prefix, problem = "", ""
-    if collectives.rank() == 0:
-        try:
-            prefix = checkpoint.newest(other)
-        except UserError as error:
-            problem = str(error).replace("--workdir", "--extend_from")
-    step, problem = workers.everybodys([checkpoint_choice.step_of(prefix) if prefix else 0, problem])[0]
-    if problem:
-        raise UserError(problem)
+
+    def step_of_newest() -> int:
+        return checkpoint_choice.step_of(checkpoint.newest(other)) if collectives.rank() == 0 else 0
+
+    with naming("extend_from"):
+        step, *_ = workers.everybodys(workers.all_or_none(step_of_newest))
     return checkpoint_choice.prefix_of(other, step)
 
 
@@ -138,7 +136,7 @@ def _images_of(other: str) -> Source:
     try:
         return open_training_source(load_run(other), workdir=other)
     except UserError as error:
-        raise UserError(f"--extend_from={other}: its images are not known any more: {error}") from error
+        raise type(error)(f"--extend_from={other}: its images are not known any more: {error}") from error
 
 
 def _shape_of(prefix: str, key: str) -> list[int]:

@@ -13,7 +13,7 @@ from instcls_tf.data.labelled import open_splits
 from instcls_tf.data.source import Source
 from instcls_tf.data.sources import open_training_source
 from instcls_tf.distributed.launcher import launched_rank_and_size
-from instcls_tf.errors import UserError
+from instcls_tf.errors import UserError, naming
 from instcls_tf.initial.kinds import kind_of
 from instcls_tf.run.workdir import has_checkpoints, load_run, refuse_other_recipe, run_flags_path, with_length_begun
 
@@ -96,7 +96,7 @@ def _refuse_without_labels(config: PretrainConfig) -> None:
     try:
         open_splits(config.dataset, config.data_dir, reading=reading_of(config))
     except UserError as error:
-        raise UserError(f"{error}; --online_knn_every={config.online_knn_every} judges by both splits") from error
+        raise type(error)(f"{error}; --online_knn_every={config.online_knn_every} judges by both splits") from error
 
 
 def _refuse_more_workers_than_groups(config: PretrainConfig, num_workers: int) -> None:
@@ -138,10 +138,8 @@ def _refuse_added_files(config: PretrainConfig, source: Source) -> None:
 
 def _refuse_another_network(config: PretrainConfig, other: str) -> None:
     """What is taken over from `--extend_from` must fit."""
-    try:
+    with naming("extend_from"):
         theirs = load_run(other)
-    except UserError as error:
-        raise UserError(str(error).replace("--workdir", "--extend_from")) from error
     for name in (*_OF_THE_NETWORK, "precision"):
         before, now = getattr(theirs, name), getattr(config, name)
         if before != now and (name != "precision" or MIXED_FLOAT16 in (before, now)):  # which has a loss scale

@@ -7,16 +7,22 @@ import glob
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
 from instcls_tf import files
-from instcls_tf.errors import MachineError
+from instcls_tf.config import PretrainConfig
+from instcls_tf.distributed import collectives
+from instcls_tf.errors import MachineError, UserError
+from instcls_tf.initial import start
+from instcls_tf.pretraining import growth
+from instcls_tf.progress import Progress
 from instcls_tf.report import checkpoints
 from instcls_tf.run import checkpoint, checkpoint_choice, checkpoint_manifest, parts
 from instcls_tf.run.checkpoint_manifest import Origin
 from instcls_tf.run.parts import Slices
-from instcls_tf.run.workdir import has_checkpoints
+from instcls_tf.run.workdir import begin_run, has_checkpoints
 
 OWN = Origin("f00d")
 
@@ -75,6 +81,30 @@ def test_a_run_with_checkpoints_does_not_begin_anew(run, monkeypatch):
     monkeypatch.setattr(os.path, "isdir", lambda path: False)  # so does the system's, on any error
     with pytest.raises(MachineError):
         has_checkpoints(str(run))
+
+
+@pytest.mark.parametrize("flag", ["extend_from", "init"])
+def test_a_run_that_another_one_starts_from(run, monkeypatch, flag):
+    """It is no mistake of the user's: a job whose machine fails is started again."""
+    begin_run(PretrainConfig(workdir=str(run)))
+    monkeypatch.setattr(os, "listdir", Failing(os.listdir, "checkpoints"))
+    with pytest.raises(MachineError, match=r"/checkpoints: cannot be read \(Stale file handle\), tried 4 times"):
+        if flag == "init":
+            start.read_initial(str(run))
+        else:
+            growth.find(PretrainConfig(extend_from=str(run)), np.zeros([3, 2], np.uint64), Progress(visible=False))
+
+
+@pytest.mark.parametrize("kind", [MachineError, UserError])
+def test_another_worker_cannot_read_what_a_run_starts_from(monkeypatch, kind):
+    def fail(path: str) -> None:
+        raise kind(f"--init={path}: cannot be read")
+
+    monkeypatch.setattr(start, "read_arrays", fail)
+    monkeypatch.setattr(collectives, "rank", lambda: 1)
+    with pytest.raises(UserError, match=r"^worker 1: --init=weights: cannot be read") as refusal:
+        start.read_initial("weights")
+    assert refusal.type is kind
 
 
 def test_nothing_is_removed_for_what_cannot_be_read(run, monkeypatch):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
 import re
 import sys
+from ctypes.util import find_library
 from pathlib import Path
 
 _DRIVER, _DEVICES = Path("/proc/driver/nvidia/version"), Path("/dev")
@@ -30,3 +33,14 @@ def are_there(driver: Path = _DRIVER, devices: Path = _DEVICES) -> bool:
     if not (driver.exists() and re.fullmatch(r"\d+|(GPU|MIG)-.*", first)):
         return False
     return any(os.access(device, os.R_OK | os.W_OK) for device in devices.glob("nvidia[0-9]*"))
+
+
+def can_be_loaded(driver: Path = _DRIVER, devices: Path = _DEVICES) -> bool:
+    """Whether GPUs are there, see `are_there`, and the library without which TensorFlow leaves them alone."""
+    return are_there(driver, devices) and (_has_module("nvidia.cudnn") or find_library("cudnn") is not None)
+
+
+def _has_module(name: str) -> bool:
+    with contextlib.suppress(ModuleNotFoundError):  # of the package that it would be in
+        return importlib.util.find_spec(name) is not None
+    return False

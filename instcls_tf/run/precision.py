@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import os
 import subprocess
-from ctypes.util import find_library
 from pathlib import Path
 
 from instcls_tf.config import AUTO, FLOAT32, MIXED_BFLOAT16, PretrainConfig
+from instcls_tf.distributed import gpus
 from instcls_tf.run.workdir import has_checkpoints, load_run, run_flags_path
 
 _PROCESSOR = Path("/proc/cpuinfo")
 # Of processors that multiply matrices of bfloat16 (x86's names).
 _MULTIPLIES = {"avx512_bf16", "amx_bf16"}
-_DRIVER = Path("/proc/driver/nvidia/version")
 _COMPUTES_FROM = 8.0  # Ampere
 _SECONDS = 20
 
@@ -58,23 +56,7 @@ def note_of(config: PretrainConfig) -> str | None:
 @functools.cache
 def computes_in_bfloat16() -> bool:
     """Whether the GPU, if TensorFlow may use one, or else the processor has instructions for products in bfloat16."""
-    return gpu_computes_in_bfloat16() if may_use_gpu() else processor_computes_in_bfloat16(_PROCESSOR)
-
-
-def may_use_gpu(driver: Path = _DRIVER) -> bool:
-    """Whether there is a GPU, not hidden, and the libraries without which TensorFlow leaves it alone.
-
-    Args:
-      driver: what NVIDIA's driver shows of itself.
-    """
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
-    return driver.exists() and not hidden and (_has_module("nvidia.cudnn") or find_library("cudnn") is not None)
-
-
-def _has_module(name: str) -> bool:
-    with contextlib.suppress(ModuleNotFoundError):  # of the package that it would be in
-        return importlib.util.find_spec(name) is not None
-    return False
+    return gpu_computes_in_bfloat16() if gpus.can_be_loaded() else processor_computes_in_bfloat16(_PROCESSOR)
 
 
 def processor_computes_in_bfloat16(path: Path) -> bool:

@@ -24,16 +24,30 @@ def machine(tmp_path, monkeypatch):
     [
         (None, True),
         ("1,0", True),
+        ("0,1", True),
+        ("0,-1", True),
         ("GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", True),
+        ("MIG-GPU-8932f937-d72c-4106-c12f-20bd9faed9f6/1/2", True),
         ("", False),
         ("-1", False),
+        ("-1,0", False),
+        ("none", False),
         ("NoDevFiles", False),
     ],
 )
 def test_gpus_that_are_hidden(machine, monkeypatch, visible, are_there):
+    """The same for the warning of GPUs that TensorFlow leaves alone as for the number type that they compute in."""
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert gpus.are_there(*machine) == are_there
+    monkeypatch.setattr(gpus, "find_library", {"cudnn": "libcudnn.so.8"}.get)
+    assert gpus.are_there(*machine) == gpus.can_be_loaded(*machine) == are_there
+
+
+def test_a_machine_without_the_library(machine, monkeypatch):
+    """A driver alone leaves TensorFlow on the processor."""
+    monkeypatch.setattr(gpus, "find_library", lambda name: None)
+    monkeypatch.setattr(gpus, "_has_module", lambda name: False)
+    assert gpus.are_there(*machine) and not gpus.can_be_loaded(*machine)
 
 
 def test_a_container_without_devices(machine):

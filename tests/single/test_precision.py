@@ -48,22 +48,6 @@ def test_gpus(tmp_path, monkeypatch, says, expected):
     assert precision.gpu_computes_in_bfloat16() == expected
 
 
-@pytest.mark.parametrize(("visible", "expected"), [(None, True), ("0,1", True), ("", False), ("-1", False)])
-def test_a_gpu_that_tensorflow_may_use(tmp_path, monkeypatch, visible, expected):
-    """Driver and libraries are there, and it is not hidden; a driver alone leaves TensorFlow on the processor."""
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    driver = tmp_path / "version"
-    monkeypatch.setattr(precision, "find_library", lambda name: "libcudnn.so.8" if name == "cudnn" else None)
-    assert not precision.may_use_gpu(driver)
-    driver.touch()
-    assert precision.may_use_gpu(driver) == expected
-    monkeypatch.setattr(precision, "find_library", lambda name: None)
-    monkeypatch.setattr(precision, "_has_module", lambda name: False)
-    assert not precision.may_use_gpu(driver)
-
-
 def test_a_machine_without_the_tool(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert not precision.gpu_computes_in_bfloat16()

@@ -49,8 +49,7 @@ CACHE_IN_MEMORY = "ram"
 
 LARGEST_MAX_PIXELS = 2**29 // 3  # Pillow opens nothing larger: half a GiB of RGB
 
-# The file in a workdir that holds the recipe of its run, and its last line: a file without it was cut off.
-RUN_FLAGS_NAME, RUN_FLAGS_END = "run.flags", "# end"
+RUN_FLAGS_NAME = "run.flags"  # the file in a workdir that holds the recipe of its run
 INSTANCE, SIMCLR, MOCO_V2, PIC, DIET = METHODS = ("instance", "simclr", "moco_v2", "pic", "diet")
 ADAMW, SGD = DIET_OPTIMIZERS = ("adamw", "sgd")
 
@@ -332,7 +331,7 @@ class PretrainConfig:
 
     def as_flags(self) -> str:
         """The text of `run.flags`: an absl flagfile that replays the run."""
-        return "\n".join([*flagfiles.lines_of(self), RUN_FLAGS_END]) + "\n"
+        return "\n".join([*flagfiles.lines_of(self), flagfiles.RUN_FLAGS_END]) + "\n"
 
     @classmethod
     def from_flagfile(cls, path_or_preset: str, **settings: Any) -> PretrainConfig:

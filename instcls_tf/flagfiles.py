@@ -25,6 +25,12 @@ _SUFFIX = ".flags"
 _FLAG = re.compile(r"--?flagfile(?:=(.*))?", re.DOTALL)
 _BOOL, _TRUE, _FALSE = "bool", ("true", "t", "1"), ("false", "f", "0")
 _NAME = re.compile(r"--?([^=]+)")
+# The last line of the file in which a run keeps its recipe: one without it was cut off.
+RUN_FLAGS_END = "# end"
+_OF_A_RUN = b"--workdir="  # which it names always, and a user's file for many runs does not
+_END = re.compile(rb"(?:\A|[\r\n])" + RUN_FLAGS_END.encode() + rb"(?:[\r\n]|\Z)")
+# What runs began without: a run's file that does not name it says nothing about it.
+LATER = "center_crop_fraction"
 # The length of a run, and what makes it longer in a flagfile: a length given beside the file is meant as it is.
 _LENGTH, _LONGER = "epochs", "exposures"
 
@@ -32,8 +38,8 @@ _LENGTH, _LONGER = "epochs", "exposures"
 def expand(arguments: list[str], _within: tuple[str, ...] = ()) -> list[str]:
     """Puts the flags of flagfiles in the place of `--flagfile=PATH`; flagfiles may name others.
 
-    Empty lines and those that begin with "#" or "//" are left out. An `--epochs` after a file whose `--exposures` would
-    make the run longer sets these to 0, unless there are others beside it.
+    Those of a run are as `as_meant_today` has them. An `--epochs` after a file whose `--exposures` would make the run
+    longer sets these to 0, unless there are others beside it.
 
     Args:
       arguments: the words of the command line.
@@ -81,9 +87,51 @@ def _lines(path: str) -> list[str]:
             content = file.read()
     except OSError as error:
         raise UserError(f"--flagfile: cannot read {shown(path)} ({error.strerror})") from error
+    of_run = is_whole(content) and _OF_A_RUN in content
+    words = words_of(content, f"--flagfile={shown(path)}", of_run)
+    return as_meant_today(words, path) if of_run else words
+
+
+def is_whole(content: bytes) -> bool:
+    """Whether a run's file has its end."""
+    return _END.search(content) is not None
+
+
+def words_of(content: bytes, name: str, of_run: bool) -> list[str]:
+    """The lines of a flagfile as words of a command line, without empty ones and those that begin with "#" or "//".
+
+    Args:
+      content: the file's bytes.
+      name: the file, or the flag and the file, for the sentence about it.
+      of_run: whether a run has written it: paths may have bytes that are no UTF-8 there, and spaces at the end.
+
+    Raises:
+      UserError: it is in another encoding.
+    """
     # Not splitlines(): paths may hold its rarer line ends.
-    lines = [line.strip() for line in decode_text(content, f"--flagfile={shown(path)}").split("\n")]
-    return [line for line in lines if line and not line.startswith(("#", "//"))]
+    lines = [line.lstrip() for line in decode_text(content, name, keep_bytes=of_run).split("\n")]
+    return [line if of_run else line.rstrip() for line in lines if line and not line.startswith(("#", "//"))]
+
+
+def as_meant_today(words: list[str], path: str) -> list[str]:
+    """The words of a run's file, of which those before `LATER` were judged on whole squares, at half of the jitter.
+
+    Args:
+      words: of `words_of`.
+      path: the file, for the sentence about it.
+
+    Raises:
+      UserError: the strength of the jitter is no number.
+    """
+    said = {name: text for name, _, text in (word.lstrip("-").partition("=") for word in words)}
+    if LATER in said:
+        return words
+    whole = [*words, f"--{LATER}=1.0"]
+    # Other views than these have no jitter, and their runs the same flags as ever.
+    if said.get("augmentation", "simclr") != "simclr":
+        return whole
+    strength = said.get("color_strength", "1.0")
+    return [*whole, f"--color_strength={parse(strength, 'float', f'--color_strength={strength}', path) / 2}"]
 
 
 def values_of(kind: type, path_or_preset: str) -> dict[str, Any]:
@@ -97,9 +145,23 @@ def values_of(kind: type, path_or_preset: str) -> dict[str, Any]:
       UserError: there is no such file or preset, a line is no flag of a field, or its value is of another type.
     """
     path = path_of(path_or_preset)
+    return parsed(kind, expand([f"--flagfile={path}"]), path)
+
+
+def parsed(kind: type, arguments: list[str], path: str) -> dict[str, Any]:
+    """The values that words have for the fields of a dataclass.
+
+    Args:
+      kind: the dataclass.
+      arguments: words of a command line.
+      path: the flagfile that they are from.
+
+    Raises:
+      UserError: a word is no flag of a field, or its value is of another type.
+    """
     types = {field.name: str(field.type) for field in dataclasses.fields(kind)}
     values = {}
-    words = iter(expand([f"--flagfile={path}"]))
+    words = iter(arguments)
     for word in words:
         name, separator, text = re.sub("^--?", "", word).partition("=")
         if not separator:  # of a truth value: --name, --noname; of others the value is the next word

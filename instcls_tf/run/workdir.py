@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from instcls_tf import files, flagfiles
-from instcls_tf.config import INSTANCE, RUN_FLAGS_END, RUN_FLAGS_NAME, SIMCLR_VIEWS, PretrainConfig
+from instcls_tf.config import INSTANCE, RUN_FLAGS_NAME, PretrainConfig
 from instcls_tf.errors import UserError
 
 # What may differ between a run and its continuation; everything else is the run's recipe.
@@ -32,8 +32,6 @@ NOT_RECIPE = (
 )
 # Of these, what its recipe follows: how long the run is, and where its images lie for those who look at it later.
 _FOLLOWED = ("extend_epochs", "max_steps", "data_dir")
-# What runs began without: a run.flags that does not name it says nothing about it.
-_LATER = "center_crop_fraction"
 # Marks the line of a run.flags with the run's id: a comment, so that the file is a flagfile still.
 _RUN_ID = "# run "
 # What a run leaves that would be taken for its successor's.
@@ -116,7 +114,7 @@ def continue_run(config: PretrainConfig) -> bool:
     if now != before:
         try:
             now = now.replace(workdir=config.workdir)
-            _write_recipe(now, run_id(config.workdir), left_out=() if _LATER in values else (_LATER,))
+            _write_recipe(now, run_id(config.workdir), left_out=() if flagfiles.LATER in values else (flagfiles.LATER,))
         except OSError as error:
             raise UserError(f"--workdir={config.workdir}: cannot write there ({error.strerror})") from error
     return now.extend_epochs != before.extend_epochs
@@ -168,33 +166,22 @@ def load_run(workdir: str) -> PretrainConfig:
     Raises:
       UserError: there is no run, or its `run.flags` cannot be understood.
     """
-    values = _values_of(workdir)
-    config = PretrainConfig(**values)
-    return config if _LATER in values else _as_meant_then(config)
+    return PretrainConfig(**_values_of(workdir, flagfiles.as_meant_today))
 
 
-def _values_of(workdir: str) -> dict[str, Any]:
-    """What the `run.flags` in `workdir` says, by the names of the settings."""
+def _values_of(workdir: str, meant: Callable[[list[str], str], list[str]] | None = None) -> dict[str, Any]:
+    """What the `run.flags` in `workdir` says, by the names of the settings; as it stands there, or as it is `meant`."""
     path = run_flags_path(workdir)
     try:
         with open(path, "rb") as file:
             content = file.read()
     except OSError as error:
         raise UserError(f"--workdir={workdir}: holds no run ({path}: {error.strerror})") from error
-    text = files.decode_text(content, path, keep_bytes=True)
-    fields = {field.name: str(field.type) for field in dataclasses.fields(PretrainConfig)}
-    values: dict[str, Any] = {}
-    lines = text.split("\n")  # not splitlines(): paths may hold its rarer line ends
-    for line in lines:
-        if not line.strip() or line.startswith("#"):
-            continue
-        name, separator, value = line.removeprefix("--").partition("=")
-        if name not in fields or not separator:
-            raise UserError(f"{path}: cannot understand the line {line!r}")
-        values[name] = flagfiles.parse(value, fields[name], line, path)
-    if RUN_FLAGS_END not in lines and not (_ONCE_LAST in values and text.endswith("\n")):
+    words = flagfiles.words_of(content, path, of_run=True)
+    values = flagfiles.parsed(PretrainConfig, words if meant is None else meant(words, path), path)
+    if not flagfiles.is_whole(content) and not (_ONCE_LAST in values and content.endswith((b"\n", b"\r"))):
         raise UserError(
-            f"{path}: {'cut off' if text else 'empty'}, wanted all flags of the run: bring it back from a copy, or"
+            f"{path}: {'cut off' if content else 'empty'}, wanted all flags of the run: bring it back from a copy, or"
             f" begin another run in another folder"
         )
     return values
@@ -211,13 +198,6 @@ def with_length_begun(config: PretrainConfig) -> PretrainConfig:
         return config
     theirs = load_run(workdir)
     return config.replace(exposures=theirs.exposures) if theirs.epochs == config.epochs else config
-
-
-def _as_meant_then(config: PretrainConfig) -> PretrainConfig:
-    """A recipe written before `center_crop_fraction`: judged on whole squares, at half of the jitter for a strength."""
-    # Other views than these have no jitter, and their runs the same flags as ever.
-    jitter = config.color_strength / 2.0 if config.augmentation == SIMCLR_VIEWS else config.color_strength
-    return config.replace(center_crop_fraction=1.0, color_strength=jitter)
 
 
 def load_classification(workdir: str) -> PretrainConfig:
@@ -257,7 +237,7 @@ def refuse_other_recipe(config: PretrainConfig) -> bool:
         _refuse_unwritable(config.workdir)
         return False
     theirs, values = load_run(config.workdir), _values_of(config.workdir)
-    free = NOT_RECIPE if _LATER in values else (*NOT_RECIPE, _LATER)
+    free = NOT_RECIPE if flagfiles.LATER in values else (*NOT_RECIPE, flagfiles.LATER)
     for field in dataclasses.fields(config):
         before, now = getattr(theirs, field.name), getattr(config, field.name)
         same_of = _SAME.get(field.name, lambda value: value)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from flags.sweep import config_of
 from instcls_tf.config import PretrainConfig
 from instcls_tf.errors import UserError
 from instcls_tf.run.checkpoint_choice import choose
@@ -141,13 +142,60 @@ def test_no_run_to_load(tmp_path):
     assert str(refusal.value) == f"--workdir={tmp_path}: holds no run ({tmp_path}/run.flags: No such file or directory)"
 
 
-@pytest.mark.parametrize("line", ["--sed=4", "--seed", "--seed=four", "--mlp_head=yes", "seed 4", "--nomlp_head"])
+def both_ways(config: PretrainConfig) -> list[PretrainConfig]:
+    """A run's recipe as who has its workdir reads it, and who has its `run.flags`, from Python and by a command."""
+    path = run_flags_path(config.workdir)
+    return [load_run(config.workdir), PretrainConfig.from_flagfile(path), config_of([f"--flagfile={path}"])]
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", "été".encode(), b"a\xe2\x80\xa8b", b"a\x85", b"a b# ", b"a\x0c"])
+def test_run_flags_replay_a_run_on_paths_of_any_bytes(tmp_path, name):
+    config = CHANGED.replace(dataset="folder:/" + os.fsdecode(name), workdir=str(tmp_path))
+    begin_run(config)
+    assert both_ways(config) == [config] * 3
+
+
+def test_run_flags_that_a_user_has_changed_mean_the_same_both_ways(tmp_path):
+    config = VALID.replace(workdir=str(tmp_path))
+    path = Path(write_run(tmp_path, config))
+    changed = {"--mlp_head=true": "  // mine\n\t--nomlp_head", "--epochs=": "\n -epochs\n7\n# was "}
+    text = path.read_text()
+    for line, others in changed.items():
+        assert line in text
+        text = text.replace(line, others)
+    path.write_text(text)
+    assert both_ways(config) == [config.replace(mlp_head=False, epochs=7)] * 3
+
+
+@pytest.mark.parametrize("augmentation", ["simclr", "digits"])
+def test_older_run_flags_mean_the_same_both_ways(tmp_path, augmentation):
+    config = VALID.replace(workdir=str(tmp_path), color_strength=0.5, augmentation=augmentation)
+    path = Path(write_run(tmp_path, config))
+    lines = [line for line in path.read_text().splitlines(keepends=True) if "center_crop_fraction" not in line]
+    path.write_text("".join(lines))
+    strength = 0.25 if augmentation == "simclr" else 0.5
+    assert both_ways(config) == [config.replace(center_crop_fraction=1.0, color_strength=strength)] * 3
+    own = tmp_path / "own.flags"
+    own.write_text("--augmentation=simclr\n--color_strength=0.5\n# end\n")
+    assert PretrainConfig.from_flagfile(str(own)) == PretrainConfig(color_strength=0.5), "a user's own, of today"
+
+
+@pytest.mark.parametrize("line", ["--seed", "--seed=four", "--mlp_head=yes", "--noseed"])
 def test_run_flags_that_cannot_be_understood(tmp_path, line):
     path = write_run(tmp_path, VALID)
     Path(path).write_text(f"--epochs=3\n{line}\n")
     with pytest.raises(UserError) as refusal:
         load_run(str(tmp_path))
     assert str(refusal.value) == f"{path}: cannot understand the line {line!r}"
+
+
+@pytest.mark.parametrize(("line", "name"), [("--sed=4", "sed"), ("seed 4", "seed 4")])
+def test_run_flags_with_a_line_that_is_no_setting(tmp_path, line, name):
+    path = write_run(tmp_path, VALID)
+    Path(path).write_text(f"--epochs=3\n{line}\n")
+    with pytest.raises(UserError) as refusal:
+        load_run(str(tmp_path))
+    assert str(refusal.value) == f"{path}: {name!r} is no setting of PretrainConfig, did you mean 'seed'?"
 
 
 def test_an_empty_or_new_folder_starts_a_run(tmp_path):

@@ -22,6 +22,7 @@ from instcls_tf.files import refuse_unwritable
 from instcls_tf.progress import Progress
 from instcls_tf.report.answer import Answer, Picture
 from instcls_tf.run.metrics import read_metrics
+from instcls_tf.run.workdir import has_checkpoints, load_run, run_flags_path
 from instcls_tf.sweep import calibration, picture, summary
 from instcls_tf.sweep.beside import keep_side_by_side
 from instcls_tf.sweep.calibration import Pace
@@ -181,11 +182,12 @@ class _Sweep:
                     f" which takes {pace.seconds_before / 60:.2f} minutes before and {pace.seconds_per_epoch / 60:.2f}"
                     f" for an epoch"
                 )
-        config = trial.config(epochs or 1, spec.measurements)
+        config = _as_begun(trial.config(epochs or 1, spec.measurements))
         try:
-            config.validate()
+            config.validate(begins=not has_checkpoints(config.workdir))
         except UserError as error:
-            raise UserError(f"--spec={shown(spec.path)}: arms.{trial.setting.arm}: {error}") from error
+            fit = "" if spec.minutes is None else f" (--epochs={epochs} fit into minutes: {spec.minutes:g})"
+            raise UserError(f"--spec={shown(spec.path)}: arms.{trial.setting.arm}: {error}{fit}") from error
         return config
 
     def _pace(self, trial: Trial) -> Pace:
@@ -247,6 +249,18 @@ class _Sweep:
             f"--spec={shown(self._spec.path)}: the run in {ended.job.folder} failed ({how}; log.txt there ends with:"
             f" {shown(last)}); the same command goes on when that is mended"
         )
+
+
+def _as_begun(config: PretrainConfig) -> PretrainConfig:
+    """A recipe that goes on with what its run in the workdir, if one was interrupted there, was given without effect.
+
+    Raises:
+      UserError: the run's `run.flags` cannot be understood.
+    """
+    if not (has_checkpoints(config.workdir) and os.path.exists(run_flags_path(config.workdir))):
+        return config
+    run = load_run(config.workdir)
+    return config.replace(tfds_split=run.tfds_split, prior_every=run.prior_every)
 
 
 def _now() -> str:

@@ -46,6 +46,9 @@ class Trial:
     def config(self, epochs: int, measurements: int) -> PretrainConfig:
         """Its recipe; it is judged by k-NN, not by gauges without labels nor against its start.
 
+        What would be without effect in a run that begins so has its default: which part of a TFDS dataset is meant,
+        where the images are a folder that was made of that part, and a prior that would be taken again after the end.
+
         Args:
           epochs: its length.
           measurements: how often k-NN is measured on the way; 0 leaves it to the setting.
@@ -53,6 +56,10 @@ class Trial:
         config = self.setting.config
         every = max(1, epochs // measurements) if measurements else config.online_knn_every
         changes = {"workdir": self.folder, "dataset": self.dataset, "seed": self.seed, "epochs": epochs}
+        idle = {"tfds_split"} if self.stage == SEARCH else set()
+        if config.prior_every >= epochs - config.contrast_epochs:
+            idle.add("prior_every")
+        changes |= {field.name: field.default for field in dataclasses.fields(config) if field.name in idle}
         return config.replace(**changes, online_knn_every=every, gauge_every=0, report=False)
 
 

@@ -13,6 +13,7 @@ import pytest
 from flags.sweep import config_of
 from instcls_tf.config import PretrainConfig
 from instcls_tf.errors import UserError
+from instcls_tf.run.workdir import refuse_other_recipe
 from instcls_tf.sweep.ownership import locked
 from instcls_tf.sweep.run import Commands, run_sweep
 from instcls_tf.sweep.spec import Spec, read_spec
@@ -126,6 +127,36 @@ def test_equal_epochs_need_no_calibration(make_spec):
     epochs = dataclasses.replace(spec, minutes=None, epochs=6)
     run_sweep(epochs, commands=recorder.commands())
     assert [config.epochs for config in recorder.trained] == [6, 6, 6]
+
+
+def test_a_length_that_is_measured_rules_no_trial_out(make_spec):
+    """Three epochs fit: a prior that is taken again after five is taken once."""
+    recorder = Recorder()
+    spec = make_spec([0.1], minutes=0.5, arms={"a": {"grid": {"prior_every": [0, 2, 5]}}})
+    run_sweep(spec, commands=recorder.commands())
+    trained = [config for config in recorder.trained if "calibrations" not in config.workdir]
+    assert [(config.epochs, config.prior_every) for config in trained] == [(3, 0), (3, 2), (3, 0)]
+    assert [line["flags"]["prior_every"] for line in results_of(spec)] == [0, 2, 5]
+    spec = make_spec([0.1], minutes=0.5, arms={"a": {"flags": {"contrast_epochs": 3}}})
+    with pytest.raises(UserError) as refusal:
+        run_sweep(spec, commands=recorder.commands())
+    assert str(refusal.value).endswith(
+        "arms.a: --contrast_epochs=3: must be below --epochs=3, the instance classification follows (--epochs=3 fit"
+        " into minutes: 0.5)"
+    )
+
+
+def test_an_interrupted_trial_goes_on_with_what_it_was_given_without_effect(make_spec):
+    spec = make_spec([0.1], minutes=0.5, arms={"a": {"flags": {"prior_every": 5}}})
+    run_sweep(spec, commands=(first := Recorder()).commands())
+    begun = first.trained[-1].replace(prior_every=5, tfds_split="train[:80%]")
+    Path(spec.workdir, "results.jsonl").unlink()
+    Path(begun.workdir, "run.flags").write_text(begun.as_flags())
+    Path(begun.workdir, "checkpoints").mkdir()
+    Path(begun.workdir, "checkpoints", "ckpt-00000004.index").touch()
+    run_sweep(spec, commands=(second := Recorder()).commands())
+    assert second.trained == [begun]
+    assert refuse_other_recipe(begun)
 
 
 def test_a_trial_that_fails_otherwise_stops_the_sweep_and_is_tried_again(make_spec, tmp_path):

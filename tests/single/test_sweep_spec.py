@@ -224,6 +224,28 @@ def test_the_best_setting_is_chosen_by_its_mean_and_runs_with_all_seeds(read):
     assert best_setting(spec, "ours", failed) is None
 
 
+def test_the_part_of_a_dataset_is_in_the_slice_already(read):
+    """Trials of the search see a folder that was made of the part, the final ones take it from the dataset."""
+    part = ('dataset = "digits"', 'dataset = "cifar10"\ntfds_split = "train[:80%]"')
+    spec = read(part)
+    results = [{"key": trial.key, "accuracy": 0.5} for trial in search_trials(spec)]
+    for trials, split in ((search_trials(spec), "train"), (final_trials(spec, results), "train[:80%]")):
+        for config in (trial.config(1, 0) for trial in trials):
+            config.validate()
+            assert config.tfds_split == split
+    other = read(("digits", "cifar10"))
+    assert not {trial.dataset for trial in search_trials(spec)} & {trial.dataset for trial in search_trials(other)}
+
+
+@pytest.mark.parametrize(("epochs", "before", "prior_every"), [(5, 0, 0), (6, 0, 5), (7, 2, 0), (8, 2, 5)])
+def test_a_prior_after_the_end_of_a_trial_is_none(read, epochs, before, prior_every):
+    arm = f"smoothing = 0\nprior_every = 5\ncontrast_epochs = {before}"
+    trial = search_trials(read(("smoothing = 0", arm)))[0]
+    config = trial.config(epochs, 0)
+    config.validate()
+    assert (config.prior_every, trial.setting.config.prior_every) == (prior_every, 5)
+
+
 def test_an_arm_of_one_setting_needs_no_search(read):
     one = ("[arms.ours.grid]\nlearning_rate = [0.1, 0.2]\ntemperature = [0.1, 0.3]\n", "")
     spec = read(one, ("trials = 4", "trials = 4\nunequal_trials = true"))

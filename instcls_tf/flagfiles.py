@@ -39,7 +39,7 @@ def expand(arguments: list[str], _within: tuple[str, ...] = ()) -> list[str]:
     """Puts the flags of flagfiles in the place of `--flagfile=PATH`; flagfiles may name others.
 
     Those of a run are as `as_meant_today` has them. An `--epochs` after a file whose `--exposures` would make the run
-    longer sets these to 0, unless there are others beside it.
+    longer, be it a flag or another file's, sets these to 0, unless there are others beside it.
 
     Args:
       arguments: the words of the command line.
@@ -48,16 +48,15 @@ def expand(arguments: list[str], _within: tuple[str, ...] = ()) -> list[str]:
       UserError: a file cannot be read, is no UTF-8, or names itself.
     """
     expanded: list[str] = []
-    longer_in_file, longer_beside = False, _LONGER in _names(arguments)
+    longer_by_file = False  # the exposures so far are a file's
     words = iter(arguments)
     for word in words:
         found = _FLAG.fullmatch(word)
         if word == "--":
             return [*expanded, word, *words]
         if not found:
-            if longer_in_file and not longer_beside and _names([word]) == [_LENGTH]:
-                expanded.append(f"--{_LONGER}=0")  # before it: its value may be the next word
-            expanded.append(word)
+            expanded += _meant([word], longer_by_file)
+            longer_by_file = longer_by_file and _LONGER not in _names([word])
             continue
         path = found[1] if found[1] is not None else next(words, "")
         if not path:
@@ -66,9 +65,15 @@ def expand(arguments: list[str], _within: tuple[str, ...] = ()) -> list[str]:
         if os.path.realpath(path) in _within:
             raise UserError(f"--flagfile: {shown(path)} names itself")
         of_file = expand(_lines(path), (*_within, os.path.realpath(path)))
-        longer_in_file = longer_in_file or _LONGER in _names(of_file)
-        expanded += of_file
+        expanded += _meant(of_file, longer_by_file)
+        longer_by_file = longer_by_file or _LONGER in _names(of_file)
     return expanded
+
+
+def _meant(words: list[str], longer_by_file: bool) -> list[str]:
+    """A flag or those of a file, after a file's exposures or not: with these at 0 where it gives the length alone."""
+    is_length = longer_by_file and _LENGTH in _names(words) and _LONGER not in _names(words)
+    return [f"--{_LONGER}=0", *words] if is_length else words  # before it: its value may be the next word
 
 
 def _names(words: list[str]) -> list[str]:

@@ -35,7 +35,8 @@ def test_home_is_expanded(tmp_path, monkeypatch):
         ([], ["--epochs=5"], (5, 0)),
         ([], ["-epochs", "5"], (5, 0)),
         ([], ["--seed=1", "--epochs=5", "--exposures=900"], (5, 900)),
-        (["--exposures=900"], ["--epochs=5"], (5, 600_000)),
+        ([], ["--epochs=5", "--exposures=900"], (5, 900)),
+        (["--exposures=900"], ["--epochs=5"], (5, 0)),  # the file has overwritten them
         (["--epochs=5"], [], (20, 600_000)),  # as every flag before a file that has it
     ],
 )
@@ -47,6 +48,33 @@ def test_epochs_after_a_preset_are_the_length_of_the_run(tmp_path, before, after
         (tmp_path / "own.flags").write_text("\n".join([*before, preset, *after]))
         assert config_of([f"--flagfile={tmp_path}/own.flags"]) == config
         assert PretrainConfig.from_flagfile(str(tmp_path / "own.flags"), precision=config.precision) == config
+
+
+@pytest.mark.parametrize(
+    ("files", "after", "length"),
+    [
+        (["--epochs=5"], [], (5, 0)),
+        (["--epochs\n5\n--seed=1"], [], (5, 0)),
+        (["--exposures=900\n--epochs=5"], [], (5, 900)),
+        (["--epochs=5\n--exposures=900"], [], (5, 900)),
+        (["--exposures=900\n--epochs=5"], ["--epochs=6"], (6, 0)),
+        (["--exposures=900"], [], (20, 900)),
+        (["--seed=1"], [], (20, 600_000)),
+        (["--seed=1", "--epochs=5"], [], (5, 0)),
+        (["--epochs=5"], ["--exposures=900"], (5, 900)),
+        (["--exposures=900\n--epochs=5", "--epochs=6"], [], (6, 0)),
+    ],
+)
+def test_epochs_of_a_file_after_a_preset_are_the_length_of_the_run(tmp_path, files, after, length):
+    words = [f"--flagfile={flagfiles.PRESETS}/photos.flags"]
+    for number, text in enumerate(files):
+        (tmp_path / f"{number}.flags").write_text(text)
+        words.append(f"--flagfile={tmp_path}/{number}.flags")
+    config = config_of([*words, *after])
+    assert (config.epochs, config.exposures) == length
+    (tmp_path / "own.flags").write_text("\n".join([*words, *after]))
+    assert config_of([f"--flagfile={tmp_path}/own.flags"]) == config
+    assert PretrainConfig.from_flagfile(str(tmp_path / "own.flags"), precision=config.precision) == config
 
 
 @pytest.mark.parametrize("text", ["--dataset=folder:/data/café\n", "--dataset=folder:/data/東京\n"])

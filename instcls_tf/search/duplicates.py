@@ -33,7 +33,7 @@ from instcls_tf.search.candidates import (
     pairs_to_compare,
 )
 from instcls_tf.search.groups import connected, dropped
-from instcls_tf.search.images import Images, files_of, images_of, joined
+from instcls_tf.search.images import Images, at_places, files_of, images_of, joined
 from instcls_tf.search.settings import Settings
 from instcls_tf.search.signatures import hashing
 from instcls_tf.search.verify import SIDE, Verdict, compare
@@ -150,27 +150,21 @@ def _refuse_common_images(source: Source, other: Source) -> None:
 
 
 def find(images: Images, settings: Settings, age: Age, progress: Progress) -> Duplicates:
-    """What `duplicates_of_run` finds, from features and signatures; all workers together."""
+    """What `duplicates_of_run` finds, from features and signatures; all workers together.
+
+    Copies and neighbours are sought among files, of which one with several names would else be its own neighbour. What
+    is found of a file holds for all of its names; an outlier is told by its first one.
+    """
     count = len(images.ids)
-    k = min(settings.neighbors, count - 1)
-    progress.say(f"neighbours of {count} images")
-    neighbours = neighbours_by_features(images.vectors, k)
-    candidates = pairs_to_compare(images.signatures, neighbours.places, min(k + 1, count))
     files = files_of(images)
-    is_wanted = _is_wanted(candidates.pairs, images.of_source, files)
-    candidates = Candidates(*(part[is_wanted] for part in candidates))
-    verdicts = _verdicts(images, candidates, progress)
-    is_near = np.array([verdict.similarity >= settings.similarity for verdict in verdicts], bool)
+    firsts = np.flatnonzero(files == np.arange(count))  # [m] the places of different files
+    progress.say(f"neighbours of {len(firsts)} images")
+    found = _find_among(at_places(images, firsts), settings, progress)
     links = np.stack([files, np.arange(count)], axis=1)[files < np.arange(count)]  # [l, 2] a name, and a later one
-    groups = connected(np.concatenate([candidates.pairs[is_near], links]), count)
-    usual = usual_cosines(neighbours, images.of_source, groups)
-    threshold = float(np.percentile(usual, settings.percentile))
-    near = [
-        _pair(images, usual, first, second, verdict)
-        for (first, second), verdict, good in zip(candidates.pairs.tolist(), verdicts, is_near)
-        if good
-    ]
-    alike = _alike(images, neighbours, usual, threshold, files, {(pair.first, pair.second) for pair in near})
+    copies = firsts[np.array([pair[:2] for pair in found.near], np.int64).reshape(-1, 2)]
+    groups = connected(np.concatenate([copies, links]), count)
+    names = np.split(np.argsort(files, kind="stable"), np.cumsum(np.bincount(files)[firsts])[:-1])  # of each file
+    near, alike = (_of_all_names(pairs, [places.tolist() for places in names]) for pairs in (found.near, found.alike))
     return Duplicates(
         images,
         sorted(near, key=lambda pair: (-pair.similarity, pair.first, pair.second)),
@@ -178,11 +172,57 @@ def find(images: Images, settings: Settings, age: Age, progress: Progress) -> Du
         [group for group in groups if len({*files[group].tolist()}) > 1],
         [group for group in connected(links, count) if images.of_source[group[0]] == 0],
         connected(np.array([pair[:2] for pair in alike]), count),
-        _outliers(neighbours, images.of_source, settings.listed),
-        dropped(candidates.pairs[is_near], images.pixels, images.of_source > 0, files),
-        threshold,
+        [Outlier(int(firsts[one.place]), int(firsts[one.nearest]), one.cosine) for one in found.outliers],
+        dropped(copies, images.pixels, images.of_source > 0, files),
+        found.threshold,
         age,
     )
+
+
+class _Found(NamedTuple):
+    """What was found among images of which no two are one file."""
+
+    near: list[Pair]
+    alike: list[Pair]
+    outliers: list[Outlier]
+    threshold: float
+
+
+def _find_among(images: Images, settings: Settings, progress: Progress) -> _Found:
+    count = len(images.ids)
+    if count < 2:
+        return _Found([], [], [], 1.0)
+    k = min(settings.neighbors, count - 1)
+    neighbours = neighbours_by_features(images.vectors, k)
+    candidates = pairs_to_compare(images.signatures, neighbours.places, k + 1)
+    is_own = _is_own(candidates.pairs, images.of_source)
+    candidates = Candidates(*(part[is_own] for part in candidates))
+    verdicts = _verdicts(images, candidates, progress)
+    is_near = np.array([verdict.similarity >= settings.similarity for verdict in verdicts], bool)
+    usual = usual_cosines(neighbours, images.of_source, connected(candidates.pairs[is_near], count))
+    threshold = float(np.percentile(usual, settings.percentile))
+    near = [
+        _pair(images, usual, first, second, verdict)
+        for (first, second), verdict, good in zip(candidates.pairs.tolist(), verdicts, is_near)
+        if good
+    ]
+    alike = _alike(images, neighbours, usual, threshold, {(pair.first, pair.second) for pair in near})
+    return _Found(near, alike, _outliers(neighbours, images.of_source, settings.listed), threshold)
+
+
+def _of_all_names(pairs: list[Pair], names: list[list[int]]) -> list[Pair]:
+    """Pairs of files as pairs of their names: each name of the one with the first of the other.
+
+    Args:
+      pairs: of the places of files.
+      names: of each file the places of its names, rising.
+    """
+    all_pairs = []
+    for pair in pairs:
+        first, second = names[pair.first], names[pair.second]
+        for one, other in [*((first[0], name) for name in second), *((name, second[0]) for name in first[1:])]:
+            all_pairs.append(pair._replace(first=min(one, other), second=max(one, other)))
+    return all_pairs
 
 
 def usual_cosines(neighbours: Neighbours, of_source: np.ndarray, groups: list[list[int]]) -> np.ndarray:
@@ -195,9 +235,9 @@ def usual_cosines(neighbours: Neighbours, of_source: np.ndarray, groups: list[li
     return np.sort(neighbours.cosines[is_usual if is_usual.any() else slice(None), 0])
 
 
-def _is_wanted(pairs: np.ndarray, of_source: np.ndarray, files: np.ndarray) -> np.ndarray:
-    """`[p]` bool, of each pair whether it is of two files and of the split: what is held against it is not cleaned."""
-    return (of_source[pairs] == 0).any(axis=1) & (files[pairs[:, 0]] != files[pairs[:, 1]])
+def _is_own(pairs: np.ndarray, of_source: np.ndarray) -> np.ndarray:
+    """`[p]` bool, of each pair whether one is of the split: what is held against it is not cleaned."""
+    return (of_source[pairs] == 0).any(axis=1)
 
 
 def _pair(images: Images, usual: np.ndarray, first: int, second: int, verdict: Verdict = _NOT_COMPARED) -> Pair:
@@ -211,13 +251,12 @@ def _alike(
     neighbours: Neighbours,
     usual: np.ndarray,
     threshold: float,
-    files: np.ndarray,
     near: set[tuple[int, int]],
 ) -> list[Pair]:
     """Neighbours from the threshold on, near-duplicates left out."""
     places = np.where(neighbours.cosines >= threshold, neighbours.places, np.arange(len(images.ids))[:, None])
     pairs = pairs_of_neighbours(places)
-    own = pairs[_is_wanted(pairs, images.of_source, files)].tolist()
+    own = pairs[_is_own(pairs, images.of_source)].tolist()
     return [_pair(images, usual, first, second) for first, second in own if (first, second) not in near]
 
 

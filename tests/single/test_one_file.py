@@ -15,6 +15,7 @@ from instcls_tf.data.sources import open_source
 from instcls_tf.report import duplicates as report
 from instcls_tf.search.duplicates import Duplicates, find
 from instcls_tf.search.images import joined
+from instcls_tf.search.neighbours import unit_rows
 from instcls_tf.search.settings import Settings
 from tests.single.test_duplicates import OLD_ENOUGH, QUIET, images_of, named
 from tests.single.test_verify import scene
@@ -94,6 +95,56 @@ def test_a_link_to_an_image_of_the_other_set_is_a_leak(tmp_path):
     found = find(joined([images_of(tmp_path, split) for split in ("train", "test")]), HOW, OLD_ENOUGH, QUIET)
     assert [found.is_leak(pair) for pair in found.near] == [True] and found.one_file == []
     assert report.drop_list(found) == b"2.png\n"
+
+
+def file_of(name: str) -> str:
+    """What `found_with_links` has called the file that a name leads to."""
+    return name.split(" link")[0].removesuffix(".png")
+
+
+def found_with_links(root: Path, links: int) -> Duplicates:
+    """Scenes with a copy of one beside, and so many other names, of either kind, of that scene and of an odd image."""
+    root.mkdir()
+    for seed in range(12):
+        scene(seed, (80, 60)).save(root / f"{seed:02}.png")
+    scene(3, (80, 60)).resize((60, 45)).save(root / "copy of 3.png")
+    scene(40, (80, 60)).save(root / "odd.png")
+    for name, number in ((name, number) for name in ("03", "odd") for number in range(links)):
+        path = root / f"{name} link {number:02}.png"
+        os.link(root / f"{name}.png", path) if number % 2 else path.symlink_to(root / f"{name}.png")
+    images = images_of(root, "train")
+    files = [file_of(name) for name in images.names]
+    random = np.random.default_rng(2)
+    vectors = {file: random.normal([3, *[0] * 5], 1.0) for file in sorted({*files})}
+    vectors["odd"] = np.array([-2.0, 1, 0, 0, 0, 0])
+    return find(images._replace(vectors=unit_rows([vectors[file] for file in files])), HOW, OLD_ENOUGH, QUIET)
+
+
+def outliers_of(found: Duplicates) -> list[tuple[str, str, float]]:
+    names = [file_of(name) for name in found.images.names]
+    return [(names[one.place], names[one.nearest], one.cosine) for one in found.outliers]
+
+
+@pytest.mark.parametrize("links", [1, 11])
+def test_other_names_of_a_file_are_none_of_its_neighbours(tmp_path, links):
+    alone, many = found_with_links(tmp_path / "alone", 0), found_with_links(tmp_path / "many", links)
+    expected = outliers_of(alone)
+    assert expected[0][0] == "odd"
+    assert outliers_of(many) == [(*files, pytest.approx(cosine)) for *files, cosine in expected]
+    assert named(alone, alone.near) == {frozenset(("03.png", "copy of 3.png"))}
+    of_three = ["03.png", *(f"03 link {number:02}.png" for number in range(links))]
+    assert named(many, many.near) == {frozenset((name, "copy of 3.png")) for name in of_three}
+    assert many.threshold == pytest.approx(alone.threshold)
+    assert report.drop_list(many) == b"copy of 3.png\n" and len(many.groups) == 1
+
+
+def test_nothing_but_names_of_one_file(tmp_path):
+    scene(0, (80, 60)).save(tmp_path / "a.png")
+    os.link(tmp_path / "a.png", tmp_path / "b.png")
+    found = find(images_of(tmp_path, "train"), HOW, OLD_ENOUGH, QUIET)
+    assert (found.one_file, found.near, found.alike, found.groups, found.outliers) == ([[0, 1]], [], [], [], [])
+    assert report.summary(found, HOW)["drop"] == 0
+    report.write_duplicates(str(tmp_path / "page.html"), found)
 
 
 def test_same_files(photos, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -21,18 +22,25 @@ def take() -> None:
     alone may come later, as in a notebook where `load_encoder` was first: it goes on with what TensorFlow has.
 
     Raises:
-      UserError: several workers, and TensorFlow has its devices or threads already.
+      UserError: several workers, and TensorFlow has its devices or threads already; or the environment asks for a
+        number of threads that is none.
     """
+    for take_part in (_share_cores, _take_gpu):  # each for itself: what one is refused, the other may have
+        _take_unless_late(take_part)
+    _reuse_freed_memory()
+
+
+def _take_unless_late(take_part: Callable[[], None]) -> None:
     try:
-        _share_cores()
-        _take_gpu()
+        take_part()
+    except UserError:  # a ValueError, too
+        raise
     except (RuntimeError, ValueError) as error:  # it has computed, or the user has parted a GPU's memory
         if collectives.size() > 1:
             raise UserError(
                 "TensorFlow has its devices already, before the workers could take theirs: with several workers"
                 " pretrain, embed or Index come before load_encoder and whatever else computes with TensorFlow"
             ) from error
-    _reuse_freed_memory()
 
 
 def _take_gpu() -> None:

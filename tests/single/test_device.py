@@ -51,6 +51,24 @@ def test_several_workers_must_take_theirs_first(gpus, monkeypatch):
         device.take()
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_wrong_number_of_threads_is_no_lateness(gpus, monkeypatch, size):
+    monkeypatch.setattr(collectives, "_size", size)
+    monkeypatch.setattr(collectives, "_local_size", size)
+    monkeypatch.setenv(cores.THREADS, "abc")
+    with pytest.raises(UserError, match=r"^INSTCLS_THREADS='abc' in the environment: wanted the number of threads per"):
+        device.take()
+
+
+def test_a_gpu_is_taken_though_the_threads_are_given(gpus, monkeypatch):
+    """One worker, which TensorFlow refuses another number of threads."""
+    taken = []
+    monkeypatch.setenv(cores.THREADS, str(cores.allowed() + 1))
+    monkeypatch.setattr(tf.config, "set_visible_devices", lambda mine, kind: taken.append((mine, kind)))
+    device.take()
+    assert taken == [(gpus[0], "GPU")]
+
+
 @pytest.mark.parametrize(("quota", "environment", "threads"), [(1, {}, [1]), (None, {}, []), (1, {NAMED: "2"}, [])])
 def test_one_worker_keeps_to_a_quota(monkeypatch, quota, environment, threads):
     """TensorFlow would start a thread for each core of the machine."""

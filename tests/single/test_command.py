@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -135,8 +136,12 @@ import ctypes, os, sys, threading, time
 from flags import command
 from instcls_tf import files
 from instcls_tf.run import interrupted
-interrupted._PATIENCE_SECONDS = 0.2
+interrupted._PATIENCE_SECONDS, interrupted._UNWINDING_SECONDS = 1.0, {unwinding}
 target, lock = sys.argv.pop(), ctypes.create_string_buffer(64)
+def wait():
+    print("waits", flush=True)
+    time.sleep(20)
+    return 0
 def main():
     with files.whole_folder(target):
         print("writes", flush=True)
@@ -147,24 +152,39 @@ _SLEEP = "time.sleep(60)"
 # As a library may do with whatever is raised in a call of its own.
 _WRAPPED = """try: time.sleep(60)
         except BaseException as error: raise ValueError("some error of a library") from error"""
+# Python discards what is raised there.
+_IN_DEL = """for _ in range(2): type("Slow", (), {"__del__": lambda self: wait()})()
+        wait()"""
+_IN_CALLBACK = """slow = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(lambda a, b: wait())
+        for _ in range(2): ctypes.CDLL(None).qsort(lock, 2, 1, slow)
+        wait()"""
+# As a library may do: the exception is lost, and nobody knows.
+_LOST = """try: wait()
+        except BaseException: wait()"""
 # A lock that is taken twice: the main thread does not come back to Python, and is there when another thread says so.
 _STUCK = """threading.Timer(1, print, ["stuck"], {"flush": True}).start()
         [ctypes.CDLL(None).pthread_mutex_lock(lock) for _ in range(2)]"""
 
 
-def ended(folder, wait: str, number: int, before: str = "") -> tuple[int, str]:
+def ended(folder, wait: str, number: int, before: str = "", unwinding: float = 60.0) -> tuple[int, str]:
     """How a command ends that a signal finds while it writes into a folder: its status, and what it says of it."""
-    words = [sys.executable, "-c", before + _WRITING.format(wait=wait), str(folder / "new")]
+    program = before + _WRITING.format(wait=wait, unwinding=unwinding)
+    words = [sys.executable, "-c", program, str(folder / "new")]
     with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "writes\n"
         assert wait != _STUCK or process.stdout.readline() == "stuck\n"
+        assert "wait()" not in wait or process.stdout.readline() == "waits\n"
         assert [path.name[:9] for path in folder.iterdir()] == [".writing-"]
         process.send_signal(number)
-        _, said = process.communicate(timeout=30)
+        if wait == _LOST and unwinding > 2:
+            assert process.stdout.readline() == "waits\n"
+            time.sleep(1.2)
+            process.send_signal(number)
+        _, said = process.communicate(timeout=15)
     return process.returncode, said
 
 
-@pytest.mark.parametrize("wait", [_SLEEP, _WRAPPED])
+@pytest.mark.parametrize("wait", [_SLEEP, _WRAPPED, _IN_DEL, _IN_CALLBACK], ids=["sleep", "wrapped", "del", "callback"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_one_line_and_nothing_is_left(tmp_path, number, wait):
     """Ctrl-C, `kill`, a closed terminal."""
@@ -174,11 +194,30 @@ def test_a_signal_is_one_line_and_nothing_is_left(tmp_path, number, wait):
 
 def test_a_signal_ends_what_does_not_come_back(tmp_path):
     """What it had begun goes with the next folder there."""
-    sentence = "SIGTERM: ended at once, 0.2 s later still in the same operation\n"
+    sentence = "SIGTERM: ended at once, 1 s later still in the same operation\n"
     assert ended(tmp_path, _STUCK, signal.SIGTERM) == (143, sentence)
     with files.whole_folder(str(tmp_path / "next")):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["next"]
+
+
+@pytest.mark.parametrize(
+    ("unwinding", "why"),
+    [(60.0, "asked once more"), (1.5, "1.5 s later it had not ended")],
+    ids=["again", "in the end"],
+)
+def test_a_signal_that_is_lost_ends_it_all_the_same(tmp_path, unwinding, why):
+    """The second one, when there was time enough for what the first begins; or patience has an end."""
+    said = f"SIGTERM: ended at once, {why}\n"
+    assert ended(tmp_path, _LOST, signal.SIGTERM, unwinding=unwinding) == (143, said)
+
+
+def test_what_ends_is_left_to_end(tmp_path):
+    """A second signal right after the first, as mpirun sends one, does not disturb the removal."""
+    slow = """try: time.sleep(60)
+        finally: os.kill(os.getpid(), 15); time.sleep(0.1)"""
+    assert ended(tmp_path, slow, signal.SIGTERM) == (143, "SIGTERM: ended before it was done\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_signal_that_is_ignored_stays_so(tmp_path):

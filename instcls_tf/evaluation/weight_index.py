@@ -29,7 +29,7 @@ from instcls_tf.run.workdir import load_classification
 _BLOCK_CLASSES = 8192
 
 
-class Index(NamedTuple):
+class WeightNeighbours(NamedTuple):
     """Near-duplicates and outliers of a dataset by their instance ids, the most telling first."""
 
     source: Source
@@ -68,7 +68,7 @@ class Index(NamedTuple):
         return {"cosine": round(float(self.cosines[i] if self.nearest[i] == j else self.cosines[j]), 4)}
 
 
-def index_of_run(workdir: str, data_dir: str | None, threshold: float, listed: int) -> Index:
+def weight_neighbours_of_run(workdir: str, data_dir: str | None, threshold: float, listed: int) -> WeightNeighbours:
     """Near-duplicates and outliers of the dataset a run was trained on; all workers together.
 
     Args:
@@ -92,7 +92,7 @@ def index_of_run(workdir: str, data_dir: str | None, threshold: float, listed: i
     alike = np.flatnonzero(cosines >= threshold).tolist()
     pairs = {(min(i, int(places[i])), max(i, int(places[i]))): -float(cosines[i]) for i in alike}
     ranked = sorted(pairs, key=lambda pair: (pairs[pair], pair))
-    return Index(source, cosines, places, ranked, np.argsort(cosines, kind="stable")[:listed].tolist())
+    return WeightNeighbours(source, cosines, places, ranked, np.argsort(cosines, kind="stable")[:listed].tolist())
 
 
 def num_classes(prefix: str) -> int:

@@ -10,7 +10,7 @@ from instcls_tf.data import pipeline
 from instcls_tf.data.labelled import take
 from instcls_tf.data.source import Source
 from instcls_tf.evaluation.similarity import Similarities, similarities_of_run
-from instcls_tf.evaluation.weight_index import Index, index_of_run
+from instcls_tf.evaluation.weight_index import WeightNeighbours, weight_neighbours_of_run
 from instcls_tf.report.answer import Answer, Picture
 from instcls_tf.report.figures import new_figure, save_figure
 
@@ -41,16 +41,16 @@ def draw_histograms(path: str, cosines: dict[str, Similarities]) -> None:
 
 
 def index_with_picture(workdir: str, data_dir: str | None, threshold: float, listed: int) -> Answer:
-    """`index_of_run`, to be drawn into `WORKDIR/similarity_index.png`; all workers together."""
-    index = index_of_run(workdir, data_dir, threshold, listed)
+    """`weight_neighbours_of_run`, to be drawn into `WORKDIR/similarity_index.png`; all workers together."""
+    neighbours = weight_neighbours_of_run(workdir, data_dir, threshold, listed)
     path = os.path.join(workdir, "similarity_index.png")
-    return Answer(index.summary(listed), picture=Picture(path, lambda path: draw_index(path, index)))
+    return Answer(neighbours.summary(listed), picture=Picture(path, lambda path: draw_index(path, neighbours)))
 
 
-def draw_index(path: str, index: Index) -> None:
+def draw_index(path: str, neighbours: WeightNeighbours) -> None:
     """Writes the most similar pairs (one above the other) and, below them, the outliers to a PNG file."""
-    pairs, outliers = index.pairs[:_PICTURED], index.outliers[:_PICTURED]
-    shown = _images(index.source, sorted({*(i for pair in pairs for i in pair), *outliers}))
+    pairs, outliers = neighbours.pairs[:_PICTURED], neighbours.outliers[:_PICTURED]
+    shown = _images(neighbours.source, sorted({*(i for pair in pairs for i in pair), *outliers}))
     rows = {"alike": [i for i, _ in pairs], "": [j for _, j in pairs], "outliers": outliers}
     figure = new_figure(_PICTURED, 3.2)
     grid = figure.subplots(3, _PICTURED)

@@ -13,7 +13,7 @@ from instcls_tf.encoder.networks import build_encoder
 from instcls_tf.errors import UserError
 from instcls_tf.evaluation import similarity
 from instcls_tf.evaluation.similarity import gap_of_weights, measure_similarities, similarities_of_run
-from instcls_tf.evaluation.weight_index import Index
+from instcls_tf.evaluation.weight_index import WeightNeighbours
 from instcls_tf.initial.start import keep_starting_weights, starting_weights_path
 from instcls_tf.report.similarity import draw_histograms, draw_index
 from instcls_tf.run.workdir import run_flags_path
@@ -143,7 +143,9 @@ def test_a_bad_image_is_a_black_picture(tmp_path):
     for index in range(3):
         (tmp_path / f"{index}.png").write_bytes(tf.io.encode_png(np.full([4, 4, 3], 50 + index, np.uint8)).numpy())
     (tmp_path / "1.png").write_bytes(b"torn")
-    index = Index(open_source(f"folder:{tmp_path}"), np.ones(3), np.array([1, 0, 0]), pairs=[(0, 1)], outliers=[2])
+    index = WeightNeighbours(
+        open_source(f"folder:{tmp_path}"), np.ones(3), np.array([1, 0, 0]), pairs=[(0, 1)], outliers=[2]
+    )
     draw_index(str(tmp_path / "drawn.png"), index)
     drawn = tf.io.decode_png((tmp_path / "drawn.png").read_bytes(), channels=3).numpy()
     areas = [np.all(drawn == grey, axis=-1).sum() for grey in (50, 0, 52)]

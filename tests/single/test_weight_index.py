@@ -14,7 +14,7 @@ from instcls_tf.data.sources import open_source
 from instcls_tf.errors import UserError
 from instcls_tf.evaluation import weight_index
 from instcls_tf.evaluation.similarity import retrieval_top1
-from instcls_tf.evaluation.weight_index import index_of_run, nearest_others, read_weights
+from instcls_tf.evaluation.weight_index import nearest_others, read_weights, weight_neighbours_of_run
 from instcls_tf.report.similarity import draw_index
 from instcls_tf.run import checkpoint
 from instcls_tf.run.parts import Slices
@@ -88,14 +88,14 @@ def run(tmp_path, weights):
 
 
 def test_near_duplicates_and_outliers_are_named(run):
-    index = index_of_run(str(run), None, threshold=0.999, listed=1)
+    index = weight_neighbours_of_run(str(run), None, threshold=0.999, listed=1)
     result = index.summary(1)
     assert result["examples"] == NUM_CLASSES
     pair = {"first": "05.png", "second": "17.png", "cosine": pytest.approx(1.0, abs=1e-3)}
     assert result["near_duplicates"] == {"pairs": 1, "listed": [pair]}
     assert [outlier["image"] for outlier in result["outliers"]] == ["09.png"]
     assert result["outliers"][0]["cosine"] < 0
-    everything = index_of_run(str(run), None, threshold=-1.0, listed=3).summary(3)["near_duplicates"]
+    everything = weight_neighbours_of_run(str(run), None, threshold=-1.0, listed=3).summary(3)["near_duplicates"]
     assert everything["pairs"] > 10
     assert len(everything["listed"]) == 3
     assert everything["listed"][0] == pair
@@ -108,7 +108,7 @@ def test_images_of_records_have_the_names_of_their_files(run, tmp_path):
     prepare(f"folder:{tmp_path}/images", str(tmp_path / "records"), shard_megabytes=1)
     dataset = f"records:{tmp_path}/records"
     (run / "run.flags").write_text(PretrainConfig(dataset=dataset).as_flags())
-    result = index_of_run(str(run), None, threshold=0.999, listed=1).summary(1)
+    result = weight_neighbours_of_run(str(run), None, threshold=0.999, listed=1).summary(1)
     names = names_of(open_source(dataset), np.arange(NUM_CLASSES))
     (pair,) = result["near_duplicates"]["listed"]
     assert (pair["first"], pair["second"]) == (names[5], names[17])
@@ -117,12 +117,12 @@ def test_images_of_records_have_the_names_of_their_files(run, tmp_path):
 
 def test_refusals(run, tmp_path):
     with pytest.raises(UserError, match=r"^--threshold=1\.5: must be a cosine, between -1 and 1$"):
-        index_of_run(str(run), None, threshold=1.5, listed=1)
+        weight_neighbours_of_run(str(run), None, threshold=1.5, listed=1)
     with pytest.raises(UserError, match=r"^--listed=0: must be at least 1$"):
-        index_of_run(str(run), None, threshold=0.5, listed=0)
+        weight_neighbours_of_run(str(run), None, threshold=0.5, listed=0)
     write_images(tmp_path / "images", ["new.png"])
     with pytest.raises(UserError, match=r"was made for 23 instances, the dataset has 24 now$"):
-        index_of_run(str(run), None, threshold=0.5, listed=1)
+        weight_neighbours_of_run(str(run), None, threshold=0.5, listed=1)
 
 
 def test_retrieval_counts_neighbours_of_the_same_category(weights):

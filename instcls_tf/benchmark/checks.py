@@ -36,6 +36,7 @@ from instcls_tf.pretraining.steps import Steps
 from instcls_tf.pretraining.stopping import StopRequest
 from instcls_tf.pretraining.train_step import make_train_step
 from instcls_tf.progress import Progress
+from instcls_tf.run import checkpoint_choice
 from instcls_tf.run.parts import replicated_variables
 
 # So small that the weights of all timed steps stay sound.
@@ -81,7 +82,7 @@ def _measure(config: PretrainConfig, num_instances: int, repeats: int) -> dict[s
     variables = replicated_variables(run.replicated())
     checksum = seconds_of(lambda: agreement.checksum_of(variables), repeats)
     save = seconds_of(lambda: run.save(config.workdir, with_lists=False), repeats)
-    prefix = os.path.join(config.workdir, "checkpoints", f"ckpt-{run.step:08d}")
+    prefix = checkpoint_choice.prefix_of(config.workdir, run.step)
     restore = seconds_of(lambda: run.restore(prefix), repeats)
     steps_per_epoch = Steps(config, num_instances).per_epoch
     return {

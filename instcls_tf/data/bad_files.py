@@ -16,8 +16,8 @@ from instcls_tf.data import manifest
 from instcls_tf.data.source import Source
 from instcls_tf.distributed import collectives
 from instcls_tf.errors import UserError, shown, some_of
+from instcls_tf.workdir_files import BAD_FILES_NAME
 
-BAD_FILES_NAME = "bad_files.txt"
 # Steps of a pass over the data between two looks at the bad files, which cost a message.
 _CHECK_EVERY = 50
 

@@ -18,8 +18,8 @@ from instcls_tf.data.source import RandomAccessSource, Source
 from instcls_tf.data.threads import parallel_calls, without_autotuner
 from instcls_tf.errors import UserError
 from instcls_tf.progress import OnProgress, no_progress
+from instcls_tf.workdir_files import CONTENTS_NAME
 
-CONTENTS_NAME = "contents.npy"
 _BYTES = 16
 _AT_ONCE, _RECORDS_AT_ONCE = 1024, 64
 

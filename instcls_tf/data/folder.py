@@ -18,6 +18,7 @@ from instcls_tf.data.listing import Listing, is_in_a_listed_folder, list_images
 from instcls_tf.data.manifest import Changes, ImagePaths
 from instcls_tf.data.source import Images, classes_that_tell, digest_of_content, digest_of_ids, file_identity
 from instcls_tf.errors import NoSplitError, UserError, shown
+from instcls_tf.workdir_files import MANIFEST_NAME
 
 PREFIX = "folder:"
 # How many files of equal size a continuation looks into, for images that have come to have others' names.
@@ -93,7 +94,7 @@ class FolderSource:
 
     def manifest_path(self, workdir: str) -> str:
         """Where a run in `workdir` keeps the ids of the files."""
-        return os.path.join(workdir, manifest.MANIFEST_NAME)
+        return os.path.join(workdir, MANIFEST_NAME)
 
     def loader(self) -> Callable[[Any], Any]:
         """A graph function from an instance id (int64 scalar) to its image, uint8 `[H, W, 3]`, empty if unreadable."""
@@ -191,7 +192,7 @@ def open_folder(
     if len(paths) == 1:
         raise UserError(f"--dataset={dataset}: one image only, wanted at least 2 images: every image is a class")
     changes = Changes()
-    if workdir and os.path.exists(os.path.join(workdir, manifest.MANIFEST_NAME)):
+    if workdir and os.path.exists(os.path.join(workdir, MANIFEST_NAME)):
         paths, irregular, changes, unknown = _with_known_ids(workdir, root, paths, irregular)
         notes += unknown
     names, labels = _labels(dataset, top, root, paths)
@@ -288,7 +289,7 @@ def _list(dataset: str, root: str) -> Listing:
 def _with_known_ids(
     workdir: str, root: str, found: ImagePaths, irregular: np.ndarray
 ) -> tuple[ImagePaths, np.ndarray, Changes, tuple[str, ...]]:
-    known, _ = manifest.read(os.path.join(workdir, manifest.MANIFEST_NAME))
+    known, _ = manifest.read(os.path.join(workdir, MANIFEST_NAME))
     odd = np.array([hash(found.bytes_of(i)) for i in irregular], np.int64)
     found, left_out = _without_newer_suffixes(known, found)
     merged = manifest.merge(known, found)

@@ -18,10 +18,10 @@ from typing import NamedTuple
 import numpy as np
 
 from instcls_tf import stamps
-from instcls_tf.config import RUN_FLAGS_NAME
 from instcls_tf.data.image_suffixes import IMAGE_SUFFIXES, UNREAD_SUFFIXES, unread_sentence
 from instcls_tf.data.manifest import ImagePaths
 from instcls_tf.errors import some_of
+from instcls_tf.workdir_files import RUN_FLAGS_NAME
 
 _SUFFIXES, _UNREAD_SUFFIXES = (tuple(map(os.fsencode, suffixes)) for suffixes in (IMAGE_SUFFIXES, UNREAD_SUFFIXES))
 _RUN_FLAGS = os.fsencode(RUN_FLAGS_NAME)

@@ -18,7 +18,6 @@ import numpy as np
 from instcls_tf import files, stamps
 from instcls_tf.errors import UserError, shown
 
-MANIFEST_NAME = "manifest.tsv"
 _LINES_AT_ONCE = 100_000
 _HEADER = b"# %d images\n"
 _ESCAPES = ((b"\\", b"\\\\"), (b"\n", b"\\n"), (b"\t", b"\\t"), (b"\r", b"\\r"))

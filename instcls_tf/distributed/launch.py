@@ -29,6 +29,7 @@ from instcls_tf.distributed.forwarded_signals import ENDING, ForwardedSignals
 from instcls_tf.distributed.hosts import Host
 from instcls_tf.distributed.job import STOPPED_STATUS
 from instcls_tf.errors import UserError, one_line, shown
+from instcls_tf.workdir_files import CHECKPOINT_PREFIX, CHECKPOINTS_NAME
 
 _FAILED_STATUS, _USER_ERROR_STATUS = 1, 2
 _LOOK_SECONDS = 0.5
@@ -140,10 +141,10 @@ def _threads(shares: Mapping[str, int]) -> int | None:
 def _newest(workdir: str | None) -> str | None:
     """The name of the newest checkpoint, to see whether a job has come further."""
     try:
-        names = os.listdir(os.path.join(workdir or "", "checkpoints")) if workdir else []
+        names = os.listdir(os.path.join(workdir or "", CHECKPOINTS_NAME)) if workdir else []
     except OSError:
         return None
-    return max((name.partition(".")[0] for name in names if name.startswith("ckpt-")), default=None)
+    return max((name.partition(".")[0] for name in names if name.startswith(CHECKPOINT_PREFIX)), default=None)
 
 
 def _say(line: str) -> None:

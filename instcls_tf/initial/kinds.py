@@ -7,8 +7,8 @@ import importlib.util
 import os
 import re
 
-from instcls_tf.config import RUN_FLAGS_NAME
 from instcls_tf.errors import UserError, shown
+from instcls_tf.workdir_files import RUN_FLAGS_NAME
 
 RUN, SAVED_MODEL, SAFETENSORS, NPZ, TORCH = "run", "saved_model", "safetensors", "npz", "torch"
 _SUFFIXES = {".safetensors": SAFETENSORS, ".npz": NPZ, ".pth": TORCH, ".pt": TORCH, ".bin": TORCH, ".tar": TORCH}

@@ -15,8 +15,7 @@ from instcls_tf.export import tensor_file
 from instcls_tf.files import whole_file
 from instcls_tf.initial.arrays import Arrays, arrays_of_variables, read_arrays
 from instcls_tf.initial.matching import Matched, fill, match
-
-STARTING_WEIGHTS_NAME = "start.safetensors"
+from instcls_tf.workdir_files import STARTING_WEIGHTS_NAME
 
 
 def read_initial(path: str) -> Arrays:

@@ -32,6 +32,7 @@ from instcls_tf.progress import OnProgress, Progress
 from instcls_tf.run import checkpoint, checkpoint_choice
 from instcls_tf.run.parts import CHUNK_ROWS, refuse_not_finite, replicated_variables
 from instcls_tf.run.workdir import load_run
+from instcls_tf.workdir_files import CONTENTS_NAME
 
 
 class Growth(NamedTuple):
@@ -123,7 +124,7 @@ def _contents_before(other: str, prefix: str, progress: Progress) -> np.ndarray:
     if workers.rank_0_says(os.path.exists(path), "contents_before"):
         before = workers.all_or_none(lambda: contents.read(path))
     else:
-        progress.say(f"--extend_from={other}: has no {contents.CONTENTS_NAME}, its images are read again")
+        progress.say(f"--extend_from={other}: has no {CONTENTS_NAME}, its images are read again")
         source = workers.all_or_none(lambda: _images_of(other))
         # Files that were added since have ids behind those of its classes.
         before = contents_of(source, progress)[:total]

@@ -32,6 +32,7 @@ from instcls_tf.report.charts import Line, Mark, chart
 from instcls_tf.run.expected_loss import expected_losses
 from instcls_tf.run.metrics import metrics_path, read_metrics
 from instcls_tf.run.workdir import RESULTS, has_checkpoints, load_run, run_flags_path
+from instcls_tf.workdir_files import PAGE_NAME
 
 _MARKS = {"loss_expected_start": "expected start", "loss_floor": "floor"}
 _MOST_RESULTS = 40
@@ -60,7 +61,7 @@ class _Run(NamedTuple):
 
 def page_path(workdir: str) -> str:
     """Where the page of a run is."""
-    return os.path.join(workdir, "report.html")
+    return os.path.join(workdir, PAGE_NAME)
 
 
 def picture_of(workdir: str, data_dir: str | None = None, neighbours: Iterable[Neighbours] = ()) -> Picture:

@@ -16,9 +16,10 @@ from instcls_tf import files
 from instcls_tf.errors import MachineError, UserError, shown
 from instcls_tf.run import checkpoint_manifest
 from instcls_tf.run.checkpoint_manifest import Origin
-from instcls_tf.run.workdir import RECORD_NAME, checkpoint_folder, has_checkpoints
+from instcls_tf.run.workdir import checkpoint_folder, has_checkpoints
+from instcls_tf.workdir_files import CHECKPOINT_PREFIX, RECORD_NAME
 
-_NAME = re.compile(r"(ckpt-\d{8,})\..+")
+_NAME = re.compile(rf"({CHECKPOINT_PREFIX}\d{{8,}})\..+")
 _WRITING = ".writing-"
 # Why a file system does not read for a while; TensorFlow wraps these into longer sentences.
 _FAILURES = tuple(map(os.strerror, (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENOTCONN)))
@@ -33,12 +34,12 @@ class Choice(NamedTuple):
 
 def prefix_of(workdir: str, step: int) -> str:
     """The prefix of the checkpoint after `step` steps."""
-    return os.path.join(checkpoint_folder(workdir), f"ckpt-{step:08d}")
+    return os.path.join(checkpoint_folder(workdir), f"{CHECKPOINT_PREFIX}{step:08d}")
 
 
 def step_of(prefix: str) -> int:
     """The completed steps of a checkpoint."""
-    return int(os.path.basename(prefix).removeprefix("ckpt-"))
+    return int(os.path.basename(prefix).removeprefix(CHECKPOINT_PREFIX))
 
 
 def writing_folder(workdir: str, step: int) -> str:

@@ -8,13 +8,14 @@ import sys
 from typing import Any, Callable
 
 from instcls_tf.errors import UserError, shown
+from instcls_tf.workdir_files import METRICS_NAME
 
 _MOST_STEPS = 2**63
 
 
 def metrics_path(workdir: str) -> str:
     """Where a run keeps what it logs."""
-    return os.path.join(workdir, "metrics.jsonl")
+    return os.path.join(workdir, METRICS_NAME)
 
 
 def read_metrics(workdir: str) -> list[dict[str, float]]:

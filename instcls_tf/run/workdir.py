@@ -10,8 +10,20 @@ from collections.abc import Callable
 from typing import Any
 
 from instcls_tf import files, flagfiles
-from instcls_tf.config import INSTANCE, RUN_FLAGS_NAME, PretrainConfig
+from instcls_tf.config import INSTANCE, PretrainConfig
 from instcls_tf.errors import UserError
+from instcls_tf.workdir_files import (
+    BAD_FILES_NAME,
+    CHECKPOINT_PREFIX,
+    CHECKPOINTS_NAME,
+    CONTENTS_NAME,
+    MANIFEST_NAME,
+    METRICS_NAME,
+    PAGE_NAME,
+    RECORD_NAME,
+    RUN_FLAGS_NAME,
+    STARTING_WEIGHTS_NAME,
+)
 
 # What may differ between a run and its continuation; everything else is the run's recipe.
 NOT_RECIPE = (
@@ -35,16 +47,13 @@ _FOLLOWED = ("extend_epochs", "max_steps", "data_dir")
 # Marks the line of a run.flags with the run's id: a comment, so that the file is a flagfile still.
 _RUN_ID = "# run "
 # What a run leaves that would be taken for its successor's.
-_OF_THE_RUN = ("manifest.tsv", "contents.npy", "bad_files.txt")
+_OF_THE_RUN = (MANIFEST_NAME, CONTENTS_NAME, BAD_FILES_NAME)
 # What a run replaces besides, once it has begun: where none has, they are another program's.
-_REPLACED = (*_OF_THE_RUN, "metrics.jsonl", "start.safetensors")
+_REPLACED = (*_OF_THE_RUN, METRICS_NAME, STARTING_WEIGHTS_NAME)
 # What commands leave in a workdir: their results, and in which order these are told.
 RESULTS = ("report", "knn_eval", "linear_eval", "finetune", "detect", "similarity", "correlation")
 # And what would be shown as its successor's; it may be a user's where no run has begun.
-_RESULTS = ("start.safetensors", "report.html", *(f"{name}.json" for name in RESULTS))
-# The folder in a workdir that holds the checkpoints of its run, and the file there that names the newest: the last one
-# that a save writes.
-CHECKPOINTS_NAME, RECORD_NAME = "checkpoints", "checkpoint"
+_RESULTS = (STARTING_WEIGHTS_NAME, PAGE_NAME, *(f"{name}.json" for name in RESULTS))
 # The last line that a run.flags had for certain before files ended with a mark.
 _ONCE_LAST = "checkpoint_every"
 
@@ -69,7 +78,7 @@ def has_checkpoints(workdir: str) -> bool:
     """
     names = files.names_in(checkpoint_folder(workdir))
     ends = ("",) if RECORD_NAME in names else (".index", ".json")
-    return any(name.startswith("ckpt-") and name.endswith(ends) for name in names)
+    return any(name.startswith(CHECKPOINT_PREFIX) and name.endswith(ends) for name in names)
 
 
 def begin_run(config: PretrainConfig) -> None:

@@ -21,7 +21,7 @@ from instcls_tf.errors import UserError, shown
 from instcls_tf.files import refuse_unwritable
 from instcls_tf.progress import Progress
 from instcls_tf.report.answer import Answer, Picture
-from instcls_tf.run.metrics import read_metrics
+from instcls_tf.run.metrics import metrics_path, read_metrics
 from instcls_tf.run.workdir import has_checkpoints, load_run, run_flags_path
 from instcls_tf.sweep import calibration, picture, summary
 from instcls_tf.sweep.beside import keep_side_by_side
@@ -218,7 +218,7 @@ class _Sweep:
             self._refuse_failed(ended)
             with open(os.path.join(trial.folder, "knn_eval.json"), encoding="utf-8") as file:
                 accuracy = json.load(file)
-        lines = read_metrics(trial.folder) if os.path.exists(os.path.join(trial.folder, "metrics.jsonl")) else []
+        lines = read_metrics(trial.folder) if os.path.exists(metrics_path(trial.folder)) else []
         # Features of one evaluation, as large as a small dataset.
         shutil.rmtree(os.path.join(trial.folder, "features"), ignore_errors=True)
         return {

@@ -5,9 +5,10 @@ import re
 import numpy as np
 import pytest
 
-from instcls_tf.data.bad_files import BAD_FILES_NAME, BadFiles
+from instcls_tf.data.bad_files import BadFiles
 from instcls_tf.data.sources import DigitsSource
 from instcls_tf.errors import UserError
+from instcls_tf.workdir_files import BAD_FILES_NAME
 
 
 def test_a_pass_over_the_images_is_checked_now_and_then_and_at_its_end():

@@ -24,7 +24,18 @@ LEVELS = (
     ("methods",),
     ("classifier", "data", "run"),
     ("distributed", "encoder"),
-    ("checks", "compiler", "config", "errors", "files", "flagfiles", "optimizer", "progress", "stamps"),
+    (
+        "checks",
+        "compiler",
+        "config",
+        "errors",
+        "files",
+        "flagfiles",
+        "optimizer",
+        "progress",
+        "stamps",
+        "workdir_files",
+    ),
 )
 SIDEWAYS = {
     ("benchmark", "gallery"),  # of synthetic images

@@ -25,6 +25,7 @@ from instcls_tf.run.workdir import (
     run_id,
     same_dataset,
 )
+from instcls_tf.workdir_files import BAD_FILES_NAME, CONTENTS_NAME, MANIFEST_NAME, METRICS_NAME, STARTING_WEIGHTS_NAME
 from tests.commands import ROOT
 from tests.recipes import CHANGED, VALID
 
@@ -305,7 +306,7 @@ def test_each_run_has_an_id(tmp_path):
     assert run_id(str(tmp_path)) == "", "an earlier version's"
 
 
-OF_THE_RUN = ("manifest.tsv", "contents.npy", "bad_files.txt")
+OF_THE_RUN = (MANIFEST_NAME, CONTENTS_NAME, BAD_FILES_NAME)
 
 
 def test_a_new_run_does_not_take_the_ids_of_the_one_before(tmp_path):
@@ -322,7 +323,7 @@ def test_a_new_run_does_not_take_the_ids_of_the_one_before(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run.flags"]
 
 
-@pytest.mark.parametrize("name", [*OF_THE_RUN, "metrics.jsonl", "start.safetensors"])
+@pytest.mark.parametrize("name", [*OF_THE_RUN, METRICS_NAME, STARTING_WEIGHTS_NAME])
 def test_files_of_another_program_are_left_alone(tmp_path, name):
     """A run would remove or overwrite what bears the name of a file of its own."""
     (tmp_path / name).write_text('{"step": 1, "loss": 0.5}\n')

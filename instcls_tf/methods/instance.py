@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from instcls_tf.classifier.expected_loss import expected_losses
 from instcls_tf.classifier.hard_negatives import HardNegatives
 from instcls_tf.classifier.output import LossOutput, Move
 from instcls_tf.classifier.sharded_classifier import ShardedClassifier
@@ -13,7 +14,6 @@ from instcls_tf.config import PretrainConfig
 from instcls_tf.methods.class_tables import scales_key
 from instcls_tf.methods.method import Learn, Output, StepBatch, learn_from_all_views
 from instcls_tf.methods.nt_xent import nt_xent
-from instcls_tf.run.expected_loss import expected_losses
 from instcls_tf.run.parts import Slices
 
 # Of the class weights in a checkpoint; the name is that of the first runs.

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from instcls_tf import stamps
+from instcls_tf.classifier.expected_loss import expected_losses, unexpected
 from instcls_tf.classifier.hard_negatives import Refresh
 from instcls_tf.classifier.output import LossOutput
 from instcls_tf.config import INSTANCE, MIXED_FLOAT16
@@ -19,7 +20,6 @@ from instcls_tf.evaluation.online_knn import OnlineKnn
 from instcls_tf.pretraining.forecast import Forecast
 from instcls_tf.pretraining.steps import Steps
 from instcls_tf.progress import Progress
-from instcls_tf.run.expected_loss import expected_losses, unexpected
 from instcls_tf.run.log import MetricsLog, RunClock, StepTimer
 
 # Images of the first batch whose views TensorBoard shows.

@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from instcls_tf import files
+from instcls_tf.classifier.expected_loss import expected_losses
 from instcls_tf.config import INSTANCE, PretrainConfig
 from instcls_tf.data.source import Source
 from instcls_tf.data.sources import open_training_source
@@ -29,7 +30,6 @@ from instcls_tf.errors import UserError, shown
 from instcls_tf.report import page_style
 from instcls_tf.report.answer import Picture
 from instcls_tf.report.charts import Line, Mark, chart
-from instcls_tf.run.expected_loss import expected_losses
 from instcls_tf.run.metrics import metrics_path, read_metrics
 from instcls_tf.run.workdir import RESULTS, has_checkpoints, load_run, run_flags_path
 from instcls_tf.workdir_files import PAGE_NAME

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from instcls_tf.classifier.expected_loss import expected_losses
 from instcls_tf.config import INSTANCE, PretrainConfig
 from instcls_tf.report.figures import add_legend, new_figure, save_figure
-from instcls_tf.run.expected_loss import expected_losses
 from instcls_tf.run.metrics import metrics_path, read_metrics
 
 
@@ -34,7 +34,7 @@ def draw_run(
     Args:
       path: the file.
       curves: metrics by the name of a run.
-      config: the recipe, for the two marks of `run.expected_loss`.
+      config: the recipe, for the two marks of `classifier.expected_loss`.
       num_instances: N.
       queries: `[Q, S, S, 3]` uint8.
       neighbours: `[Q, K, S, S, 3]` uint8, the nearest first.

@@ -333,7 +333,7 @@ def test_warmup_is_a_tenth_of_the_run_at_most(epochs, warmup, effective):
 
 
 def test_config_does_not_import_tensorflow():
-    modules = "instcls_tf.config, instcls_tf.distributed.launcher, instcls_tf.run.expected_loss"
+    modules = "instcls_tf.config, instcls_tf.distributed.launcher, instcls_tf.classifier.expected_loss"
     program = f"import sys, {modules}; print(*sys.modules)"
     modules = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
+from instcls_tf.classifier import expected_loss
 from instcls_tf.config import PretrainConfig
-from instcls_tf.run import expected_loss
 from tests import reference
 
 

@@ -20,7 +20,7 @@ from instcls_tf.errors import shown, some_of
 from instcls_tf.evaluation.online_knn import OnlineKnn
 from instcls_tf.initial.start import keep_starting_weights
 from instcls_tf.methods.simclr import SimCLR
-from instcls_tf.pretraining import advice, agreement, finite, growth, opening, preflight, starting
+from instcls_tf.pretraining import advice, agreement, finite, growth, judging, opening, preflight, starting
 from instcls_tf.pretraining.activations import groups_of
 from instcls_tf.pretraining.reporter import EpochReporter
 from instcls_tf.pretraining.state import make_run, make_schedule
@@ -201,7 +201,7 @@ def _pretrain(
         f" python -m scripts.report --workdir={shown(config.workdir)} does it"
     )
     if config.report and first_step < steps.end == steps.total:
-        starting.report_help(config, progress)
+        judging.report_help(config, progress)
     return reporter.metrics
 
 

@@ -1,4 +1,4 @@
-"""The start of a run, and the run against it: `--init`, the gap of its prior, the gauges, and the table at the end."""
+"""The start of a run: `--init`, the gap of its prior, and the gauges that hold the run against it."""
 
 from __future__ import annotations
 
@@ -8,24 +8,19 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from instcls_tf import files
 from instcls_tf.classifier.sharded_classifier import ShardedClassifier
 from instcls_tf.config import RANDOM, RAW_BATCH_BN, PretrainConfig
 from instcls_tf.data.source import Source
 from instcls_tf.distributed import collectives, workers
-from instcls_tf.errors import UserError, reason_of, shown
-from instcls_tf.evaluation.against_start import WORSE, judge_run
+from instcls_tf.errors import UserError, shown
 from instcls_tf.evaluation.online_gauge import OnlineGauge, start_in
 from instcls_tf.evaluation.similarity import gap_of_weights
 from instcls_tf.initial.start import initialize_encoder, load_starting_encoder
 from instcls_tf.progress import Progress
-from instcls_tf.run import signals
 from instcls_tf.run.metrics import metrics_path, read_metrics
 
 # Instances whose views the gap is measured with.
 _GAP_INSTANCES = 1000
-REPORT_NAME = "report.json"
-NOT_JUDGED = "the run is finished, but not judged"
 
 
 def initializer(config: PretrainConfig, begins: bool, progress: Progress) -> Callable[[tf.keras.Model], None]:
@@ -90,28 +85,3 @@ def _kept_start(config: PretrainConfig, progress: Progress) -> tf.keras.Model | 
     if problem:
         progress.say(f"the gauges have no start to be held against: {problem}")
     return None if problem else encoder
-
-
-def report_help(config: PretrainConfig, progress: Progress) -> None:
-    """Prints and keeps how the finished run stands against its start; all workers together.
-
-    Nothing that goes wrong with it is a reason to fail a run that is done. A worker that fails alone says so and goes
-    on to its end; the others cannot get an answer from it any more, and come out of their wait when it has left. If a
-    worker was asked to stop in the last step, nobody begins.
-    """
-    if workers.total([signals.received() is not None], "stop_judging")[0] > 0:
-        progress.say(f"{NOT_JUDGED}: a signal came; python -m scripts.report does it")
-        return
-    try:
-        found = judge_run(config.workdir, config.data_dir)
-        if collectives.rank() == 0:
-            files.write(os.path.join(config.workdir, REPORT_NAME), files.json_of(found.result()).encode())
-    except Exception as error:
-        rank = collectives.rank()
-        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {reason_of(error)}"
-        Progress(visible=True).say(f"{f'rank {rank}: ' if rank else ''}warning: {NOT_JUDGED}: {reason}")
-        return
-    *table, last = found.text().splitlines()
-    is_worse = found.verdict() == WORSE
-    for line in (*table, f"warning: {last}" if is_worse else last):
-        progress.say(line)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from instcls_tf.config import PretrainConfig
-from instcls_tf.pretraining import starting
+from instcls_tf.pretraining import judging
 from instcls_tf.progress import Progress
 
 # Without TensorFlow, in a process of its own, which a signal may end.
@@ -36,14 +36,14 @@ def test_a_judgement_that_fails_is_a_warning(tmp_path, monkeypatch, capsys, erro
     def fail(*arguments):
         raise error
 
-    monkeypatch.setattr(starting, "judge_run", fail)
-    starting.report_help(PretrainConfig(workdir=str(tmp_path)), Progress(visible=True))
+    monkeypatch.setattr(judging, "judge_run", fail)
+    judging.report_help(PretrainConfig(workdir=str(tmp_path)), Progress(visible=True))
     reason = f"{type(error).__name__}: {error}".replace("\n", " ")
     assert capsys.readouterr().err == f"warning: the run is finished, but not judged: {reason}\n"
 
 
 def test_what_was_asked_to_stop_in_its_last_step_is_not_judged(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(starting.signals, "_received", "SIGTERM")
-    monkeypatch.setattr(starting, "judge_run", lambda *arguments: pytest.fail("has begun"))
-    starting.report_help(PretrainConfig(workdir=str(tmp_path)), Progress(visible=True))
+    monkeypatch.setattr(judging.signals, "_received", "SIGTERM")
+    monkeypatch.setattr(judging, "judge_run", lambda *arguments: pytest.fail("has begun"))
+    judging.report_help(PretrainConfig(workdir=str(tmp_path)), Progress(visible=True))
     assert "a signal came; python -m scripts.report does it" in capsys.readouterr().err

@@ -41,7 +41,7 @@ def one_of(settings: object, name: str, choices: tuple[str, ...]) -> None:
     require(settings, name, getattr(settings, name) in choices, "one of " + ", ".join(choices))
 
 
-def writable_on_gpu(settings: object, otherwise: str = "") -> None:
+def refuse_int8_on_gpu(settings: object, otherwise: str = "") -> None:
     """Refuses what TensorFlow has no operations for on a GPU: to write rows of class weights or momentum in int8.
 
     Args:
@@ -87,7 +87,7 @@ def check_seed(settings: object) -> None:
     require(settings, "seed", 0 <= getattr(settings, "seed") < 2**31, "0 or more and below 2147483648")  # noqa: B009
 
 
-def a_group_each(settings: Any, num_workers: int) -> None:
+def refuse_workers_without_group(settings: Any, num_workers: int) -> None:
     """Refuses a `micro_batch` of which a batch has fewer than there are workers; see `require_value`."""
     if num_workers > 1:
         largest = -(-settings.batch_size // (num_workers - 1)) - 1
@@ -96,7 +96,7 @@ def a_group_each(settings: Any, num_workers: int) -> None:
         require(settings, "micro_batch", settings.micro_batch <= largest, wanted)
 
 
-def sampled_alone(settings: Any) -> None:
+def check_sampled_classes(settings: Any) -> None:
     """Refuses `sampled_classes` together with what cannot be computed from a sample.
 
     Raises:
@@ -111,7 +111,7 @@ def sampled_alone(settings: Any) -> None:
         require(settings, "class_passes", settings.class_passes != "xla", "auto or operations with --sampled_classes")
 
 
-def left_out(settings: Any, names: tuple[str, ...], why: str) -> None:
+def refuse_given(settings: Any, names: tuple[str, ...], why: str) -> None:
     """Refuses settings, fields of a dataclass, that are not their defaults.
 
     Raises:
@@ -122,7 +122,7 @@ def left_out(settings: Any, names: tuple[str, ...], why: str) -> None:
             raise UserError(f"--{field.name}={getattr(settings, field.name)}: {why}")
 
 
-def without_effect(settings: Any, begins: bool) -> None:
+def refuse_without_effect(settings: Any, begins: bool) -> None:
     """Refuses settings of a `PretrainConfig` that another one leaves without any effect.
 
     Args:
@@ -133,19 +133,21 @@ def without_effect(settings: Any, begins: bool) -> None:
       UserError: names both settings.
     """
     why = "takes the contrastive prior again, but --classifier_init=random has none"
-    left_out(settings, ("prior_every",) if settings.classifier_init == "random" else (), why)
+    refuse_given(settings, ("prior_every",) if settings.classifier_init == "random" else (), why)
     if not begins:
         return
     if settings.dataset == "digits" or settings.dataset.startswith(("folder:", "records:")):
-        left_out(settings, ("tfds_split",), f"is of TFDS datasets, --dataset={shown(settings.dataset)} is none")
+        refuse_given(settings, ("tfds_split",), f"is of TFDS datasets, --dataset={shown(settings.dataset)} is none")
     if settings.method == "diet" and settings.diet_optimizer == "adamw":
-        left_out(settings, ("class_momentum",), "is of SGD, add --diet_optimizer=sgd: adamw has averages of its own")
+        refuse_given(
+            settings, ("class_momentum",), "is of SGD, add --diet_optimizer=sgd: adamw has averages of its own"
+        )
     if settings.pic_window == 0:
-        left_out(settings, ("pic_stride",), "is of a window that slides, --pic_window=0 has none")
+        refuse_given(settings, ("pic_stride",), "is of a window that slides, --pic_window=0 has none")
 
 
-def within_epochs(settings: Any, begins: bool) -> None:
-    """Refuses a `contrast_epochs` or `prior_every` after which no epoch comes; the latter as `without_effect`."""
+def refuse_beyond_epochs(settings: Any, begins: bool) -> None:
+    """Refuses a `contrast_epochs` or `prior_every` after which no epoch comes, the latter when a run begins."""
     wanted = f"below --epochs={settings.epochs}, the instance classification follows"
     require(settings, "contrast_epochs", settings.contrast_epochs < settings.epochs, wanted)
     epochs = settings.all_epochs - settings.contrast_epochs
@@ -153,7 +155,7 @@ def within_epochs(settings: Any, begins: bool) -> None:
     require(settings, "prior_every", fits, f"below the {epochs} epoch(s) of the classification, or 0 for one prior")
 
 
-def starts_from_elsewhere(settings: Any) -> None:
+def check_start(settings: Any) -> None:
     """Refuses an `init` or `extend_from` that is the run's own `workdir`, or that another setting would undo.
 
     Raises:

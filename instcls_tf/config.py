@@ -10,18 +10,18 @@ from typing import Any
 
 from instcls_tf import flagfiles
 from instcls_tf.checks import (
-    a_group_each,
     above_zero,
     background_colour,
+    check_sampled_classes,
     check_seed,
-    left_out,
+    check_start,
     one_of,
     path_for_tensorflow,
+    refuse_beyond_epochs,
+    refuse_given,
+    refuse_without_effect,
+    refuse_workers_without_group,
     require,
-    sampled_alone,
-    starts_from_elsewhere,
-    within_epochs,
-    without_effect,
     zero_or_more,
     zero_to_below_one,
 )
@@ -226,9 +226,9 @@ class PretrainConfig:
         for name in ("blur_probability", "max_bad_fraction"):
             require(self, name, 0 <= getattr(self, name) <= 1, "0 to 1")
         require(self, "batch_size", self.batch_size >= num_workers, f"at least the {num_workers} workers")
-        a_group_each(self, num_workers)
+        refuse_workers_without_group(self, num_workers)
         require(self, "hard_negatives", self.hard_negatives >= 1 or self.smoothing == 0, "at least 1, or --smoothing=0")
-        sampled_alone(self)
+        check_sampled_classes(self)
         self._validate_method(begins)
 
     def _validate_method(self, begins: bool) -> None:
@@ -237,14 +237,14 @@ class PretrainConfig:
             value = getattr(self, name)
             require(self, name, value is None or value >= least, f"at least {least}")
         if not self.exposures:
-            within_epochs(self, begins)
+            refuse_beyond_epochs(self, begins)
         for method, names in _OWN.items():
             if method != self.method and (begins or method == INSTANCE):
-                left_out(self, names, f"is of --method={method}, --method={self.method} has nothing of the kind")
+                refuse_given(self, names, f"is of --method={method}, --method={self.method} has nothing of the kind")
         if self.method in _WITHOUT_CLASS_WEIGHTS and begins:
-            left_out(self, _OF_CLASS_WEIGHTS, f"is of class weights, --method={self.method} has none")
-        starts_from_elsewhere(self)
-        without_effect(self, begins)
+            refuse_given(self, _OF_CLASS_WEIGHTS, f"is of class weights, --method={self.method} has none")
+        check_start(self)
+        refuse_without_effect(self, begins)
         if self.method == MOCO_V2:
             require(self, "views", self.views == 2, "2 with --method=moco_v2, a query and its key")
         if self.method == DIET:
@@ -263,7 +263,7 @@ class PretrainConfig:
             raise UserError(
                 f"--dataset={self.dataset}: has {num_instances} instances, must be at least the {num_workers} workers"
             )
-        within_epochs(self.for_instances(num_instances), begins)
+        refuse_beyond_epochs(self.for_instances(num_instances), begins)
         of_dataset = f"the number of instances of --dataset={self.dataset}, {num_instances}"
         instances = f"--{flag}={num_instances}" if flag else of_dataset
         if self.smoothing and self.method == INSTANCE:

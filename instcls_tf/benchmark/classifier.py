@@ -29,7 +29,7 @@ from instcls_tf.benchmark.data_parallel import DataParallelClassifier
 from instcls_tf.benchmark.other_workers import OtherWorkers
 from instcls_tf.benchmark.sizes import WARM_UP_INSTANCES, ClassifierBenchmark, misfit
 from instcls_tf.benchmark.timing import seconds_of, slowest
-from instcls_tf.checks import writable_on_gpu
+from instcls_tf.checks import refuse_int8_on_gpu
 from instcls_tf.classifier.choice import passes_of
 from instcls_tf.classifier.kernels import passes
 from instcls_tf.classifier.labels import ListsOfRows
@@ -68,7 +68,7 @@ def measure_classifier(settings: ClassifierBenchmark) -> Answer:
     workers.start()
     settings.validate(collectives.size())
     if tf.config.list_physical_devices("GPU"):
-        writable_on_gpu(settings)
+        refuse_int8_on_gpu(settings)
     num_workers = settings.workers_of(collectives.size())
     # What any first step brings along (libraries, buffers of Horovod) is no memory of the classifier.
     small = dataclasses.replace(settings, num_instances=min(settings.num_instances, WARM_UP_INSTANCES))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import Callable, NamedTuple
 
-from instcls_tf.checks import require_value, writable_on_gpu
+from instcls_tf.checks import refuse_int8_on_gpu, require_value
 from instcls_tf.classifier.shift import needs_shift
 from instcls_tf.classifier.tiles import FLOAT_BYTES
 from instcls_tf.config import FLOAT32, NEVER, RANDOM, RAW_RUNNING_BN, PretrainConfig
@@ -245,7 +245,7 @@ def _wire_of_the_prior(config: PretrainConfig, num_instances: int, num_workers: 
 def check_device(config: PretrainConfig, device: str) -> None:
     """Raises UserError if the device cannot do what the recipe asks for."""
     if device == GPU:
-        writable_on_gpu(config, otherwise=f"--device={CPU}")
+        refuse_int8_on_gpu(config, otherwise=f"--device={CPU}")
 
 
 def check(num_instances: int | None, num_workers: int, memory_limit: float, device: str) -> None:

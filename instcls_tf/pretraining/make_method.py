@@ -7,7 +7,7 @@ from typing import Callable
 import tensorflow as tf
 
 from instcls_tf import config as recipe
-from instcls_tf.checks import writable_on_gpu
+from instcls_tf.checks import refuse_int8_on_gpu
 from instcls_tf.classifier.choice import passes_of
 from instcls_tf.classifier.hard_negatives import HardNegatives
 from instcls_tf.classifier.sharded_classifier import ShardedClassifier
@@ -39,7 +39,7 @@ def make_method(config: PretrainConfig, num_instances: int, encoder: tf.keras.Mo
 def _instance(config: PretrainConfig, num_instances: int, encoder: tf.keras.Model) -> Method:
     del encoder
     if tf.config.list_physical_devices("GPU"):
-        writable_on_gpu(config)
+        refuse_int8_on_gpu(config)
     classifier = ShardedClassifier(
         num_instances,
         config.embedding_size,

@@ -35,6 +35,7 @@ import tensorflow as tf
 
 from instcls_tf.benchmark import fitting
 from instcls_tf.benchmark.encoder import GRADIENT, LEARNING_RATE, encoder_step
+from instcls_tf.benchmark.sizes import SYNTHETIC
 from instcls_tf.benchmark.timing import seconds_of
 from instcls_tf.classifier.choice import passes_of
 from instcls_tf.classifier.labels import ListsOfRows
@@ -50,8 +51,8 @@ from instcls_tf.distributed import collectives, cores, workers
 from instcls_tf.encoder import networks
 from instcls_tf.encoder.bn_groups import Groups
 from instcls_tf.optimizer import WarmupCosine
-from instcls_tf.plan import classifier_bytes
-from instcls_tf.plan.planner import CPU, less_memory, make_plan
+from instcls_tf.plan import classifier_bytes, planner
+from instcls_tf.plan.planner import CPU, make_plan
 from instcls_tf.pretraining.activations import groups_of
 from instcls_tf.pretraining.state import Run, make_run
 from instcls_tf.pretraining.train_step import make_train_step
@@ -124,10 +125,16 @@ def planned_memory(config: PretrainConfig, num_instances: int) -> dict[str, int]
     return make_plan(config, num_instances, collectives.size(), device=CPU, threads=threads).memory
 
 
+def less_memory(config: PretrainConfig, num_instances: int, memory: dict[str, int]) -> str:
+    """What takes less than `planned_memory` has found; see `planner.less_memory`."""
+    of_images = config.dataset != SYNTHETIC
+    return planner.less_memory(config, num_instances, collectives.size(), memory, of_images=of_images)
+
+
 def refuse_misfit(subject: str, config: PretrainConfig, num_instances: int) -> None:
     """Refuses a step that does not fit; all workers together, see `fitting.refuse`."""
     memory = planned_memory(config, num_instances)
-    fitting.refuse(subject, sum(memory.values()), less_memory(memory))
+    fitting.refuse(subject, sum(memory.values()), less_memory(config, num_instances, memory))
 
 
 def _make_run(config: PretrainConfig, num_instances: int) -> Run:

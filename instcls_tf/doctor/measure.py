@@ -11,13 +11,12 @@ import tensorflow as tf
 
 from instcls_tf.benchmark import fitting
 from instcls_tf.benchmark.input import decoding_rate
-from instcls_tf.benchmark.step import measure_parts, planned_memory
+from instcls_tf.benchmark.step import less_memory, measure_parts, planned_memory
 from instcls_tf.benchmark.timing import seconds_of
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.source import Source
 from instcls_tf.distributed import collectives, workers
 from instcls_tf.errors import UserError, shown
-from instcls_tf.plan.planner import less_memory
 from instcls_tf.pretraining import agreement
 
 _ROUNDS = 5
@@ -79,7 +78,7 @@ def _gather_of(size: int) -> Callable[[], object]:
 def fit_of(config: PretrainConfig, num_instances: int) -> tuple[fitting.Fit, str]:
     """Whether a step of these flags fits into the memory that is free, and what would take less."""
     memory = planned_memory(config, num_instances)
-    return fitting.look(sum(memory.values())), less_memory(memory)
+    return fitting.look(sum(memory.values())), less_memory(config, num_instances, memory)
 
 
 def step_of(config: PretrainConfig, num_instances: int) -> dict[str, float | None]:

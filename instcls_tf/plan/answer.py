@@ -84,7 +84,7 @@ def plan_run(
         most = _gigabytes(answer["most_cache_bytes"])
         text += f"\nNot in it: --cache=ram, at most about {most} GB on each machine, of images up to 16:9"
     if source is not None:
-        _refuse_too_large_for_one(config, num_instances, measure_seconds)
+        _refuse_too_large_for_one(config, num_instances, source, measure_seconds)
         found = measured.measure_hours(config, num_instances, source, measure_seconds)
         answer["measured"] = measured.result_of(found)
         text += f"\n\n{measured.text_of(found, measure_seconds)}"
@@ -102,17 +102,20 @@ def most_cache_bytes(config: PretrainConfig, num_instances: int) -> int:
     return 3 * num_instances * max(limits.pixels, math.ceil(limits.side**2 * _LONGEST))
 
 
-def _refuse_too_large_for_one(config: PretrainConfig, num_instances: int, measure_seconds: float) -> None:
+def _refuse_too_large_for_one(
+    config: PretrainConfig, num_instances: int, source: Source, measure_seconds: float
+) -> None:
     """Steps are timed in one process, which has all classes."""
     threads = cores.threads_of_worker(1)
     plan = planner.make_plan(config, num_instances, 1, device=planner.CPU, threads=threads)
     needed = plan.peak_bytes
     free = free_bytes()
     if free is not None and needed > free:
+        of_images = num_instances == source.num_instances
+        less = planner.less_memory(config, num_instances, 1, plan.memory, machines=False, of_images=of_images)
         raise UserError(
             f"--measure_seconds={measure_seconds:g}: times steps in one process, which would need"
-            f" {_gigabytes(needed)} GB of {_gigabytes(free)} GB free: leave it out, or give"
-            f" {planner.less_memory(plan.memory, machines=False)}"
+            f" {_gigabytes(needed)} GB of {_gigabytes(free)} GB free: leave it out, or give {less}"
         )
 
 

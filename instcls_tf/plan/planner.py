@@ -14,7 +14,7 @@ from typing import Callable, NamedTuple
 from instcls_tf.checks import refuse_int8_on_gpu, require_value
 from instcls_tf.classifier.shift import needs_shift
 from instcls_tf.classifier.tiles import FLOAT_BYTES
-from instcls_tf.config import FLOAT32, NEVER, RANDOM, RAW_RUNNING_BN, PretrainConfig
+from instcls_tf.config import AUTO, BFLOAT16, FLOAT32, NEVER, RANDOM, RAW_RUNNING_BN, PretrainConfig
 from instcls_tf.distributed import partition
 from instcls_tf.encoder.sizes import sizes_of
 from instcls_tf.errors import UserError
@@ -174,19 +174,39 @@ def _checkpoint_bytes(config: PretrainConfig, num_instances: int) -> int:
     return classes + (2 * sizes.parameters + sizes.statistics) * _FLOAT
 
 
-def less_memory(memory: dict[str, int], machines: bool = True) -> str:
+def less_memory(
+    config: PretrainConfig,
+    num_instances: int,
+    num_workers: int,
+    memory: dict[str, int],
+    *,
+    machines: bool = True,
+    of_images: bool = False,
+) -> str:
     """What to take where a worker's parts do not fit: less of the largest.
 
     Args:
+      config: the recipe.
+      num_instances: N.
+      num_workers: T.
       memory: bytes by part, as in `Plan`.
       machines: whether more of them are to be had.
+      of_images: whether N is the number of images that are there, and no flag says it.
     """
     sizes = {flags: sum(memory.get(part, 0) for part in parts) for flags, parts in _SMALLER.items()}
     flags = max(sizes, key=lambda name: sizes[name])
     if sizes[flags] <= sum(memory.values()) - sum(sizes.values()):
-        return "a smaller --num_instances" + (" or more machines" if machines else "")
+        narrower = [f"--class_weights_dtype={BFLOAT16}"] if of_images and config.class_weights_dtype == FLOAT32 else []
+        fewer = "fewer images" if of_images else "a smaller --num_instances"
+        *first, last = [fewer, *narrower, *(["more machines"] if machines else [])]
+        return f"{', '.join(first)} or {last}" if first else last
     largest = max(_SMALLER[flags], key=lambda part: memory.get(part, 0))
-    return f"a smaller {flags}, the largest part is {largest}"
+    wanted = f"a smaller {flags}"
+    if largest == _ACTIVATIONS and config.recompute == NEVER:  # of all of a worker's instances
+        wanted = "a smaller --batch_size, --image_size or --encoder"
+        if batch_of(config, num_instances, num_workers).local_instances > config.micro_batch:
+            wanted = f"--recompute={AUTO}, or {wanted}"
+    return f"{wanted}, the largest part is {largest}"
 
 
 def batch_of(config: PretrainConfig, num_instances: int, num_workers: int) -> Batch:

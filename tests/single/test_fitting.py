@@ -121,6 +121,17 @@ def test_activations_that_do_not_fit(free, subject):
     assert not fit.holds and f"wanted {less}" == wanted
 
 
+def test_classes_of_real_images_that_do_not_fit(free):
+    """No flag says how many these are."""
+    config = PLANNED.replace(dataset="folder:/data/photos")
+    free(10**7)
+    wanted = "fewer images, --class_weights_dtype=bfloat16 or more machines"
+    with pytest.raises(UserError, match=f"^benchmark step: {MISFIT} for a worker, wanted {wanted}$"):
+        step.refuse_misfit("step", config, 10**8)
+    fit, less = measure.fit_of(config, 10**8)
+    assert not fit.holds and less == wanted
+
+
 def test_faiss_that_does_not_fit(monkeypatch):
     left = iter([10**12, 10**6])  # what is free before either search
     monkeypatch.setattr(fitting, "free_bytes", lambda: next(left))

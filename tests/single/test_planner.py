@@ -177,6 +177,10 @@ def test_the_largest_share_of_a_batch(num_instances, workers):
     assert (batch.instances, batch.rows) == (min(512, num_instances), 2 * min(512, num_instances))
 
 
+def memory_of(config: PretrainConfig, num_instances: int) -> dict[str, int]:
+    return planner.make_plan(config, num_instances, 2, device="cpu").memory
+
+
 @pytest.mark.parametrize(
     ("change", "num_instances", "wanted"),
     [
@@ -201,9 +205,62 @@ def test_the_largest_share_of_a_batch(num_instances, workers):
     ],
 )
 def test_what_takes_less_memory(change, num_instances, wanted):
-    memory = planner.make_plan(TINY.replace(**change), num_instances, 2, device="cpu").memory
-    assert planner.less_memory(memory) == wanted
-    assert planner.less_memory(memory, machines=False) == wanted.removesuffix(" or more machines")
+    config = TINY.replace(**change)
+    memory = memory_of(config, num_instances)
+    assert planner.less_memory(config, num_instances, 2, memory) == wanted
+    alone = planner.less_memory(config, num_instances, 2, memory, machines=False)
+    assert alone == wanted.removesuffix(" or more machines")
+
+
+@pytest.mark.parametrize(
+    ("change", "machines", "wanted"),
+    [
+        ({}, True, "fewer images, --class_weights_dtype=bfloat16 or more machines"),
+        ({}, False, "fewer images or --class_weights_dtype=bfloat16"),
+        ({"class_weights_dtype": "bfloat16"}, True, "fewer images or more machines"),
+        ({"class_weights_dtype": "bfloat16"}, False, "fewer images"),
+    ],
+)
+def test_fewer_of_the_images_that_are_there(change, machines, wanted):
+    """Whose number no flag says."""
+    config, count = TINY.replace(**change), 10**8
+    memory = memory_of(config, count)
+    assert planner.less_memory(config, count, 2, memory, machines=machines, of_images=True) == wanted
+    narrower = memory_of(config.replace(class_weights_dtype="bfloat16"), count)
+    assert (sum(narrower.values()) < sum(memory.values())) == ("dtype" in wanted)
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted", "smaller"),
+    [
+        (
+            {"recompute": "auto", "micro_batch": 64},
+            "a smaller --micro_batch, --image_size or --encoder",
+            {"micro_batch": 32, "image_size": 256},
+        ),
+        (
+            {"recompute": "never", "micro_batch": 32},
+            "--recompute=auto, or a smaller --batch_size, --image_size or --encoder",
+            {"recompute": "auto", "batch_size": 32, "image_size": 256},
+        ),
+        (
+            {"recompute": "never", "micro_batch": 64},
+            "a smaller --batch_size, --image_size or --encoder",
+            {"batch_size": 32, "image_size": 256},
+        ),
+    ],
+)
+def test_what_is_named_makes_the_activations_smaller(change, wanted, smaller):
+    config = TINY.replace(encoder="resnet50", image_size=512, batch_size=128, **change)
+    activations = memory_of(config, 1000)["activations"]
+    said = planner.less_memory(config, 1000, 2, memory_of(config, 1000))
+    assert said == f"{wanted}, the largest part is activations"
+    for name, value in {**smaller, "encoder": "resnet18"}.items():
+        assert f"--{name}" in said
+        assert memory_of(config.replace(**{name: value}), 1000)["activations"] < activations, name
+    others = {"micro_batch": config.micro_batch // 2, "recompute": "auto"}.items() - smaller.items()
+    for name, value in others:
+        assert memory_of(config.replace(**{name: value}), 1000)["activations"] == activations, name
 
 
 @pytest.mark.parametrize(

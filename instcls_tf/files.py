@@ -23,6 +23,10 @@ Result = TypeVar("Result")
 _ANSWERS = (
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL,
 )  # fmt: skip
+# And why it does not write until a person has mended it.
+TO_BE_MENDED = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR,
+)  # fmt: skip
 # How often one that fails is asked, and the seconds between.
 _TRIES, _PAUSE_SECONDS = 4, 2.0
 
@@ -40,10 +44,10 @@ def read_text(path: str) -> str:
 
     Raises:
       UserError: it cannot be read, or is in another encoding.
+      MachineError: the file system fails again and again.
     """
     try:
-        with open(path, "rb") as file:
-            content = file.read()
+        content = content_of(path)
     except OSError as error:
         raise UserError(f"{shown(path)}: cannot read this file ({error.strerror})") from error
     return decode_text(content, shown(path), keep_bytes=True)
@@ -99,11 +103,12 @@ def write(path: str, content: bytes) -> None:
 
     Raises:
       UserError: the file cannot be written.
+      MachineError: likewise, as the file system fails.
     """
     try:
         write_whole(path, content)
     except OSError as error:
-        raise UserError(f"{shown(path)}: cannot write this file ({error.strerror})") from error
+        raise told(error, f"{shown(path)}: cannot write this file ({error.strerror})") from error
 
 
 def json_of(answer: Any) -> str:
@@ -187,6 +192,28 @@ def patiently(look: Callable[[], Result], path: str) -> Result:
                 raise MachineError(f"{shown(path)}: cannot be read ({error.strerror}), tried {_TRIES} times") from error
         time.sleep(_PAUSE_SECONDS)
     raise AssertionError("the last try returns or raises")
+
+
+def content_of(path: str) -> bytes:
+    """The bytes of a file; where a network file system fails for a moment, it is read again.
+
+    Raises:
+      OSError: the file system's answer: nothing is there, or it is not to be read.
+      MachineError: it has failed each time.
+    """
+
+    def read() -> bytes:
+        with open(path, "rb") as file:
+            return file.read()
+
+    return patiently(read, path)
+
+
+def told(error: OSError, sentence: str) -> UserError:
+    """A file system's error as a sentence: for a person to mend, or a fault of the machine (ESTALE, EIO)."""
+    # NumPy has no number for a disk that is full.
+    is_mistake = error.errno is None or error.errno in _ANSWERS or error.errno in TO_BE_MENDED
+    return (UserError if is_mistake else MachineError)(sentence)
 
 
 def is_there(path: str) -> bool:

@@ -43,9 +43,9 @@ class BadFiles:
             if collectives.rank() == 0:
                 with contextlib.suppress(FileNotFoundError):
                     os.remove(self._path)
-        elif os.path.exists(self._path):
-            with open(self._path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-                self._remember(line for line in file.read().split("\n") if line)
+        elif files.is_there(self._path):
+            text = files.content_of(self._path).decode("utf-8", "surrogateescape")
+            self._remember(line for line in text.split("\n") if line)
         self._told = 0
 
     def __len__(self) -> int:

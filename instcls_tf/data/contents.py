@@ -99,12 +99,13 @@ def write(path: str, hashes: np.ndarray) -> None:
 
     Raises:
       UserError: the file cannot be written.
+      MachineError: likewise, as the file system fails.
     """
     try:
         with files.whole_file(path) as file:
             np.save(file, hashes)
     except OSError as error:  # of NumPy without a `strerror`
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise files.told(error, f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def read(path: str) -> np.ndarray:
@@ -112,9 +113,12 @@ def read(path: str) -> np.ndarray:
 
     Raises:
       UserError: the file is damaged.
+      MachineError: the file system fails.
     """
     try:
-        hashes = np.load(path, allow_pickle=False)
+        hashes = files.patiently(lambda: np.load(path, allow_pickle=False), path)
+    except UserError:
+        raise
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: cannot read the hashes of the images ({error})") from error
     if hashes.dtype != np.uint64 or hashes.ndim != 2 or hashes.shape[1] != 2:

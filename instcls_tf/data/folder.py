@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from instcls_tf import files
 from instcls_tf.data import contents, manifest
 from instcls_tf.data.cache_file import CacheFile
 from instcls_tf.data.class_folders import ClassFolders, first_folders, in_classes_of_train, unlabelled
@@ -125,7 +126,7 @@ class FolderSource:
         path = self.manifest_path(workdir)
         sizes = manifest.file_sizes(self.root, self.paths)
         changed: tuple[str, ...] = ()
-        if os.path.exists(path):
+        if files.is_there(path):
             _, before = manifest.read(path)
             now = sizes[: len(before)]
             indices = np.flatnonzero((now != before) & (now >= 0) & (before >= 0))
@@ -146,7 +147,7 @@ class FolderSource:
     def _refuse_exchanged(self, workdir: str, ids: np.ndarray) -> None:
         """Refuses files that hold the image of another class, where the run has kept what its images are."""
         path = contents.contents_path(workdir)
-        if not len(ids) or not os.path.exists(path):
+        if not len(ids) or not files.is_there(path):
             return
         for instance_id, other in contents.exchanged(self, ids, contents.read(path)):
             raise UserError(
@@ -192,7 +193,7 @@ def open_folder(
     if len(paths) == 1:
         raise UserError(f"--dataset={dataset}: one image only, wanted at least 2 images: every image is a class")
     changes = Changes()
-    if workdir and os.path.exists(os.path.join(workdir, MANIFEST_NAME)):
+    if workdir and files.is_there(os.path.join(workdir, MANIFEST_NAME)):
         paths, irregular, changes, unknown = _with_known_ids(workdir, root, paths, irregular)
         notes += unknown
     names, labels = _labels(dataset, top, root, paths)
@@ -283,7 +284,7 @@ def _list(dataset: str, root: str) -> Listing:
     try:
         return list_images(root)
     except OSError as error:
-        raise UserError(f"--dataset={dataset}: cannot list {root} ({error.strerror})") from error
+        raise files.told(error, f"--dataset={dataset}: cannot list {root} ({error.strerror})") from error
 
 
 def _with_known_ids(

@@ -109,12 +109,13 @@ def write(path: str, paths: ImagePaths, sizes: np.ndarray) -> None:
 
     Raises:
       UserError: the file cannot be written.
+      MachineError: likewise, as the file system fails.
     """
     try:
         with files.whole_file(path) as file:
             _write_lines(file, paths, sizes)
     except OSError as error:
-        raise UserError(f"{shown(path)}: cannot write the list of images ({error.strerror})") from error
+        raise files.told(error, f"{shown(path)}: cannot write the list of images ({error.strerror})") from error
 
 
 def _write_lines(file: BinaryIO, paths: ImagePaths, sizes: np.ndarray) -> None:
@@ -133,10 +134,10 @@ def read(path: str) -> tuple[ImagePaths, np.ndarray]:
 
     Raises:
       UserError: the file is damaged, or cannot be read.
+      MachineError: the file system fails.
     """
     try:
-        with open(path, "rb") as file:
-            block = file.read().removeprefix(codecs.BOM_UTF8)
+        block = files.content_of(path).removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise UserError(f"{shown(path)}: cannot read the list of images ({error.strerror})") from error
     # An editor of another system has saved it: those of a path are escaped.

@@ -10,6 +10,7 @@ from instcls_tf.config import INSTANCE, PretrainConfig
 from instcls_tf.data.source import Source
 from instcls_tf.distributed import collectives, workers
 from instcls_tf.errors import UserError
+from instcls_tf.files import is_there
 from instcls_tf.pretraining import agreement
 from instcls_tf.pretraining.steps import Steps
 from instcls_tf.progress import Progress
@@ -74,7 +75,7 @@ def _take(opened: Opened, config: PretrainConfig, source: Source, progress: Prog
     try:
         # Once more: it may have changed hands since.
         if not refuse_other_recipe(config):
-            if os.path.exists(run_flags_path(config.workdir)):
+            if is_there(run_flags_path(config.workdir)):
                 progress.say(
                     f"{config.workdir}: a run with other flags has saved nothing there, this one takes its place"
                 )

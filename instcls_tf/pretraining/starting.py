@@ -68,9 +68,9 @@ def make_gauge(
 def _logged_start(workdir: str) -> dict[str, float]:
     """What rank 0 finds: another worker's file system may show it another log for a while."""
     found: dict[str, float] = {}
-    if collectives.rank() == 0 and os.path.exists(metrics_path(workdir)):
+    if collectives.rank() == 0:
         with contextlib.suppress(UserError):  # it cannot be read: whoever writes it says so
-            found = start_in(read_metrics(workdir))
+            found = start_in(read_metrics(workdir)) if files.is_there(metrics_path(workdir)) else {}
     return workers.everybodys(found)[0]
 
 

@@ -12,7 +12,6 @@ tell each other how each of these stages went: where one fails, all stop, and wh
 from __future__ import annotations
 
 import contextlib
-import errno
 import glob
 import os
 import shutil
@@ -24,7 +23,7 @@ import tensorflow as tf
 
 from instcls_tf.distributed import collectives, workers
 from instcls_tf.errors import MachineError, UserError, one_line, shown
-from instcls_tf.files import flush_folder, flush_to_disk, look_again
+from instcls_tf.files import TO_BE_MENDED, flush_folder, flush_to_disk, look_again
 from instcls_tf.run import checkpoint_choice, checkpoint_manifest
 from instcls_tf.run.checkpoint_manifest import Manifest, Origin
 from instcls_tf.run.parts import Slices, refuse_not_finite
@@ -34,9 +33,7 @@ _KEPT = 2
 # Between the prefix of a checkpoint and the number of a file with its tensors.
 _DATA = ".data-"
 # Why a file system does not write until a person has mended it; TensorFlow wraps these into longer sentences.
-_TO_BE_MENDED = tuple(
-    map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR))
-)
+_TO_BE_MENDED = tuple(map(os.strerror, TO_BE_MENDED))
 
 
 def save(

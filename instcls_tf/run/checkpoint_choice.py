@@ -136,7 +136,7 @@ def _record(workdir: str) -> str:
 
 def _recorded(workdir: str) -> tuple[str, str]:
     """The name of the checkpoint that the record names, and what is wrong with the record."""
-    if not os.path.exists(_record(workdir)):
+    if not files.is_there(_record(workdir)):
         return "", f"{shown(_record(workdir))} is missing"
     try:
         state = tf.train.get_checkpoint_state(checkpoint_folder(workdir))

@@ -15,7 +15,7 @@ import sys
 import time
 from typing import IO
 
-from instcls_tf import stamps
+from instcls_tf import files, stamps
 from instcls_tf.distributed import job
 from instcls_tf.errors import MachineError, UserError, one_line, shown
 
@@ -69,7 +69,7 @@ def _locked(path: str, workdir: str) -> IO[str] | None:
         try:
             file = open(path, "a+")  # noqa: SIM115 # held beyond this function
         except OSError as error:
-            raise UserError(f"--workdir={shown(workdir)}: cannot write there ({error.strerror})") from error
+            raise files.told(error, f"--workdir={shown(workdir)}: cannot write there ({error.strerror})") from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

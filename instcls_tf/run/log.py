@@ -32,7 +32,7 @@ class MetricsLog:
 
     def __init__(self, workdir: str, first_step: int):
         self._path = metrics_path(workdir)
-        lines = read_metrics(workdir) if os.path.exists(self._path) else []
+        lines = read_metrics(workdir) if files.is_there(self._path) else []
         kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= first_step]
         # Of the run so far; lines of older versions do not say it.
         self.seconds = next((line["seconds"] for line in reversed(lines) if _is_kept(line, first_step)), 0.0)

@@ -7,6 +7,7 @@ import os
 import sys
 from typing import Any, Callable
 
+from instcls_tf import files
 from instcls_tf.errors import UserError, shown
 from instcls_tf.workdir_files import METRICS_NAME
 
@@ -46,9 +47,9 @@ def read_json_lines(
 
     Raises:
       OSError: the file cannot be read.
+      MachineError: the file system fails.
     """
-    with open(path, "rb") as file:
-        lines = file.read().split(b"\n")
+    lines = files.content_of(path).split(b"\n")
     if not lines[-1]:
         lines.pop()  # after the last line's end
     parsed = [_parse(line, fits) for line in lines]

@@ -90,11 +90,11 @@ def begin_run(config: PretrainConfig) -> None:
       UserError: it cannot be written there.
     """
     try:
-        if os.path.exists(run_flags_path(config.workdir)):
+        if files.is_there(run_flags_path(config.workdir)):
             _remove(config.workdir, *_OF_THE_RUN, *_RESULTS)
         _write_recipe(config, secrets.token_hex(8))
     except OSError as error:
-        raise UserError(f"--workdir={config.workdir}: cannot write there ({error.strerror})") from error
+        raise files.told(error, f"--workdir={config.workdir}: cannot write there ({error.strerror})") from error
 
 
 def forget_images(workdir: str) -> None:
@@ -125,7 +125,7 @@ def continue_run(config: PretrainConfig) -> bool:
             now = now.replace(workdir=config.workdir)
             _write_recipe(now, run_id(config.workdir), left_out=() if flagfiles.LATER in values else (flagfiles.LATER,))
         except OSError as error:
-            raise UserError(f"--workdir={config.workdir}: cannot write there ({error.strerror})") from error
+            raise files.told(error, f"--workdir={config.workdir}: cannot write there ({error.strerror})") from error
     return now.extend_epochs != before.extend_epochs
 
 
@@ -138,11 +138,20 @@ def _write_recipe(config: PretrainConfig, run: str, left_out: tuple[str, ...] = 
 
 
 def run_id(workdir: str) -> str:
-    """What tells the run in `workdir` from all others; empty for runs that began before they had one."""
-    with contextlib.suppress(OSError), open(run_flags_path(workdir), "rb") as file:
-        first = file.readline().decode(errors="replace").rstrip()
-        return first.removeprefix(_RUN_ID) if first.startswith(_RUN_ID) else ""
-    return ""
+    """What tells the run in `workdir` from all others; empty for runs that began before they had one, or without a run.
+
+    Raises:
+      UserError: its `run.flags` is not to be read.
+      MachineError: the file system fails.
+    """
+    path = run_flags_path(workdir)
+    try:
+        first = files.content_of(path).partition(b"\n")[0].decode(errors="replace").rstrip()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: {path} cannot be read ({error.strerror})") from error
+    return first.removeprefix(_RUN_ID) if first.startswith(_RUN_ID) else ""
 
 
 def recipe_of(config: PretrainConfig) -> dict[str, str]:
@@ -174,6 +183,7 @@ def load_run(workdir: str) -> PretrainConfig:
 
     Raises:
       UserError: there is no run, or its `run.flags` cannot be understood.
+      MachineError: the file system fails.
     """
     return PretrainConfig(**_values_of(workdir, flagfiles.as_meant_today))
 
@@ -182,8 +192,7 @@ def _values_of(workdir: str, meant: Callable[[list[str], str], list[str]] | None
     """What the `run.flags` in `workdir` says, by the names of the settings; as it stands there, or as it is `meant`."""
     path = run_flags_path(workdir)
     try:
-        with open(path, "rb") as file:
-            content = file.read()
+        content = files.content_of(path)
     except OSError as error:
         raise UserError(f"--workdir={workdir}: holds no run ({path}: {error.strerror})") from error
     words = flagfiles.words_of(content, path, of_run=True)
@@ -203,7 +212,7 @@ def with_length_begun(config: PretrainConfig) -> PretrainConfig:
       UserError: the workdir has a run whose `run.flags` cannot be understood.
     """
     workdir = config.workdir
-    if config.exposures or not workdir or not (has_checkpoints(workdir) and os.path.exists(run_flags_path(workdir))):
+    if config.exposures or not workdir or not (has_checkpoints(workdir) and files.is_there(run_flags_path(workdir))):
         return config
     theirs = load_run(workdir)
     return config.replace(exposures=theirs.exposures) if theirs.epochs == config.epochs else config
@@ -233,10 +242,11 @@ def refuse_other_recipe(config: PretrainConfig) -> bool:
     Raises:
       UserError: the folder belongs to a run with other flags, is a file, or cannot be written; or it has checkpoints
         or other files of a run, and nothing tells of which.
+      MachineError: the file system fails, so that it is not known what the folder holds.
     """
     if os.path.exists(config.workdir) and not os.path.isdir(config.workdir):
         raise UserError(f"--workdir={config.workdir}: is a file, not a folder")
-    if not os.path.exists(run_flags_path(config.workdir)):
+    if not files.is_there(run_flags_path(config.workdir)):
         if has_checkpoints(config.workdir):
             raise UserError(
                 f"--workdir={config.workdir}: has checkpoints, but its {RUN_FLAGS_NAME} is missing: bring it back from"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
 import glob
 import os
@@ -13,14 +14,17 @@ import tensorflow as tf
 
 from instcls_tf import files
 from instcls_tf.config import PretrainConfig
+from instcls_tf.data import contents
+from instcls_tf.data.folder import open_folder
 from instcls_tf.distributed import collectives
 from instcls_tf.errors import MachineError, UserError
 from instcls_tf.initial import start
 from instcls_tf.pretraining import growth
 from instcls_tf.progress import Progress
 from instcls_tf.report import checkpoints
-from instcls_tf.run import checkpoint, checkpoint_choice, checkpoint_manifest, parts
+from instcls_tf.run import checkpoint, checkpoint_choice, checkpoint_manifest, parts, workdir
 from instcls_tf.run.checkpoint_manifest import Origin
+from instcls_tf.run.metrics import read_metrics
 from instcls_tf.run.parts import Slices
 from instcls_tf.run.workdir import begin_run, has_checkpoints
 
@@ -33,11 +37,11 @@ class Failing:
     def __init__(self, function, name: str, times: float = float("inf"), number: int = errno.ESTALE):
         self.function, self.name, self.times, self.number, self.calls = function, name, times, number, 0
 
-    def __call__(self, path, *rest):
+    def __call__(self, path, *rest, **named):
         if os.path.basename(str(path)).startswith(self.name) and self.calls < self.times:
             self.calls += 1
             raise OSError(self.number, os.strerror(self.number), path)
-        return self.function(path, *rest)
+        return self.function(path, *rest, **named)
 
 
 def state() -> tuple[tf.train.Checkpoint, dict[str, Slices]]:
@@ -146,6 +150,73 @@ def test_all_checkpoints_are_listed_even_so(run, monkeypatch):
     monkeypatch.setattr(checkpoint_manifest, "file_facts", Failing(checkpoint_manifest.file_facts, "ckpt-00000007"))
     first, second = checkpoints.describe(str(run), None, whole=True).result["checkpoints"]
     assert "cannot be read (Stale file handle)" in first["problem"] and second["problem"] == ""
+
+
+@pytest.fixture
+def begun(run) -> PretrainConfig:
+    """What such a run keeps besides: its recipe, its images, what they are, what it has logged."""
+    (run / "photos").mkdir()
+    for number in range(4):
+        (run / "photos" / f"{number}.jpg").write_bytes(b"x" * number)
+    config = PretrainConfig(dataset=f"folder:{run}/photos", workdir=str(run))
+    workdir.begin_run(config)
+    open_folder(config.dataset, "train").write_manifest(config.workdir)
+    contents.write(contents.contents_path(config.workdir), np.ones([4, 2], np.uint64))
+    (run / "metrics.jsonl").write_text('{"step": 1}\n')
+    return config
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("manifest.tsv", lambda run: open_folder(run.dataset, "train", run.workdir).num_instances),
+        ("contents.npy", lambda run: contents.read(contents.contents_path(run.workdir)).tolist()),
+        ("metrics.jsonl", lambda run: read_metrics(run.workdir)),
+        ("run.flags", lambda run: workdir.load_run(run.workdir)),
+        ("run.flags", lambda run: workdir.run_id(run.workdir)),
+        ("run.flags", workdir.refuse_other_recipe),
+    ],
+    ids=["manifest", "contents", "metrics", "recipe", "run id", "resume"],
+)
+@pytest.mark.parametrize("function", [(builtins, "open"), (os, "stat")], ids=["open", "stat"])
+def test_a_run_is_read_again_and_then_it_is_no_mistake(begun, monkeypatch, name, read, function):
+    """Neither is what cannot be read taken for what is not there."""
+    before = read(begun)
+    original = getattr(*function)
+    once, always = Failing(original, name, times=1), Failing(original, name)
+    monkeypatch.setattr(*function, once)
+    assert read(begun) == before
+    if once.calls:  # some do not ask whether the file is there
+        monkeypatch.setattr(*function, always)
+        with pytest.raises(MachineError, match=rf"/{name}: cannot be read \(Stale file handle\), tried 4 times"):
+            read(begun)
+
+
+def test_a_run_that_is_not_to_be_read_has_no_empty_id(begun, monkeypatch):
+    failing = Failing(open, "run.flags", times=1, number=errno.EACCES)
+    monkeypatch.setattr(builtins, "open", failing)
+    with pytest.raises(UserError, match=r"run\.flags cannot be read \(Permission denied\)") as refusal:
+        workdir.run_id(begun.workdir)
+    assert type(refusal.value) is UserError and failing.calls == 1
+    assert workdir.run_id(begun.workdir + "/nothing") == ""
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.EIO, MachineError), (errno.ENOSPC, UserError)])
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("manifest.tsv", lambda run: open_folder(run.dataset, "train").write_manifest(run.workdir)),
+        ("contents.npy", lambda run: contents.write(contents.contents_path(run.workdir), np.ones([4, 2], np.uint64))),
+        ("run.flags", workdir.begin_run),
+        ("x.json", lambda run: files.write(f"{run.workdir}/x.json", b"")),
+    ],
+)
+def test_a_disk_that_is_full_is_a_mistake_and_one_that_fails_is_none(begun, monkeypatch, number, kind, name, write):
+    (Path(begun.workdir) / "manifest.tsv").unlink()
+    monkeypatch.setattr(builtins, "open", Failing(open, f"{name}.new", number=number))
+    with pytest.raises(UserError) as refusal:
+        write(begun)
+    assert type(refusal.value) is kind and os.strerror(number) in str(refusal.value)
 
 
 # -------------------------------------------------------------------------------------------- parts that are seen late

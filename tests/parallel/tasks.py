@@ -221,7 +221,7 @@ def views_of(step: int) -> tuple[np.ndarray, np.ndarray]:
 def prior(folder: Path) -> None:
     """Fills a classifier with each initialisation and writes its rows."""
     source = open_source("digits")
-    for init in ("raw_running_bn", "raw_fixed_bn", "random"):
+    for init in ("raw_running_bn", "raw_batch_bn", "raw_fixed_bn", "random"):
         config = PretrainConfig(
             workdir=str(folder), dataset="digits", image_size=16, augmentation="digits", encoder="resnet18",
             width_multiplier=0.125, stem="small", embedding_size=16, batch_size=200, classifier_init=init,

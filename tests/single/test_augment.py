@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from instcls_tf.config import PretrainConfig
 from instcls_tf.data import augment
 from instcls_tf.data.augment import make_views
 from instcls_tf.data.sources import open_source
@@ -20,10 +21,14 @@ def _photo(height=40, width=60):
 
 def _views(preset, image, count=8, size=32, seed=0, step=STEP, num_views=2):
     """`count` copies of one image as one batch: `[count, V, S, S, 3]`."""
-    views = make_views(preset, size, seed)
+    return _seen(make_views(preset, size, seed), image, count, step, num_views)
+
+
+def _seen(views, image, count=8, step=STEP, num_views=2):
+    """The same by any `Views`."""
     draws = views.draws(step, count, num_views)
     cut = tf.stack([views.crop(image, draws[i]) for i in range(count)])
-    flat = views.augment(tf.reshape(cut, [-1, size, size, 3]), tf.reshape(draws, [count * num_views, -1]))
+    flat = views.augment(tf.reshape(cut, [-1, *cut.shape[2:]]), tf.reshape(draws, [count * num_views, -1]))
     return tf.reshape(flat, cut.shape).numpy()
 
 
@@ -121,7 +126,7 @@ def test_color_order_matters_and_contrast_uses_the_current_mean():
         got = _color(image, b=0.25, c=1.0, order=(order + 0.5) / 24)
         np.testing.assert_allclose(got, 0.8 * (1.4 * pixels - 0.4 * luma), rtol=2e-3)
     results = [_color(image, c=1.0, s=0.0, h=1.0, b=0.9, order=(order + 0.5) / 24) for order in range(24)]
-    assert max(np.abs(results[0] - result).max() for result in results) < 60
+    assert 5 < max(np.abs(results[0] - result).max() for result in results) < 60
 
 
 def test_blur_matches_a_dense_gaussian_and_leaves_half_alone():
@@ -171,6 +176,29 @@ def test_strengths_scale_what_they_name():
     assert (seen[~grey] == image.numpy()).all() and 8 < grey.sum() < 35
     strong = make_views("simclr", 40, 0, color_strength=2.0, blur_probability=1.0)
     assert strong.layers[0].brightness == 1.6 and strong.layers[0].hue == 0.4 and strong.layers[1].probability == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("augmentation", "digits"),
+        ("image_size", 24),
+        ("seed", 1),
+        ("crop_min_area", 1.0),
+        ("color_strength", 2.0),
+        ("blur_probability", 1.0),
+    ],
+)
+def test_the_views_of_a_recipe_are_those_of_its_flags(name, value):
+    """Each changes the views of the same draws, and as it does by itself."""
+    plain = PretrainConfig(augmentation="simclr", image_size=32, crop_min_area=0.5, blur_probability=0.25)
+    config = plain.replace(**{name: value})
+    settings = ("crop_min_area", "color_strength", "blur_probability")
+    given = {setting: getattr(config, setting) for setting in settings}
+    seen = _seen(augment.views_of(config), _photo())
+    expected = make_views(config.augmentation, config.image_size, config.seed, **given)
+    np.testing.assert_array_equal(seen, _seen(expected, _photo()))
+    assert not np.array_equal(seen, _seen(augment.views_of(plain), _photo()))
 
 
 def test_any_keras_cv_layer_can_follow_the_crop():

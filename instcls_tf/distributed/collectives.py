@@ -3,7 +3,8 @@
 Every reduction of the method is a sum (or a maximum): the loss is divided by the global number of rows once, nothing
 else is ever averaged. No function here is differentiated: Horovod's own gradient of `allgather` averages, which is
 wrong by a factor of T for a model-parallel layer. With one worker each function returns its input, so that the package
-works without a launcher and without an initialised Horovod.
+works without a launcher and without an initialised Horovod. Where a launcher has started several, none of them is taken
+for the only one because it has not joined the others: each would train for itself, and nothing would tell.
 
 Three habits of TensorFlow can leave workers waiting for each other for ever; all are dealt with here.
 
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -27,6 +29,7 @@ import tensorflow as tf
 
 from instcls_tf.distributed import partition
 from instcls_tf.distributed.launcher import launched_rank_and_size
+from instcls_tf.errors import UserError
 
 
 class Others(Protocol):
@@ -47,19 +50,39 @@ _size = 1
 _rank = 0
 _local_rank = 0
 _local_size = 1
+_is_settled = False  # whether this worker has joined the others, has left them, or was told to work without them
 
 
 def init() -> None:
     """Joins the other workers if a launcher started several; otherwise this is the only worker.
 
-    One worker alone leaves MPI alone, too: in a shell of `srun --pty` it may be told of a rank and has no MPI to join.
+    Horovod may have been initialised before. One worker alone leaves MPI alone, too: in a shell of `srun --pty` it may
+    be told of a rank and has no MPI to join.
     """
-    global _size, _rank, _local_rank, _local_size
-    _, launched = launched_rank_and_size() or (0, 1)
-    if launched == 1:
+    global _size, _rank, _local_rank, _local_size, _is_settled
+    _is_settled = True
+    if not _are_several():
         return
     hvd = _horovod()
     _size, _rank, _local_rank, _local_size = hvd.size(), hvd.rank(), hvd.local_rank(), hvd.local_size()
+
+
+def _are_several() -> bool:
+    """Whether the launcher says so, or Horovod, if it was initialised under a launcher whose words are not known."""
+    _, launched = launched_rank_and_size() or (0, 1)
+    hvd = sys.modules.get("horovod.tensorflow")
+    return launched > 1 or (hvd is not None and hvd.is_initialized() and hvd.size() > 1)
+
+
+def _is_only_one() -> bool:
+    """Whether there is nobody to share with.
+
+    Raises:
+      UserError: there are others, and this worker has not joined them.
+    """
+    if not _is_settled and _size == 1 and _are_several():
+        raise UserError("several workers were launched: call instcls_tf.init() first, which joins them")
+    return _size == 1
 
 
 def _horovod() -> Any:
@@ -75,10 +98,10 @@ def _horovod() -> Any:
 
 def leave() -> None:
     """Parts from the other workers, all together: from now on each is the only one and nothing runs between them."""
-    global _size, _rank, _local_rank, _local_size
+    global _size, _rank, _local_rank, _local_size, _is_settled
     if _size > 1:
         _horovod().shutdown()
-    _size, _rank, _local_rank, _local_size = 1, 0, 0, 1
+    _size, _rank, _local_rank, _local_size, _is_settled = 1, 0, 0, 1, True
 
 
 def transport() -> str:
@@ -115,7 +138,7 @@ def local_size() -> int:
 
 def all_gather(tensor: tf.Tensor, name: str) -> tf.Tensor:
     """Concatenates the workers' tensors along axis 0 in the order of ranks; their first dimensions may differ."""
-    if _size == 1:
+    if _is_only_one():
         return tensor
     tensor = _not_constant(tensor, name)
     if _others is not None:
@@ -133,7 +156,7 @@ def all_gather_ids(ids: tf.Tensor, name: str) -> tuple[tf.Tensor, tf.Tensor]:
     Returns:
       `[B]` int32 ids in the order of ranks, and `[B]` bool, true for the rows that came from this worker.
     """
-    if _size == 1:
+    if _is_only_one():
         return ids, tf.ones_like(ids, tf.bool)
     all_ids, origin = tf.unstack(all_gather(tf.stack([ids, tf.fill(tf.shape(ids), _rank)], axis=1), name), axis=1)
     return all_ids, origin == _rank
@@ -141,7 +164,7 @@ def all_gather_ids(ids: tf.Tensor, name: str) -> tuple[tf.Tensor, tf.Tensor]:
 
 def sum_over_workers(tensor: tf.Tensor, name: str) -> tf.Tensor:
     """The element-wise sum of the workers' tensors, on every worker."""
-    if _size == 1:
+    if _is_only_one():
         return tensor
     if _others is not None:
         return _others.summed(_not_constant(tensor, name), name)
@@ -155,7 +178,7 @@ def sum_one_by_one(tensors: list[tf.Tensor], name: str) -> list[tf.Tensor]:
 
 def sum_together(tensors: list[tf.Tensor], name: str) -> list[tf.Tensor]:
     """The sum over the workers of each tensor, one message when all are there: for comparison."""
-    if _size == 1:
+    if _is_only_one():
         return tensors
     hvd = _horovod()
     tensors = [_not_constant(tensor, name) for tensor in tensors]
@@ -164,7 +187,7 @@ def sum_together(tensors: list[tf.Tensor], name: str) -> list[tf.Tensor]:
 
 def max_over_workers(tensor: tf.Tensor, name: str) -> tf.Tensor:
     """The element-wise maximum of the workers' tensors, on every worker."""
-    if _size == 1:
+    if _is_only_one():
         return tensor
     if _others is not None:
         return _others.largest(_not_constant(tensor, name), name)
@@ -192,19 +215,19 @@ def sum_and_keep_own_rows(tensor: tf.Tensor, is_own: tf.Tensor, name: str) -> tf
     Returns:
       `[b, ...]`, complete sums.
     """
-    return tensor if _size == 1 else sum_over_workers(tensor, name)[is_own]
+    return tensor if _is_only_one() else sum_over_workers(tensor, name)[is_own]
 
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     """What is made and traced inside knows this worker only, and sends nothing: to measure work without messages."""
-    global _size, _rank
-    before = _size, _rank
-    _size, _rank = 1, 0
+    global _size, _rank, _is_settled
+    before = _size, _rank, _is_settled
+    _size, _rank, _is_settled = 1, 0, True
     try:
         yield
     finally:
-        _size, _rank = before
+        _size, _rank, _is_settled = before
 
 
 @contextlib.contextmanager
@@ -219,24 +242,24 @@ def as_worker(rank: int, size: int, others: Others) -> Iterator[None]:
       size: T.
       others: what the others would send.
     """
-    global _size, _rank, _others
-    before = _size, _rank, _others
-    _size, _rank, _others = size, rank, others
+    global _size, _rank, _others, _is_settled
+    before = _size, _rank, _others, _is_settled
+    _size, _rank, _others, _is_settled = size, rank, others, True
     try:
         yield
     finally:
-        _size, _rank, _others = before
+        _size, _rank, _others, _is_settled = before
 
 
 def broadcast_variables(variables: list[tf.Variable]) -> None:
     """Gives every worker rank 0's values."""
-    if _size > 1 and variables:
+    if not _is_only_one() and variables:
         _horovod().broadcast_variables(variables, root_rank=0)
 
 
 def average_variables(variables: list[tf.Variable], name: str) -> None:
     """Replaces each variable by its mean over the workers (for BN moving statistics; gradients are summed instead)."""
-    if _size == 1:
+    if _is_only_one():
         return
     for index, variable in enumerate(variables):
         variable.assign(sum_over_workers(variable.read_value(), f"{name}_{index}") / _size)
@@ -244,15 +267,19 @@ def average_variables(variables: list[tf.Variable], name: str) -> None:
 
 def data_parallel_tape(tape: tf.GradientTape) -> tf.GradientTape:
     """Horovod's own tape, whose gradients are means over the workers: for comparisons with plain data parallelism."""
-    return tape if _size == 1 else _horovod().DistributedGradientTape(tape)
+    return tape if _is_only_one() else _horovod().DistributedGradientTape(tape)
 
 
 def barrier() -> None:
     """Returns once every worker has arrived."""
-    if _size > 1:
+    if not _is_only_one():
         _horovod().allgather(tf.zeros([1], tf.int32), name="barrier")
 
 
 def own_bounds(total: int) -> tuple[int, int]:
-    """Begin and end of this worker's share of `range(total)`."""
-    return partition.bounds(total, _size, _rank)
+    """Begin and end of this worker's share of `range(total)`.
+
+    Raises:
+      UserError: several workers were launched, and this one has not joined the others.
+    """
+    return (0, total) if _is_only_one() else partition.bounds(total, _size, _rank)

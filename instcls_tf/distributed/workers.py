@@ -25,10 +25,26 @@ Result = TypeVar("Result")
 _KINDS: dict[str, type[UserError]] = {kind.__name__: kind for kind in (MachineError, DivergedError)}
 
 
-def start(seed: int = 0, notes: Iterable[str] = ()) -> Progress:
-    """Joins the other workers, takes a device, fixes the seeds; once more changes nothing but the seeds.
+def init() -> None:
+    """Joins the other workers and takes a device: what a script of your own under a launcher calls first.
 
-    Before TensorFlow's first operation, after which a process takes no other device.
+    `mpirun -np 2 python train.py` or `horovodrun` starts the workers. From here on a `ShardedClassifier` has this
+    worker's share of the classes. `horovod.tensorflow.init()` may have been called before, and is called here if it was
+    not. One worker needs no call; once more changes nothing. `pretrain`, `embed` and `Index` call it themselves.
+
+    Before TensorFlow's first operation, after which a process takes no other device: each worker takes one GPU, and the
+    workers of a machine share its cores.
+
+    Raises:
+      UserError: TensorFlow has its devices already, or workers share a GPU, which NCCL cannot.
+    """
+    collectives.init()
+    device.take()
+    _refuse_shared_gpus()
+
+
+def start(seed: int = 0, notes: Iterable[str] = ()) -> Progress:
+    """`init`, and fixes the seeds; once more changes nothing but the seeds.
 
     Args:
       seed: of Python, NumPy and TensorFlow.
@@ -38,11 +54,9 @@ def start(seed: int = 0, notes: Iterable[str] = ()) -> Progress:
       What rank 0 reports progress with.
 
     Raises:
-      UserError: TensorFlow has its devices already, or workers share a GPU, which NCCL cannot.
+      UserError: as `init`.
     """
-    collectives.init()
-    device.take()
-    _refuse_shared_gpus()
+    init()
     fix_seeds(seed)
     progress = Progress(visible=collectives.rank() == 0)
     for note in notes:

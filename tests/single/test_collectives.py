@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from instcls_tf.distributed import collectives, partition
+from instcls_tf.errors import UserError
 
 
 class RecordingHorovod:
@@ -131,3 +134,61 @@ def test_alone_sends_nothing_and_ends(monkeypatch):
         assert collectives.sum_over_workers(1.0, "x") == 1.0
         raise ZeroDivisionError
     assert (collectives.size(), collectives.rank()) == (3, 2)
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """A launcher has started this process as one of two, and nobody has joined the other."""
+    monkeypatch.setattr(collectives, "_is_settled", False)
+    monkeypatch.setenv("HOROVOD_RANK", "1")
+    monkeypatch.setenv("HOROVOD_SIZE", "2")
+
+
+ASKED = {
+    "bounds": lambda: collectives.own_bounds(10),
+    "gather": lambda: collectives.all_gather(tf.ones([2]), "a"),
+    "ids": lambda: collectives.all_gather_ids(tf.ones([2], tf.int32), "a"),
+    "sum": lambda: collectives.sum_over_workers(tf.ones([2]), "a"),
+    "sums": lambda: collectives.sum_together([tf.ones([2])], "a"),
+    "maximum": lambda: collectives.max_over_workers(tf.ones([2]), "a"),
+    "own rows": lambda: collectives.sum_and_keep_own_rows(tf.ones([2]), tf.constant([True, True]), "a"),
+    "broadcast": lambda: collectives.broadcast_variables([tf.Variable(1.0)]),
+    "average": lambda: collectives.average_variables([tf.Variable(1.0)], "a"),
+    "tape": lambda: collectives.data_parallel_tape(tf.GradientTape()),
+    "barrier": collectives.barrier,
+}
+
+
+@pytest.mark.parametrize("ask", ASKED.values(), ids=ASKED)
+def test_one_of_several_that_has_not_joined_is_not_taken_for_the_only_one(launched, ask):
+    with pytest.raises(UserError, match=r"^several workers were launched: call instcls_tf\.init\(\) first"):
+        ask()
+    with collectives.alone():
+        ask()
+    with pytest.raises(UserError):
+        ask()  # it was alone inside only
+    with collectives.as_worker(0, 1, None):
+        ask()
+    collectives.leave()
+    ask()
+
+
+def test_a_horovod_that_is_initialised_tells_of_the_others(monkeypatch):
+    """Under a launcher that sets none of the variables that are known."""
+
+    class Initialised(RecordingHorovod):
+        is_initialized = staticmethod(lambda: True)
+        size, rank, local_rank, local_size = (staticmethod(lambda n=n: n) for n in (2, 1, 1, 2))
+
+    for name in ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("_is_settled", "_size", "_rank", "_local_rank", "_local_size"):
+        monkeypatch.setattr(collectives, name, getattr(collectives, name))  # as it was, after the test
+    monkeypatch.setattr(collectives, "_is_settled", False)
+    horovod = Initialised()
+    monkeypatch.setattr(collectives, "_horovod", lambda: horovod)
+    monkeypatch.setitem(sys.modules, "horovod.tensorflow", horovod)
+    with pytest.raises(UserError, match="several workers were launched"):
+        collectives.own_bounds(10)
+    collectives.init()
+    assert collectives.own_bounds(10) == (5, 10)

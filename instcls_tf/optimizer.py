@@ -23,6 +23,7 @@ def momentum_update(
     return variable - learning_rate * momentum, momentum
 
 
+@tf.keras.utils.register_keras_serializable("instcls_tf")
 class MomentumSGD(tf.keras.optimizers.Optimizer):
     """`momentum_update` for the replicated variables, as a Keras optimiser.
 
@@ -69,6 +70,7 @@ class MomentumSGD(tf.keras.optimizers.Optimizer):
         }
 
 
+@tf.keras.utils.register_keras_serializable("instcls_tf")
 class Extended(tf.keras.optimizers.schedules.LearningRateSchedule):
     """One schedule after another.
 
@@ -88,9 +90,17 @@ class Extended(tf.keras.optimizers.schedules.LearningRateSchedule):
 
     def get_config(self) -> dict[str, Any]:
         """Keras' description of the schedule."""
-        return {"first": self.first, "begin": self.begin, "second": self.second}
+        serialize = tf.keras.optimizers.schedules.serialize
+        return {"first": serialize(self.first), "begin": self.begin, "second": serialize(self.second)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Extended:
+        """The schedule that Keras has described."""
+        both = {name: tf.keras.optimizers.schedules.deserialize(config[name]) for name in ("first", "second")}
+        return cls(**{**config, **both})
 
 
+@tf.keras.utils.register_keras_serializable("instcls_tf")
 class WarmupCosine(tf.keras.optimizers.schedules.LearningRateSchedule):
     """Linear warm-up from 0 to `peak`, then half a cosine to 0.
 

@@ -99,6 +99,7 @@ def detect(config: DetectConfig, train: DetectionSource, test: DetectionSource) 
     return Answer(result, picture=Picture(path, lambda path: draw_detections(path, test, found)))
 
 
+@tf.keras.utils.register_keras_serializable("instcls_tf")
 class WarmupSteps(tf.keras.optimizers.schedules.LearningRateSchedule):
     """Linear warm-up to `peak`, which is divided by 10 after 3/4 and again after 11/12 of `total_steps`.
 
@@ -116,6 +117,10 @@ class WarmupSteps(tf.keras.optimizers.schedules.LearningRateSchedule):
         drops = tf.cast(step * 4 >= 3.0 * self.total_steps, tf.float32)
         drops += tf.cast(step * 12 >= 11.0 * self.total_steps, tf.float32)
         return self.peak * warmup * 0.1**drops
+
+    def get_config(self) -> dict[str, Any]:
+        """Keras' description of the schedule."""
+        return {"peak": self.peak, "warmup_steps": self.warmup_steps, "total_steps": self.total_steps}
 
 
 def _train(

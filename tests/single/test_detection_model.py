@@ -106,3 +106,6 @@ def test_the_schedule_of_the_published_fine_tunes():
     steps = {17_999: 0.02, 18_000: 0.002, 21_999: 0.002, 22_000: 0.0002}
     assert {step: round(float(rate(step)), 6) for step in steps} == steps
     assert float(WarmupSteps(0.02, 100, 200)(20)) == pytest.approx(0.02)  # a tenth of a short run
+    schedules = tf.keras.optimizers.schedules
+    for again in (WarmupSteps.from_config(rate.get_config()), schedules.deserialize(schedules.serialize(rate))):
+        assert [float(again(step)) for step in steps] == [float(rate(step)) for step in steps]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -146,12 +148,50 @@ def test_checkpoint_goes_on_where_it_was(tmp_path, wrap):
         assert relative_error(variable, expected) < 1e-6
 
 
-def test_config_makes_the_same_optimizer_again():
-    optimizer = MomentumSGD(WarmupCosine(2.0, 4, 12), 0.8, 0.03, name="mine")
-    again = MomentumSGD.from_config(optimizer.get_config(), custom_objects={"WarmupCosine": WarmupCosine})
-    assert (again.name, again.momentum_factor, again.l2_weight_decay) == ("mine", 0.8, 0.03)
-    assert float(again.learning_rate) == pytest.approx(0.4)
-    assert float(MomentumSGD.from_config(MomentumSGD(0.25, 0.9, 0.0).get_config()).learning_rate) == 0.25
+SCHEDULES = {
+    "warmup": WarmupCosine(2.0, 4, 12),
+    "extended": Extended(WarmupCosine(2.0, 2, 8), 8, WarmupCosine(1.0, 1, 4)),
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_config_makes_the_same_schedule_again(schedule):
+    text = json.dumps(tf.keras.optimizers.schedules.serialize(schedule))
+    for again in (
+        type(schedule).from_config(schedule.get_config()),
+        tf.keras.optimizers.schedules.deserialize(json.loads(text)),
+    ):
+        assert [float(again(step)) for step in range(12)] == [float(schedule(step)) for step in range(12)]
+
+
+@pytest.mark.parametrize("rate", [0.25, *SCHEDULES.values()], ids=["constant", *SCHEDULES])
+def test_config_makes_the_same_optimizer_again(rate):
+    optimizer = MomentumSGD(rate, 0.8, 0.03, name="mine")
+    text = json.dumps(tf.keras.optimizers.serialize(optimizer))
+    for again in (
+        MomentumSGD.from_config(optimizer.get_config()),
+        tf.keras.optimizers.deserialize(json.loads(text)),
+    ):
+        assert (again.name, again.momentum_factor, again.l2_weight_decay) == ("mine", 0.8, 0.03)
+        assert float(again.learning_rate) == float(optimizer.learning_rate)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_a_compiled_model_goes_on_after_it_was_saved(tmp_path, schedule):
+    random = np.random.default_rng(1)
+    x, y = random.normal(size=[8, 4]).astype(np.float32), random.normal(size=[8, 3]).astype(np.float32)
+    model = tf.keras.Sequential([tf.keras.layers.Dense(3, input_shape=[4])])
+    model.compile(MomentumSGD(schedule, MOMENTUM, DECAY), "mse")
+    for _ in range(3):
+        model.train_on_batch(x, y)
+    path = str(tmp_path / "model.keras")
+    model.save(path)
+    again = tf.keras.models.load_model(path)
+    assert type(again.optimizer) is MomentumSGD and again.optimizer.iterations == 3
+    for one in (model, again):
+        one.train_on_batch(x, y)
+    for mine, its in zip(model.get_weights(), again.get_weights()):
+        np.testing.assert_allclose(its, mine, rtol=1e-5, atol=1e-6)
 
 
 def test_an_extension_begins_anew():

@@ -31,6 +31,22 @@ def require_value(name: str, value: object, holds: bool, wanted: str) -> None:
         raise UserError(f"--{name}={shown(value)}: must be {wanted}")
 
 
+def require_argument(name: str, value: object, holds: bool, wanted: str) -> None:
+    """Refuses an argument of a function that users call from Python: it is named as they have written it.
+
+    Args:
+      name: of the argument.
+      value: what was given.
+      holds: whether the value is fit.
+      wanted: ends the sentence "must be ...".
+
+    Raises:
+      UserError: the value is not fit.
+    """
+    if not holds:
+        raise UserError(f"{name}={value!r}: must be {wanted}")
+
+
 def require(settings: object, name: str, holds: bool, wanted: str) -> None:
     """Refuses a setting that is named as its flag is; see `require_value`."""
     require_value(name, getattr(settings, name), holds, wanted)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from instcls_tf.checks import require_value
+from instcls_tf.checks import require_argument
 from instcls_tf.config import (
     BN_MOMENTUM,
     FLOAT32,
@@ -143,10 +143,10 @@ def build_encoder(
       `get_layer("backbone")` and `get_layer("projection")`.
 
     Raises:
-      UserError: A wrong value, named together with its flag.
+      UserError: A wrong value, named together with its argument.
     """
-    require_value("encoder", encoder, encoder in BACKBONES, "one of " + ", ".join(BACKBONES))
-    require_value("embedding_size", embedding_size, embedding_size >= 1, "at least 1")
+    require_argument("encoder", encoder, encoder in BACKBONES, "one of " + ", ".join(BACKBONES))
+    require_argument("embedding_size", embedding_size, embedding_size >= 1, "at least 1")
     backbone = BACKBONES[encoder](
         width_multiplier=width_multiplier, stem=stem, zero_init_last_gamma=zero_init_last_gamma, seed=seed
     )
@@ -233,7 +233,7 @@ def _resnet(
 ) -> tf.keras.Model:
     """Normalisation, stem, four stages of `depths` blocks and global average pooling; arguments as in `resnet50`."""
     channels = round(64 * width_multiplier)
-    require_value("width_multiplier", width_multiplier, channels >= 1, "above 1/128, so that a channel is left")
+    require_argument("width_multiplier", width_multiplier, channels >= 1, "above 1/128, so that a channel is left")
     images = tf.keras.Input((None, None, 3), name="images")  # Keras casts uint8 to this input's float32
     scale = [1 / std for std in IMAGENET_STD]
     offset = [-mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD)]
@@ -255,7 +255,7 @@ def _resnet(
 
 
 def _stem(x: tf.Tensor, channels: int, stem: str, seed: int) -> tf.Tensor:
-    require_value("stem", stem, stem in STEMS, "one of " + ", ".join(STEMS))
+    require_argument("stem", stem, stem in STEMS, "one of " + ", ".join(STEMS))
     if stem == SMALL_STEM:
         return _relu(_batch_norm(_conv(x, channels, 3, seed=seed, name="conv1"), name="bn1"), name="relu")
     x = _relu(_batch_norm(_conv(x, channels, 7, stride=2, seed=seed, name="conv1"), name="bn1"), name="relu")

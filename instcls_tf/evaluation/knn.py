@@ -6,8 +6,10 @@ import math
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from instcls_tf import stamps
+from instcls_tf.checks import require_argument
 from instcls_tf.classifier.directions import unit_vectors
 from instcls_tf.distributed import collectives
 from instcls_tf.errors import UserError
@@ -20,10 +22,10 @@ _VOTERS = 4096
 
 
 def knn_accuracy(
-    train_features: np.ndarray,
-    train_labels: np.ndarray,
-    test_features: np.ndarray,
-    test_labels: np.ndarray,
+    train_features: ArrayLike,
+    train_labels: ArrayLike,
+    test_features: ArrayLike,
+    test_labels: ArrayLike,
     *,
     k: int = KNN_NEIGHBORS,
     temperature: float = KNN_TEMPERATURE,
@@ -34,7 +36,7 @@ def knn_accuracy(
     plain nearest neighbour. Exact; k is cut to the number of training images.
 
     Args:
-      train_features: `[M, F]` floats of any scale.
+      train_features: `[M, F]` floats of any scale; these and the others as arrays, tensors or lists.
       train_labels: `[M]` integers in [0, C).
       test_features: `[Q, F]`.
       test_labels: `[Q]`.
@@ -43,10 +45,35 @@ def knn_accuracy(
 
     Returns:
       `top1` and `top5` as fractions, and `examples`, Q.
+
+    Raises:
+      ValueError: shapes or labels are others, k or the temperature is out of range, or a feature is not finite.
     """
+    require_argument("k", k, k >= 1, "at least 1")
+    require_argument("temperature", temperature, temperature > 0, "above 0")
+    train_features, train_labels = _checked("train", train_features, train_labels)
+    test_features, test_labels = _checked("test", test_features, test_labels)
+    widths = train_features.shape[1], test_features.shape[1]
+    if widths[0] != widths[1]:
+        raise UserError(f"train_features and test_features: must have one width, not {widths[0]} and {widths[1]}")
     hits = knn_hits(train_features, train_labels, test_features, test_labels, k=k, temperature=temperature)
     top1, top5, _ = hits.mean(axis=0).tolist()
     return {"top1": top1, "top5": top5, "examples": len(test_labels)}
+
+
+def _checked(split: str, features: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Features `[M, F]` and labels `[M]` as arrays."""
+    features, labels = np.asarray(features), np.asarray(labels)
+    fits = features.ndim == 2 and labels.shape == features.shape[:1] and len(labels) > 0
+    if not fits:
+        raise UserError(
+            f"{split}_features and {split}_labels: must be [n, F] and [n] with n at least 1,"
+            f" not {list(features.shape)} and {list(labels.shape)}"
+        )
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(f"{split}_labels: of type {labels.dtype}, must be integers")
+    require_argument(f"{split}_labels", int(labels.min()), labels.min() >= 0, "0 or more")
+    return features, labels
 
 
 def knn_hits(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
+import tensorflow as tf
 from sklearn.neighbors import KNeighborsClassifier
 
 from instcls_tf.errors import UserError
@@ -56,6 +59,36 @@ def test_a_class_without_a_vote_is_no_answer():
     assert result == {"top1": 0.0, "top5": 0.0, "examples": 1}
     # A class that only the test split has is never right, and no error.
     assert knn_accuracy(train, labels, train[:1], np.array([6]), k=3)["top5"] == 0.0
+
+
+def test_lists_and_tensors_are_taken():
+    arrays = features()
+    expected = knn_accuracy(*arrays)
+    assert knn_accuracy(*(array.tolist() for array in arrays)) == expected
+    assert knn_accuracy(*map(tf.constant, arrays)) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"train_labels": np.zeros(TRAIN - 1, int)},
+            "train_features and train_labels: must be [n, F] and [n] with ",
+        ),
+        ({"test_labels": [0]}, "at least 1, not [40, 8] and [1]"),
+        ({"train_features": [1.0, 2.0]}, "at least 1, not [2] and [90]"),
+        ({"test_features": np.zeros([0, 8]), "test_labels": []}, "at least 1, not [0, 8] and [0]"),
+        ({"test_features": np.zeros([TEST, 9])}, "train_features and test_features: must have one width, not 8 and 9"),
+        ({"train_labels": np.zeros(TRAIN)}, "train_labels: of type float64, must be integers"),
+        ({"test_labels": np.arange(TEST) - 1}, "test_labels=-1: must be 0 or more"),
+        ({"k": 0}, "k=0: must be at least 1"),
+        ({"temperature": 0.0}, "temperature=0.0: must be above 0"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(changes, sentence):
+    given = dict(zip(("train_features", "train_labels", "test_features", "test_labels"), features()))
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        knn_accuracy(**{**given, **changes})
 
 
 def test_nearer_neighbours_weigh_more():

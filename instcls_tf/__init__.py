@@ -25,7 +25,9 @@ The parts:
   load_encoder         the network of a run
   knn_accuracy         knn_accuracy(train_features, train_labels, test_features, test_labels)["top1"]
   ShardedClassifier    ShardedClassifier(1_000_000, smoothing=0.0)(embeddings, instance_ids, learning_rate=0.1).loss
+  HardNegatives        what it is called with when it smooths: HardNegatives(classifier, k), after its refresh()
   hard_negatives       hard_negatives(classifier, k): of each class the k with the most similar weights
+  init                 joins the workers that mpirun or horovodrun has started: first in a script of your own
   build_encoder        build_encoder(encoder="resnet18", stem="small"): backbone and projection head
   resnet18, resnet50   backbones, with torchvision's layers and padding
   projection_head      projection_head(512, 128): features to embeddings
@@ -44,9 +46,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what type checkers and editors see; a test compares it with the homes below
-    from instcls_tf.classifier.hard_negatives import hard_negatives
+    from instcls_tf.classifier.hard_negatives import HardNegatives, hard_negatives
     from instcls_tf.classifier.sharded_classifier import ShardedClassifier
     from instcls_tf.config import PretrainConfig
+    from instcls_tf.distributed.workers import init
     from instcls_tf.encoder.networks import build_encoder, projection_head, resnet18, resnet50
     from instcls_tf.errors import UserError
     from instcls_tf.evaluation.embed import embed
@@ -71,6 +74,7 @@ if sys.version_info >= (3, 12):
         sys.modules.setdefault("tensorflow.keras", importlib.import_module("tf_keras.api._v2.keras"))
 
 _HOMES = {
+    "HardNegatives": "classifier.hard_negatives",
     "Index": "search.index",
     "PretrainConfig": "config",
     "ShardedClassifier": "classifier.sharded_classifier",
@@ -78,6 +82,7 @@ _HOMES = {
     "build_encoder": "encoder.networks",
     "embed": "evaluation.embed",
     "hard_negatives": "classifier.hard_negatives",
+    "init": "distributed.workers",
     "knn_accuracy": "evaluation.knn",
     "load_encoder": "run.encoder",
     "pretrain": "pretraining.pretrain",
@@ -86,6 +91,7 @@ _HOMES = {
     "resnet50": "encoder.networks",
 }
 __all__ = [
+    "HardNegatives",
     "Index",
     "PretrainConfig",
     "ShardedClassifier",
@@ -93,6 +99,7 @@ __all__ = [
     "build_encoder",
     "embed",
     "hard_negatives",
+    "init",
     "knn_accuracy",
     "load_encoder",
     "pretrain",

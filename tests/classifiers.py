@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+import textwrap
 from collections.abc import Callable
 
 import numpy as np
@@ -42,3 +45,9 @@ def batch(step: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def make_dense(**changes) -> reference.DenseClassifier:
     settings = {"temperature": 0.15, "smoothing": 0.2, "smoothing_loss": "marginal", **changes}
     return reference.DenseClassifier(weights(), **settings)
+
+
+def documented_example() -> str:
+    """The training that the layer's docstring shows."""
+    (example,) = re.findall(r"\n\n((?:    .*\n)+)", inspect.cleandoc(ShardedClassifier.__doc__).split("Args:")[0])
+    return textwrap.dedent(example)

@@ -49,7 +49,6 @@ def measure_checkpoint(num_instances: int, embedding_size: int, repeats: int, fo
     planned = classifier_bytes.peak_bytes(num_instances, collectives.size(), 1, embedding_size, 0)
     fitting.refuse("checkpoint", planned)
     layer = ShardedClassifier(num_instances, embedding_size)
-    layer.initialize_gaussian()
     sliced = {
         f"classifier/{name}": Slices(variable, layer.begin, num_instances)
         for name, variable in (("rows", layer.local_weights), ("momentum", layer.local_momentum))

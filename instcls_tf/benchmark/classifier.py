@@ -192,7 +192,7 @@ def _state_bytes(settings: ClassifierBenchmark) -> int:
 
 
 def _make_layer(settings: ClassifierBenchmark) -> ShardedClassifier:
-    layer = ShardedClassifier(
+    return ShardedClassifier(
         settings.num_instances,
         settings.embedding_size,
         smoothing=settings.smoothing,
@@ -202,8 +202,6 @@ def _make_layer(settings: ClassifierBenchmark) -> ShardedClassifier:
         products_dtype=settings.class_products_dtype,
         make_passes=passes_of(settings.class_passes),
     )
-    layer.initialize_gaussian()
-    return layer
 
 
 def _planned(settings: ClassifierBenchmark) -> int:

@@ -47,7 +47,6 @@ def measure_hard_negatives(num_instances: int, embedding_size: int, k: int, repe
     state = sum(classifier_bytes.classifier_bytes(*sizes, 1, embedding_size).values())
     fitting.refuse("hard_negatives", state + classifier_bytes.search_bytes(*sizes, embedding_size, k))
     layer = ShardedClassifier(num_instances, embedding_size)
-    layer.initialize_gaussian()
     seconds = seconds_of(lambda: hard_negatives(layer, k).numpy(), repeats)
     result = {"workers": collectives.size(), "num_instances": num_instances, "seconds": seconds}
     is_chief = collectives.rank() == 0

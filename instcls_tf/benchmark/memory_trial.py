@@ -94,7 +94,6 @@ def _sharded(
     classifier = ShardedClassifier(
         num_instances, embedding_size, smoothing=0.0, weights_dtype=weights_dtype, momentum_dtype=momentum_dtype
     )
-    classifier.initialize_gaussian()
 
     @tf.function(autograph=False)
     def step(embeddings: tf.Tensor, instance_ids: tf.Tensor, learning_rate: tf.Tensor) -> tf.Tensor:

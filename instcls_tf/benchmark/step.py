@@ -252,7 +252,6 @@ def _classifier_alone(config: PretrainConfig, num_local: int, instance_ids: tf.T
             products_dtype=config.class_products_dtype,
             make_passes=passes_of(config.class_passes),
         )
-        layer.initialize_gaussian()
     # Of the classes of a batch and of the hard negatives of a row, one in T is this worker's.
     ids = tf.range(num_rows) % min(num_local, max(1, config.batch_size // workers))
     hard_negatives = None

@@ -22,6 +22,11 @@ def fastest_passes(classes: LocalClasses, softmax: Softmax) -> Passes:
     return (CompiledPasses if passes.available() else PortablePasses)(classes, softmax)
 
 
+def name_of(make_passes: MakePasses) -> str:
+    """The name under which `passes_of` finds it; `auto` for what is none of these: all compute the same."""
+    return next((name for name, maker in _MAKERS.items() if maker is make_passes), AUTO)
+
+
 _MAKERS: dict[str, MakePasses] = {
     AUTO: fastest_passes,
     OPERATIONS: PortablePasses,

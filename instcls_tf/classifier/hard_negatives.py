@@ -11,6 +11,7 @@ from instcls_tf.classifier import top_k
 from instcls_tf.classifier.directions import unit_vectors
 from instcls_tf.classifier.sharded_classifier import ShardedClassifier
 from instcls_tf.classifier.tiles import SEARCH_SIZES, SearchSizes
+from instcls_tf.config import PretrainConfig
 from instcls_tf.distributed import collectives
 from instcls_tf.progress import OnProgress, no_progress
 
@@ -30,7 +31,11 @@ def hard_negatives(
       sizes: of blocks and tiles.
 
     Returns:
-      `[n, K]` int32 class ids, the most similar first; list i belongs to class `classifier.begin + i`.
+      `[n, K]` int32 class ids, the most similar first; list i belongs to class `classifier.begin + i`. A training
+      step takes `HardNegatives`, which has the lists of all workers.
+
+    Raises:
+      ValueError: k is out of range.
     """
     return _search(classifier, k, progress, sizes).ids.read_value()
 
@@ -114,14 +119,24 @@ class Refresh(NamedTuple):
 class HardNegatives(tf.Module):
     """The lists of this worker's classes, renewed once per epoch, and their lookup for a batch.
 
+    What a `ShardedClassifier` with smoothing is called with: `refresh` makes the lists, before the first step and
+    whenever they are to follow the class weights.
+
     Args:
       classifier: whose classes.
-      k: K.
+      k: K, at least 1 and below N.
       sizes: of blocks and tiles of the search.
+      name: of the messages between workers, so another for each where two are used in one step.
     """
 
-    def __init__(self, classifier: ShardedClassifier, k: int, sizes: SearchSizes = SEARCH_SIZES):
-        super().__init__(name="hard_negatives")
+    def __init__(
+        self,
+        classifier: ShardedClassifier,
+        k: int = PretrainConfig.hard_negatives,
+        sizes: SearchSizes = SEARCH_SIZES,
+        name: str = "hard_negatives",
+    ):
+        super().__init__(name=name)
         self.classifier, self.k, self._sizes = classifier, k, sizes
         # -1: no list yet.
         self.lists = tf.Variable(-tf.ones([classifier.num_local, k], tf.int32), trainable=False, name="lists")

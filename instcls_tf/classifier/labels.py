@@ -33,11 +33,12 @@ class ListsOfRows(NamedTuple):
     """`HardNegativeLists` of rows whose hard negatives are known already."""
 
     ids: tf.Tensor  # [b, K] integers: those of this worker's rows, in their order
+    name: str = "lists_of_rows"  # across the workers; another for each that is looked up in one step
 
     def lookup(self, instance_ids: tf.Tensor) -> tf.Tensor:
         """As `HardNegativeLists` has it."""
         del instance_ids
-        return collectives.all_gather(tf.cast(self.ids, tf.int32), "lists_of_rows")
+        return collectives.all_gather(tf.cast(self.ids, tf.int32), self.name)
 
 
 def label_distribution(

@@ -57,6 +57,7 @@ def moved(output: Any, move: Move) -> Any:
     return output._replace(loss=loss)
 
 
+@tf.autograph.experimental.do_not_convert  # in a Keras model it would be tried, and warned of: there is no statement
 def move_nothing() -> None:
     """Of losses without weights of their own, and of calls without a learning rate."""
 

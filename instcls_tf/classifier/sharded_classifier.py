@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import tensorflow as tf
 
-from instcls_tf.classifier.choice import fastest_passes
+from instcls_tf.classifier import arguments
+from instcls_tf.classifier.arguments import GAUSSIAN
+from instcls_tf.classifier.choice import fastest_passes, name_of, passes_of
 from instcls_tf.classifier.directions import SMALLEST_NORM
 from instcls_tf.classifier.initial_weights import drawn_blocks
 from instcls_tf.classifier.labels import (
     HardNegativeLists,
+    ListsOfRows,
     label_distribution,
     sample_classes,
     select_targets,
@@ -27,18 +32,11 @@ from instcls_tf.classifier.softmax import (
     loss_per_row,
 )
 from instcls_tf.classifier.table import Table
-from instcls_tf.config import (
-    INSTANCE,
-    INT8,
-    PRODUCTS_DTYPES,
-    SMOOTHING_LOSSES,
-    STORAGE_DTYPES,
-    TEMPERATURES,
-    PretrainConfig,
-)
+from instcls_tf.config import INSTANCE, INT8, TEMPERATURES, PretrainConfig
 from instcls_tf.distributed import collectives
 
 
+@tf.keras.utils.register_keras_serializable("instcls_tf")
 class ShardedClassifier(tf.keras.layers.Layer):
     """Cosine softmax over N instance classes whose weights are split over the workers.
 
@@ -47,7 +45,32 @@ class ShardedClassifier(tf.keras.layers.Layer):
     so that neither logits nor weight gradients of more than one tile ever exist. The returned loss can be
     differentiated for the embeddings as usual; that gradient is the exact derivative of the global mean loss for this
     worker's rows (computed from the weights before they moved), so the gradients of replicated variables are to be
-    summed over the workers. Without Horovod being launched the layer is an ordinary one-worker layer.
+    summed over the workers. Without a learning rate the class weights stay as they are: an encoder trained with such
+    calls alone learns to find frozen ones. Without a launcher the layer is an ordinary one-worker layer.
+
+    A whole training, with the default smoothing (`num_instances` is of the data, `k` at most one less):
+
+        instcls_tf.init()
+        batches = [(tf.random.uniform([16, 32, 32, 3], 0, 255), tf.range(16) + first) for first in (0, 16)]
+        encoder = instcls_tf.build_encoder(encoder="resnet18", width_multiplier=0.125, stem="small", embedding_size=16)
+        classifier = instcls_tf.ShardedClassifier(num_instances=32, embedding_size=16)
+        hard_negatives = instcls_tf.HardNegatives(classifier, k=5)
+        optimizer = tf.keras.optimizers.SGD(0.05, momentum=0.9)
+        for epoch in range(2):
+            hard_negatives.refresh()
+            for images, instance_ids in batches:
+                with tf.GradientTape() as tape:
+                    embeddings = encoder(images, training=True)
+                    loss = classifier(embeddings, instance_ids, hard_negatives, learning_rate=0.05).loss
+                gradients = tape.gradient(loss, encoder.trainable_variables)
+                # several workers: gradients = [hvd.allreduce(gradient, op=hvd.Sum) for gradient in gradients]
+                optimizer.apply_gradients(zip(gradients, encoder.trainable_variables))
+
+    Each of several workers has `instcls_tf.init()` first, the same initial encoder, and its own part of a batch.
+
+    Two layers in one model or step need two names, as messages between workers are told apart by them. What Keras saves
+    of a model holds this worker's classes only, for the same worker of as many; `load_model` knows the class as soon as
+    `instcls_tf.ShardedClassifier` was named in the process.
 
     Args:
       num_instances: N.
@@ -65,7 +88,14 @@ class ShardedClassifier(tf.keras.layers.Layer):
       momentum_dtype: the same for their momentum.
       products_dtype: of the factors of matrix products, `float32` or `bfloat16`.
       seed: of the Gaussian weights and of the class samples.
-      make_passes: what computes the two passes of a step.
+      initializer: `gaussian`, rows of unit expected length that do not depend on the number of workers; or `zeros`, for
+        whoever fills them by `write`: rows of length 0 have no direction and hardly learn.
+      make_passes: what computes the two passes of a step; a callable, or its name, one of `config.CLASS_PASSES`.
+      name: of the layer, and of its messages between workers.
+
+    Raises:
+      ValueError: an argument is out of range, or does not go with another.
+      UserError: several workers were launched, and `instcls_tf.init` was not called.
     """
 
     def __init__(
@@ -84,28 +114,30 @@ class ShardedClassifier(tf.keras.layers.Layer):
         momentum_dtype: str = PretrainConfig.class_momentum_dtype,
         products_dtype: str = PretrainConfig.class_products_dtype,
         seed: int = PretrainConfig.seed,
-        make_passes: MakePasses = fastest_passes,
+        initializer: str = GAUSSIAN,
+        make_passes: MakePasses | str = fastest_passes,
         name: str = "sharded_classifier",
     ):
         # The softmax sums stay in float32 whatever the encoder computes in.
         super().__init__(name=name, dtype=tf.float32)
-        if smoothing_loss not in SMOOTHING_LOSSES:
-            raise ValueError(f"smoothing_loss={smoothing_loss!r}: must be one of {SMOOTHING_LOSSES}")
-        if not 0 <= sampled_classes <= num_instances:
-            raise ValueError(f"sampled_classes={sampled_classes}: must be 0 to the {num_instances} classes")
-        if sampled_classes and smoothing:
-            raise ValueError(f"sampled_classes={sampled_classes}: works with smoothing=0 only, not {smoothing}")
-        for argument, dtype, wanted in (
-            ("weights_dtype", weights_dtype, STORAGE_DTYPES),
-            ("momentum_dtype", momentum_dtype, STORAGE_DTYPES),
-            ("products_dtype", products_dtype, PRODUCTS_DTYPES),
-        ):
-            if dtype not in wanted:
-                raise ValueError(f"{argument}={dtype!r}: must be one of {wanted}")
-            if dtype == INT8 and tf.config.list_physical_devices("GPU"):
-                raise ValueError(
-                    f"{argument}={dtype!r}: must be another on a GPU, where rows of int8 cannot be written"
-                )
+        self._arguments: dict[str, Any] = {
+            "num_instances": num_instances,
+            "embedding_size": embedding_size,
+            "temperature": temperature,
+            "smoothing": smoothing,
+            "smoothing_loss": smoothing_loss,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "learning_rate_factor": learning_rate_factor,
+            "sampled_classes": sampled_classes,
+            "weights_dtype": weights_dtype,
+            "momentum_dtype": momentum_dtype,
+            "products_dtype": products_dtype,
+            "seed": seed,
+            "initializer": initializer,
+            "make_passes": make_passes if isinstance(make_passes, str) else name_of(make_passes),
+        }
+        arguments.check(self._arguments)
         self.num_instances, self.embedding_size = num_instances, embedding_size
         self.temperature, self.smoothing, self.smoothing_loss = temperature, smoothing, smoothing_loss
         self.momentum_factor, self.weight_decay = momentum, weight_decay
@@ -115,10 +147,17 @@ class ShardedClassifier(tf.keras.layers.Layer):
         tables = self._add_table("rows", weights_dtype), self._add_table("momentum", momentum_dtype)
         self.classes = LocalClasses(*tables, self.begin)
         self._softmax = Softmax(temperature, smoothing_loss, tf.as_dtype(products_dtype))
-        self._passes = make_passes(self.classes, self._softmax)
+        make = passes_of(make_passes) if isinstance(make_passes, str) else make_passes
+        self._passes = make(self.classes, self._softmax)
         if sampled_classes:
             self._passes = SampledPasses(self._passes, self.classes, self._softmax)
         self.built = True
+        if initializer == GAUSSIAN:
+            self.initialize_gaussian()
+
+    def get_config(self) -> dict[str, Any]:
+        """Keras' description of the layer; passes without a name become `auto`, as all compute the same."""
+        return {"name": self.name, **self._arguments}
 
     def _add_table(self, name: str, dtype: str) -> Table:
         # Not trainable in Keras' sense: no optimiser outside may move them a second time.
@@ -168,7 +207,7 @@ class ShardedClassifier(tf.keras.layers.Layer):
         self,
         embeddings: tf.Tensor,
         instance_ids: tf.Tensor,
-        hard_negatives: HardNegativeLists | None = None,
+        hard_negatives: HardNegativeLists | tf.Tensor | None = None,
         learning_rate: tf.Tensor | float | None = None,
         step: tf.Tensor | int = 0,
     ) -> LossOutput:
@@ -178,7 +217,7 @@ class ShardedClassifier(tf.keras.layers.Layer):
           embeddings: `[b, D]` of any float dtype and length; b may differ between workers and be 0.
           instance_ids: `[b]` integers in [0, N); several rows (views) may share one.
           hard_negatives: needed when smoothing is above 0: the lists of all classes (`HardNegatives`), or those of this
-            worker's rows (`ListsOfRows`).
+            worker's rows, `[b, K]` integers in [0, N).
           learning_rate: of this step's update of the class weights; None leaves them alone.
           step: chooses the class sample; the same on all workers.
 
@@ -186,6 +225,8 @@ class ShardedClassifier(tf.keras.layers.Layer):
           `LossOutput`; `loss` is differentiable for `embeddings`.
 
         Raises:
+          ValueError: there is smoothing and no hard negatives, or they are of other rows; outside of a `tf.function`
+            also: an id is outside of [0, N). On the worker where it is so.
           InvalidArgumentError: the loss is not finite; on all workers alike, before anything was updated.
         """
         return moved(*self.prepare(embeddings, instance_ids, hard_negatives, learning_rate, step))
@@ -194,7 +235,7 @@ class ShardedClassifier(tf.keras.layers.Layer):
         self,
         embeddings: tf.Tensor,
         instance_ids: tf.Tensor,
-        hard_negatives: HardNegativeLists | None = None,
+        hard_negatives: HardNegativeLists | tf.Tensor | None = None,
         learning_rate: tf.Tensor | float | None = None,
         step: tf.Tensor | int = 0,
     ) -> tuple[LossOutput, Move]:
@@ -210,12 +251,10 @@ class ShardedClassifier(tf.keras.layers.Layer):
         Returns:
           The output, whose loss is not checked to be finite; and what moves the class weights.
         """
-        if self.smoothing and hard_negatives is None:
-            raise ValueError(f"smoothing={self.smoothing}: hard_negatives are needed")
         normalized = tf.math.l2_normalize(tf.cast(embeddings, tf.float32), axis=1, epsilon=SMALLEST_NORM**2)  # [b, D]
-        instance_ids = tf.cast(instance_ids, tf.int32)
+        instance_ids = self._checked_ids("instance_ids", instance_ids)
+        lists = self._lists(hard_negatives, normalized.shape[0]) if self.smoothing else None
         step = tf.cast(step, tf.int32)
-        lists = hard_negatives if self.smoothing else None
         loss, instance_top1, gradient, batch, totals = self._forward(
             tf.stop_gradient(normalized), instance_ids, lists, step
         )
@@ -224,6 +263,21 @@ class ShardedClassifier(tf.keras.layers.Layer):
             return output, move_nothing
         rate = tf.cast(learning_rate, tf.float32)  # a Python number would retrace the update whenever it changes
         return output, lambda: self._backward(batch, totals, rate, step)
+
+    def _lists(self, hard_negatives: HardNegativeLists | tf.Tensor | None, num_rows: int | None) -> HardNegativeLists:
+        if hard_negatives is None:
+            needed = "hard_negatives are needed, such as instcls_tf.HardNegatives(classifier)"
+            raise ValueError(f"smoothing={self.smoothing}: {needed}, or smoothing=0")
+        if hasattr(hard_negatives, "lookup"):
+            return hard_negatives
+        ids = self._checked_ids("hard_negatives", hard_negatives)
+        arguments.check_rows(ids, num_rows)
+        return ListsOfRows(ids, f"{self.name}_lists_of_rows")
+
+    def _checked_ids(self, name: str, ids: tf.Tensor) -> tf.Tensor:
+        ids = tf.convert_to_tensor(ids)
+        arguments.check_ids(name, ids, self.num_instances)
+        return tf.cast(ids, tf.int32)
 
     # Graphs of their own even when called eagerly: Horovod ignores the names of tensors in eager mode.
     @tf.function(autograph=False, reduce_retracing=True)

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from instcls_tf.checks import require_value
+from instcls_tf.classifier.arguments import ZEROS
 from instcls_tf.classifier.prior import initialize_classifier
 from instcls_tf.classifier.sharded_classifier import ShardedClassifier
 from instcls_tf.config import CLASSIFIER_INITS, RANDOM, RAW_BATCH_BN, PretrainConfig
@@ -93,7 +94,7 @@ def _initial_weights(config: PretrainConfig, source: Source) -> tuple[tf.keras.M
     encoder = networks.make_encoder(config)
     if config.init:
         initialize_encoder(encoder, config.init)
-    classifier = ShardedClassifier(source.num_instances, config.embedding_size, seed=config.seed)
+    classifier = ShardedClassifier(source.num_instances, config.embedding_size, seed=config.seed, initializer=ZEROS)
     initialize_classifier(config, classifier, encoder, source)
     return encoder, collectives.all_gather(tf.convert_to_tensor(classifier.local_weights), "initial_weights")
 

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from instcls_tf import config as recipe
 from instcls_tf.checks import refuse_int8_on_gpu
+from instcls_tf.classifier.arguments import ZEROS
 from instcls_tf.classifier.choice import passes_of
 from instcls_tf.classifier.hard_negatives import HardNegatives
 from instcls_tf.classifier.sharded_classifier import ShardedClassifier
@@ -55,6 +56,7 @@ def _instance(config: PretrainConfig, num_instances: int, encoder: tf.keras.Mode
         products_dtype=config.class_products_dtype,
         make_passes=passes_of(config.class_passes),
         seed=config.seed,
+        initializer=ZEROS,
     )
     hard_negatives = HardNegatives(classifier, config.hard_negatives) if config.smoothing else None
     return InstanceClassification(classifier, hard_negatives, config.batch_contrast, config.batch_contrast_temperature)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -15,6 +14,7 @@ from instcls_tf.distributed import collectives, workers
 from instcls_tf.errors import UserError, shown
 from instcls_tf.evaluation.online_gauge import OnlineGauge, start_in
 from instcls_tf.evaluation.similarity import gap_of_weights
+from instcls_tf.files import is_there
 from instcls_tf.initial.start import initialize_encoder, load_starting_encoder
 from instcls_tf.progress import Progress
 from instcls_tf.run.metrics import metrics_path, read_metrics
@@ -70,7 +70,7 @@ def _logged_start(workdir: str) -> dict[str, float]:
     found: dict[str, float] = {}
     if collectives.rank() == 0:
         with contextlib.suppress(UserError):  # it cannot be read: whoever writes it says so
-            found = start_in(read_metrics(workdir)) if files.is_there(metrics_path(workdir)) else {}
+            found = start_in(read_metrics(workdir)) if is_there(metrics_path(workdir)) else {}
     return workers.everybodys(found)[0]
 
 

@@ -9,20 +9,12 @@ import numpy as np
 
 from instcls_tf.classifier.shift import needs_shift
 from instcls_tf.config import INSTANCE, PretrainConfig
-from instcls_tf.sweep.trials import Trial, digest, identity
+from instcls_tf.sweep.trials import NO_PART, Trial, digest, identity
 
 # Three epochs, the first of which compiles graphs and fills caches; of long ones a few steps.
 _EPOCHS, _MOST_STEPS = 3, 600
 # What changes no time: a group of settings that differ in nothing else is measured once.
-_NO_TIME = {
-    "workdir",
-    "data_dir",
-    "epochs",
-    "seed",
-    "max_steps",
-    "log_every",
-    "online_knn_every",
-    "max_bad_fraction",
+_NO_TIME = NO_PART - {"checkpoint_every"} | {
     "learning_rate",
     "scale_learning_rate",
     "classifier_learning_rate_factor",

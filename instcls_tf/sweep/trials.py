@@ -11,25 +11,17 @@ from typing import Any
 import numpy as np
 
 from instcls_tf.config import PretrainConfig
+from instcls_tf.run.workdir import NOT_RECIPE
 from instcls_tf.sweep.held_out import held_out_folder
 from instcls_tf.sweep.spec import Setting, Spec
 
 SEARCH, FINAL = STAGES = ("search", "final")
 
-# What may change without another result: where things lie, and what is written when.
-NO_PART = {
-    "workdir",
-    "data_dir",
-    "epochs",
-    "seed",
-    "max_steps",
-    "log_every",
-    "checkpoint_every",
-    "online_knn_every",
-    "gauge_every",
-    "report",
-    "max_bad_fraction",
-}
+# Of what a run may go on without, what is another trial: how fast it is, which decides how many epochs fit into the
+# minutes, in the last digits what comes out, and how long it is.
+_ANOTHER_TRIAL = {"recompute", "class_passes", "extend_epochs"}
+# What tells no trial from another: where things lie, and what is written when. Length and seed are told beside it.
+NO_PART = {*NOT_RECIPE, "epochs", "seed"} - _ANOTHER_TRIAL
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,11 +9,12 @@ import re
 import pytest
 
 from flags.sweep import config_of
+from instcls_tf.config import PretrainConfig
 from instcls_tf.distributed import cores
 from instcls_tf.errors import UserError
 from instcls_tf.sweep.beside import keep_side_by_side
 from instcls_tf.sweep.spec import Spec, read_spec
-from instcls_tf.sweep.trials import best_setting, final_trials, search_trials, trials_before_final
+from instcls_tf.sweep.trials import NO_PART, best_setting, final_trials, identity, search_trials, trials_before_final
 from tests.commands import ROOT
 
 SPEC = """
@@ -194,7 +195,8 @@ def test_a_trial_is_known_again_by_all_that_makes_a_difference(read):
     def keys(*changes: tuple[str, str]) -> set[str]:
         return {trial.key for trial in search_trials(read(*changes))}
 
-    assert keys() == keys(('dataset = "digits"', 'dataset = "digits"\nlog_every = 3'))
+    for same in ("log_every = 3", "stall_timeout = 60.0", "keep_checkpoints = 5", "gauge_every = 2"):
+        assert keys() == keys(('dataset = "digits"', f'dataset = "digits"\n{same}')), same
     assert keys() < keys(("[3, 4]", "[3, 4]\nsearch_seeds = [3, 4]"))
     for change in (
         ("minutes = 10", "minutes = 11"),
@@ -203,8 +205,12 @@ def test_a_trial_is_known_again_by_all_that_makes_a_difference(read):
         ("[3, 4]", "[5]"),
         ("trials = 4", "trials = 4\nvalidation = 0.2"),
         ('dataset = "digits"', 'dataset = "digits"\nwidth_multiplier = 0.5'),
+        ('dataset = "digits"', 'dataset = "digits"\nrecompute = "always"'),  # fewer epochs in the same minutes
     ):
         assert not keys() & keys(change), change
+    changed = {"recompute": "always", "class_passes": "xla", "extend_epochs": 2}
+    known = identity(PretrainConfig(stall_timeout=9.0, keep_checkpoints=5, **changed), NO_PART)
+    assert known == {**identity(PretrainConfig(), NO_PART), **changed}
 
 
 def test_the_best_setting_is_chosen_by_its_mean_and_runs_with_all_seeds(read):

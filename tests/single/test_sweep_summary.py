@@ -177,8 +177,15 @@ def test_settings_that_take_the_same_time_share_a_calibration(spec):
         return group_of(Trial(changed, 7, ours.stage, ours.dataset, "elsewhere", "key"), 1, 2)
 
     assert group() == group(learning_rate=0.1, temperature=0.3, weight_decay=0.0) == group_of(ours, 1, 2)
+    assert group() == group(stall_timeout=60.0, keep_checkpoints=5, gauge_every=2, report=False)
     assert group() != group(temperature=0.02) == group(temperature=0.01)  # which have a pass more
-    for changes in ({"views": 4}, {"smoothing": 0.0}, {"width_multiplier": 0.5}, {"batch_contrast": 1.0}):
+    for changes in (
+        {"views": 4},
+        {"smoothing": 0.0},
+        {"width_multiplier": 0.5},
+        {"batch_contrast": 1.0},
+        {"checkpoint_every": 2},
+    ):
         assert group(**changes) != group()
     config = calibration_config(ours, "somewhere")
     assert (config.workdir, config.dataset, config.learning_rate) == ("somewhere/run", ours.dataset, 0)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 from collections.abc import Iterable
 
-import numpy as np
 import tensorflow as tf
 
 from instcls_tf import files
 from instcls_tf.data import manifest
 from instcls_tf.data.source import Source
-from instcls_tf.distributed import collectives
+from instcls_tf.distributed import collectives, workers
 from instcls_tf.errors import UserError, shown, some_of
 from instcls_tf.workdir_files import BAD_FILES_NAME
 
@@ -70,7 +68,8 @@ class BadFiles:
         if not counts.any():
             return
         self._told = news
-        sentences, lines = self._merged(sorted(damage.values()), sorted(map(_line, reasons, reasons.values())))
+        mine = sorted(damage.values()), sorted(map(_line, reasons, reasons.values()))
+        sentences, lines = (list(itertools.chain(*parts)) for parts in zip(*workers.everybodys(mine)))
         if sentences:
             raise UserError(f"--dataset={self._source.name}: {sentences[0]}")
         self._remember(lines)
@@ -90,12 +89,6 @@ class BadFiles:
         for line in lines:
             name, _, reason = line.partition("\t")
             self._reasons.setdefault(name, reason)
-
-    def _merged(self, *parts: list[str]) -> list[list[str]]:
-        text = "\n".join(map(json.dumps, parts)) + "\n"
-        gathered = collectives.all_gather(tf.constant(np.frombuffer(text.encode(), np.uint8)), "bad_file_lists")
-        found = [json.loads(line) for line in gathered.numpy().tobytes().decode().splitlines()]
-        return [list(itertools.chain(*found[part :: len(parts)])) for part in range(len(parts))]
 
 
 def _line(name: str, reason: str) -> str:

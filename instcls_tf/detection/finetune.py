@@ -182,10 +182,8 @@ def make_train_step(
             total = losses.classification + losses.box
         # The one division, by a global number: gradients are summed, never averaged.
         normalizer = tf.maximum(1.0, collectives.sum_over_workers(losses.positives, "detector_positives"))
-        gradients = [
-            collectives.sum_over_workers(gradient, f"detector_gradient_{index}") / normalizer
-            for index, gradient in enumerate(tape.gradient(total, variables))
-        ]
+        gradients = collectives.sum_one_by_one(tape.gradient(total, variables), "detector_gradient")
+        gradients = [gradient / normalizer for gradient in gradients]
         gradients, _ = tf.clip_by_global_norm(gradients, _CLIP_NORM)
         optimizer.apply_gradients(zip(gradients, variables))
         return collectives.sum_over_workers(total, "detector_loss") / normalizer

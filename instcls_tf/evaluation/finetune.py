@@ -161,7 +161,7 @@ def _make_train_step(
             own_part, loss = global_cross_entropy(logits[real[seen]], labels[real], "finetune_loss")
         groups = [backbone.trainable_variables, classifier.trainable_variables]
         gradients = tape.gradient(own_part, [variable for group in groups for variable in group])
-        gradients = [collectives.sum_over_workers(g, f"finetune_gradient_{i}") for i, g in enumerate(gradients)]
+        gradients = collectives.sum_one_by_one(gradients, "finetune_gradient")
         split = len(groups[0])
         for optimizer, group, part in zip(optimizers, groups, (gradients[:split], gradients[split:])):
             optimizer.apply_gradients(zip(part, group))

@@ -214,7 +214,7 @@ def _train(
         with tf.GradientTape() as tape:
             own_part, loss = global_cross_entropy(classifier(inputs), labels[real], "linear_loss")
         gradients = tape.gradient(own_part, classifier.trainable_variables)
-        gradients = [collectives.sum_over_workers(g, f"linear_gradient_{i}") for i, g in enumerate(gradients)]
+        gradients = collectives.sum_one_by_one(gradients, "linear_gradient")
         optimizer.apply_gradients(zip(gradients, classifier.trainable_variables))
         return loss
 

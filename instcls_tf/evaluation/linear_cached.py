@@ -102,7 +102,7 @@ def _fit(
     """One classifier per learning rate on the rows `chosen` of `train`: weights `[F, L, C]` and biases `[L, C]`."""
     count, num_features = len(chosen), train.vectors.shape[1]
     batch_size = max(1, min(recipe.batch_size, -(-count // _STEPS_PER_EPOCH)))
-    steps_per_epoch = -(-count // batch_size)
+    steps_per_epoch = partition.steps_per_epoch(count, batch_size)
     weights, bias = (
         [tf.Variable(tf.zeros([*shape, len(rates), num_classes])) for _ in range(2)] for shape in ([num_features], [])
     )

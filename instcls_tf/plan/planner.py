@@ -94,7 +94,7 @@ def make_plan(
         search = search_bytes(num_instances, num_workers, config.embedding_size, config.hard_negatives)
     without = activations + sharded["gathered batch"]
     peak = sum(sharded.values()) + max(0, search - without)
-    steps = math.ceil(num_instances / config.batch_size)
+    steps = partition.steps_per_epoch(num_instances, config.batch_size)
     wire_step = _wire_of_a_step(config, batch, num_workers)
     wire_epoch = {"steps": steps * sum(wire_step.values())}
     if config.smoothing:
@@ -256,7 +256,7 @@ def _wire_of_the_prior(config: PretrainConfig, num_instances: int, num_workers: 
     rows = gather_bytes(num_instances * (config.embedding_size * _FLOAT + _INT), num_workers)
     # Sum, sum of squares and count of each channel; as many values as moving means and variances, and half as many.
     moments = reduce_bytes(3 * sizes_of(config).statistics // 2 * _FLOAT, num_workers) if running else 0
-    return epochs * (rows + math.ceil(num_instances / config.batch_size) * moments)
+    return epochs * (rows + partition.steps_per_epoch(num_instances, config.batch_size) * moments)
 
 
 # ------------------------------------------------------------------------------------------------------ what is asked

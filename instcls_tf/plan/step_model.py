@@ -102,7 +102,8 @@ def step(config: PretrainConfig, num_instances: int, num_workers: int, rates: Ra
       rates: of a worker, or of the machine that all of them share.
       setting: where.
     """
-    rates, steps = _of_a_worker(rates, num_workers, setting), math.ceil(num_instances / config.batch_size)
+    rates = _of_a_worker(rates, num_workers, setting)
+    steps = partition.steps_per_epoch(num_instances, config.batch_size)
     _, queries = partition.bounds(num_instances, num_workers, 0)
     plan = planner.make_plan(config, num_instances, num_workers)
     messages = {name: _message(name, sent, num_workers, rates) for name, sent in plan.wire_step.items()}

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from instcls_tf.config import RANDOM, RAW_RUNNING_BN, PretrainConfig
 from instcls_tf.data.source import Source
+from instcls_tf.progress import in_words
 
 # Of the seconds, for the recipe itself; the rest is for what would be faster.
 _SHARE = 0.5
@@ -84,21 +85,15 @@ def text_of(found: list[Hours], seconds: float) -> str:
     """For people: a line for each recipe."""
     lines = [f"Measured here, in one process, with {seconds:g} s of training steps: images/s, and the whole run"]
     for hours in found:
-        parts = [("cache", hours.cache_seconds)] if hours.cache_seconds else []
-        parts += [("prior", hours.prior_seconds), ("training", hours.training_seconds)]
+        before = (("cache", hours.cache_seconds), ("prior", hours.prior_seconds))
+        parts = [*(part for part in before if part[1]), ("training", hours.training_seconds)]
         parts += [("searches for hard negatives, at best", hours.search_seconds)] if hours.search_seconds >= 1 else []
-        told = ", ".join(f"{name} {_in_words(taken)}" for name, taken in parts)
+        told = ", ".join(f"{name} {in_words(taken)}" for name, taken in parts)
         name = hours.change or "these flags"
-        lines.append(f"  {name:32}{hours.images_per_second:14.1f}  {_in_words(hours.seconds)} ({told})")
+        lines.append(f"  {name:32}{hours.images_per_second:14.1f}  {in_words(hours.seconds)} ({told})")
     return "\n".join(lines)
 
 
 def result_of(found: list[Hours]) -> list[dict]:
     """For programs: seconds."""
     return [{**hours._asdict(), "seconds": hours.seconds} for hours in found]
-
-
-def _in_words(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -8,6 +8,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,9 +25,10 @@ from instcls_tf.config import (
 from instcls_tf.data.folder import FolderSource
 from instcls_tf.data.source import Source
 from instcls_tf.data.tfds import TfdsSource
-from instcls_tf.distributed import gpus
+from instcls_tf.distributed import gpus, partition
 from instcls_tf.encoder.sizes import sizes_of
 from instcls_tf.pretraining import short_runs
+from instcls_tf.progress import in_words
 
 # Views as large as the files need no warning, nor do crops that are shown somewhat larger than they are.
 _MUCH_LARGER, _MUCH_SMALLER = 2.0, 0.25
@@ -77,86 +79,141 @@ def sentences(
       num_workers: T, whom a recipe that is named must fit.
       has_gpus: whether the machine has some, for TensorFlow to see.
     """
-    if on_cpu and has_gpus:
-        yield f"{gpus.LEFT_OUT}; {gpus.REMEDY}"
     side = shorter_side(source)
     preset = _SMALL_IMAGES if side and side <= _SMALL_SIDE else _PHOTOS
     better = PretrainConfig.from_flagfile(preset, workdir=config.workdir, dataset=config.dataset)
-    count, name = source.num_instances, f"--flagfile=flags/presets/{preset}.flags"
-    fits = better.groups_per_batch >= num_workers
-    if config.batch_size > count >= _FEWEST:
-        size = max(num_workers, min(better.batch_size, 2 ** int(np.log2(count / _FEW_STEPS))))
-        groups = "" if -(-size // config.micro_batch) >= num_workers else f" --micro_batch={size // num_workers}"
-        or_preset = f", or {name}: {_times(config, better, count, rate)}" if fits and better.batch_size < count else ""
+    case = _Case(
+        config=config,
+        count=source.num_instances,
+        side=side,
+        better=better,
+        preset=f"--flagfile=flags/presets/{preset}.flags",
+        fits=better.groups_per_batch >= num_workers,
+        rate=rate,
+        on_cpu=on_cpu,
+        has_gpus=has_gpus,
+        num_workers=num_workers,
+    )
+    for advise in (_of_gpus, _of_steps_in_an_epoch, _of_standstill, _of_large_network, _of_narrow_network):
+        yield from advise(case)
+    yield from short_runs.sentences(config, case.count)
+    yield from _of_image_size(case)
+
+
+class _Case(NamedTuple):
+    """A recipe on its images on this machine, and what may be named in its place."""
+
+    config: PretrainConfig
+    count: int  # of the images, N
+    side: float | None  # the images' own, in pixels, see `shorter_side`
+    better: PretrainConfig  # a preset for images of this size
+    preset: str  # its flag
+    fits: bool  # whether all workers have a BN group of its batch
+    rate: Callable[[], float]  # multiplications a second of all workers
+    on_cpu: bool
+    has_gpus: bool
+    num_workers: int  # T
+
+    def times(self, better: PretrainConfig) -> str:
+        """How long another recipe takes at best, and this one."""
+        per_second = self.rate()
+        own, others = (in_words(products_of(recipe, self.count) / per_second) for recipe in (self.config, better))
+        return f"{others} at best instead of {own} {_basis(per_second)}"
+
+
+def _of_gpus(case: _Case) -> Iterator[str]:
+    if case.on_cpu and case.has_gpus:
+        yield f"{gpus.LEFT_OUT}; {gpus.REMEDY}"
+
+
+def _of_steps_in_an_epoch(case: _Case) -> Iterator[str]:
+    """What takes whole epochs, each a step or a few: the training, or the prior."""
+    config, count = case.config, case.count
+    if not config.batch_size > count >= _FEWEST:
+        yield from _of_prior(case)
+        return
+    size = max(case.num_workers, min(case.better.batch_size, 2 ** int(np.log2(count / _FEW_STEPS))))
+    has_groups = config.replace(batch_size=size).groups_per_batch >= case.num_workers
+    groups = "" if has_groups else f" --micro_batch={size // case.num_workers}"
+    is_preset = case.fits and case.better.batch_size < count
+    or_preset = f", or {case.preset}: {case.times(case.better)}" if is_preset else ""
+    yield (
+        f"--batch_size={config.batch_size} is more than the {count} images: an epoch is a single step; take"
+        f" --batch_size={size}{groups} ({partition.steps_per_epoch(count, size)} steps an epoch){or_preset}"
+    )
+
+
+def _of_standstill(case: _Case) -> Iterator[str]:
+    """The watchdog is of several workers, and sees nothing of a step but its begin and its end."""
+    config, workers = case.config, case.num_workers
+    products = products_of_step(config, case.count)
+    if workers == 1 or not 2 * products / (_SLOWEST * workers) > config.stall_timeout > 0:
+        return
+    seconds = products / case.rate()
+    if 2 * seconds > config.stall_timeout:
         yield (
-            f"--batch_size={config.batch_size} is more than the {count} images: an epoch is a single step; take"
-            f" --batch_size={size}{groups} ({-(-count // size)} steps an epoch){or_preset}"
+            f"--stall_timeout={config.stall_timeout:g} ends a job in which nothing moves for so many seconds, and a"
+            f" step of {min(config.batch_size, case.count)} images takes {in_words(seconds)} at best"
+            f" {_basis(case.rate())}: give a larger one, or a smaller batch"
         )
-    else:
-        yield from _of_prior(config, count, num_workers)
-    # The watchdog is of several workers, and sees nothing of a step but its begin and its end.
-    if num_workers > 1 and 2 * products_of_step(config, count) / (_SLOWEST * num_workers) > config.stall_timeout > 0:
-        seconds = products_of_step(config, count) / rate()
-        if 2 * seconds > config.stall_timeout:
-            yield (
-                f"--stall_timeout={config.stall_timeout:g} ends a job in which nothing moves for so many seconds, and a"
-                f" step of {min(config.batch_size, count)} images takes {_duration(seconds)} at best"
-                f" {_basis(rate())}: give a larger one, or a smaller batch"
-            )
-    if on_cpu and config.encoder == RESNET50:
-        what, smaller = (name, better) if fits else (f"--encoder={RESNET18}", config.replace(encoder=RESNET18))
-        yield f"--encoder={RESNET50} without a GPU: take {what}: {_times(config, smaller, count, rate)}"
-    is_narrow = round(64 * config.width_multiplier) < _FEWEST_CHANNELS
-    if on_cpu and is_narrow and os.environ.get("TF_ENABLE_ONEDNN_OPTS") != "0":
+
+
+def _of_large_network(case: _Case) -> Iterator[str]:
+    if case.on_cpu and case.config.encoder == RESNET50:
+        smaller = case.better if case.fits else case.config.replace(encoder=RESNET18)
+        what = case.preset if case.fits else f"--encoder={RESNET18}"
+        yield f"--encoder={RESNET50} without a GPU: take {what}: {case.times(smaller)}"
+
+
+def _of_narrow_network(case: _Case) -> Iterator[str]:
+    width = case.config.width_multiplier
+    if case.on_cpu and round(64 * width) < _FEWEST_CHANNELS and os.environ.get("TF_ENABLE_ONEDNN_OPTS") != "0":
         yield (
-            f"--width_multiplier={config.width_multiplier:g} without a GPU: of so few channels oneDNN's convolutions"
+            f"--width_multiplier={width:g} without a GPU: of so few channels oneDNN's convolutions"
             " have written beyond their memory, and results may be wrong; take"
             f" --width_multiplier={_FEWEST_CHANNELS / 64:g}, or set TF_ENABLE_ONEDNN_OPTS=0, which is slower"
         )
-    yield from short_runs.sentences(config, count)
+
+
+def _of_image_size(case: _Case) -> Iterator[str]:
+    config, better, side = case.config, case.better, case.side
     if side is None:
         return
-    or_preset = f", or {name}" if fits else ""
+    or_preset = f", or {case.preset}" if case.fits else ""
     if config.image_size >= _MUCH_LARGER * side:
         fitting = config.replace(image_size=max(32, 8 * round(side / 8)))
         yield (
             f"--image_size={config.image_size} is {config.image_size / side:.1f} times the images' own {side:.0f}"
-            f" pixels: take --image_size={fitting.image_size}{or_preset}: {_times(config, fitting, count, rate)}"
+            f" pixels: take --image_size={fitting.image_size}{or_preset}: {case.times(fitting)}"
         )
     elif config.image_size <= _MUCH_SMALLER * side and config.image_size < _PHOTOGRAPHS:
-        larger = better if fits else config.replace(image_size=better.image_size)
+        larger = better if case.fits else config.replace(image_size=better.image_size)
         yield (
             f"--image_size={config.image_size} leaves little of images of {side:.0f} pixels: take"
-            f" --image_size={better.image_size}{or_preset}: {_times(config, larger, count, rate)}"
+            f" --image_size={better.image_size}{or_preset}: {case.times(larger)}"
         )
 
 
-def _of_prior(config: PretrainConfig, count: int, num_workers: int) -> Iterator[str]:
+def _of_prior(case: _Case) -> Iterator[str]:
     """Burn-in is counted in epochs, and of few steps each it leaves BN's statistics nearly as they were."""
+    config, count = case.config, case.count
     # Statistics that are not a random network's, or class weights that are not the prior's.
     is_elsewhere = config.init or config.extend_from or config.contrast_epochs
     is_running = config.method == INSTANCE and config.classifier_init == RAW_RUNNING_BN
-    steps = -(-count // config.batch_size)
+    steps = partition.steps_per_epoch(count, config.batch_size)
     remains = BN_MOMENTUM ** (config.bn_burn_in * steps)
     if is_elsewhere or not is_running or count < _TRIAL or remains <= _REMAINS:
         return
     updates = int(np.ceil(np.log(_HARDLY_REMAINS) / np.log(BN_MOMENTUM)))
     size = 2 ** int(np.log2(max(1.0, config.bn_burn_in * count / updates)))
-    or_batch = (
-        f", or --batch_size={size}" if -(-size // config.micro_batch) >= num_workers and config.bn_burn_in else ""
-    )
+    has_groups = config.replace(batch_size=size).groups_per_batch >= case.num_workers
+    or_batch = f", or --batch_size={size}" if has_groups and config.bn_burn_in else ""
     yield (
         f"--bn_burn_in={config.bn_burn_in} with --batch_size={config.batch_size} of {count} images is"
         f" {config.bn_burn_in * steps} update(s) of BN's statistics before the first class weights are taken:"
         f" {remains:.0%} of the initial ones remain, nearly as with --classifier_init={RAW_FIXED_BN}; take"
         f" --bn_burn_in={-(-updates // steps)}{or_batch}"
     )
-
-
-def _times(config: PretrainConfig, better: PretrainConfig, count: int, rate: Callable[[], float]) -> str:
-    per_second = rate()
-    own, others = (_duration(products_of(recipe, count) / per_second) for recipe in (config, better))
-    return f"{others} at best instead of {own} {_basis(per_second)}"
 
 
 def _basis(per_second: float) -> str:
@@ -177,13 +234,6 @@ def products_of_step(config: PretrainConfig, num_instances: int) -> float:
 
 def _products_of(config: PretrainConfig, images: int) -> float:
     return float(sizes_of(config).products) * _PASSES * config.views * images
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(1.0, seconds):.0f} seconds"
 
 
 def shorter_side(source: Source) -> float | None:

@@ -6,6 +6,7 @@ import time
 from typing import Callable
 
 from instcls_tf.pretraining.steps import Steps
+from instcls_tf.progress import in_words
 
 # Enough of both to tell, but for a run that is over soon anyway.
 _STEPS, _SECONDS, _SHORTEST = 10, 30.0, 120.0
@@ -47,10 +48,3 @@ class Forecast:
         if seconds >= _SHORTEST:
             end = time.strftime("%a %d %b %H:%M", time.localtime(time.time() + seconds))
             self._say(f"at {per_step:.3g} s a step this run is done in about {in_words(seconds)}, {end}")
-
-
-def in_words(seconds: float) -> str:
-    """A length of time, roughly."""
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} minutes"
-    return f"{seconds / 3600:.1f} hours" if seconds < 2 * 86400 else f"{seconds / 86400:.1f} days"

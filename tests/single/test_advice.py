@@ -138,7 +138,9 @@ def test_steps_that_the_watchdog_may_take_for_a_standstill(folder):
     assert sentence.startswith(
         f"--stall_timeout={1.9 * least:g} ends a job in which nothing moves for so many seconds,"
     )
-    assert " a step of 4 images takes 1 seconds at best (by the networks' multiplications, at the 100 bil" in sentence
+    assert (
+        " a step of 4 images takes less than a second at best (by the networks' multiplications, at the 10" in sentence
+    )
     for stall_timeout, num_workers in ((2.1 * least, 2), (0.0, 2), (1.9 * least, 1)):
         assert said(folder, num_workers=num_workers, **FITS, stall_timeout=stall_timeout) == []
 
@@ -169,9 +171,6 @@ def test_an_image_size_that_is_not_the_images(folder, tmp_path):
 def test_times_are_those_of_the_products():
     config = PretrainConfig(encoder="resnet18", stem="small", image_size=32, epochs=3, views=2, exposures=4000)
     assert advice.products_of(config, 100) == advice.sizes_of(config).products * 3 * 2 * 40 * 100
-    assert [advice._duration(seconds) for seconds in (0.2, 100, 1200, 36000, 1e6)] == [
-        "1 seconds", "100 seconds", "20 minutes", "10 hours", "12 days",
-    ]  # fmt: skip
 
 
 def test_the_rate_is_of_this_machine():

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from instcls_tf.config import PretrainConfig
-from instcls_tf.pretraining.forecast import Forecast, in_words
+from instcls_tf.pretraining.forecast import Forecast
 from instcls_tf.pretraining.steps import Steps
 
 
@@ -48,7 +48,3 @@ def test_searches_that_come_are_counted_once(clock):
 def test_a_short_run_is_not_told_of(clock):
     assert watched(clock, 5.0, epochs=1) == []
     assert watched(clock, 0.01) == []
-
-
-def test_words():
-    assert [in_words(seconds) for seconds in (130, 5400, 200_000)] == ["2 minutes", "1.5 hours", "2.3 days"]

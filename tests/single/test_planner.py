@@ -10,7 +10,7 @@ from instcls_tf.config import PretrainConfig
 from instcls_tf.data.order import Shares
 from instcls_tf.encoder.sizes import encoder_sizes
 from instcls_tf.errors import UserError
-from instcls_tf.plan import classifier_bytes, planner
+from instcls_tf.plan import classifier_bytes, measured, planner
 from instcls_tf.plan.answer import plan_run
 from tests.recipes import PLANNED as TINY
 
@@ -320,3 +320,14 @@ def test_a_cache_in_memory_is_told_beside_the_plan():
     assert answer.result["most_cache_bytes"] == 200_000 * 3 * 96**2 * 5
     assert "Not in it: --cache=ram, at most about 27.648 GB on each machine" in answer.text
     assert "most_cache_bytes" not in plan_run(config.replace(cache=None), 200_000, 2, 32.0, "cpu", None).result
+
+
+def test_measured_hours_are_told_by_their_parts():
+    slow = measured.Hours("", 12.5, 0.0, 90.0, 7200.0, 0.5)
+    fast = measured.Hours("--image_size=64", 250.0, 30.0, 0.0, 100.0, 200_000.0)
+    first, *lines = measured.text_of([slow, fast], 5.0).splitlines()
+    assert first.startswith("Measured here, in one process, with 5 s of training steps: ")
+    assert [line.split("  ")[-1] for line in lines] == [
+        "2.0 hours (prior 90 seconds, training 2.0 hours)",
+        "2.3 days (cache 30 seconds, training 100 seconds, searches for hard negatives, at best 2.3 days)",
+    ]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from instcls_tf.progress import Progress
+from instcls_tf.progress import Progress, in_words
 from instcls_tf.run.log import MetricsLog, StepTimer
 
 
@@ -175,6 +175,23 @@ def test_time_is_told_as_a_clock_does(capsys, clock, seconds, text):
     clock.now += seconds
     line("prior", 1, 1)
     assert capsys.readouterr().err == f"prior: step 1/1, took {text}\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "less than a second"),
+        (1.2, "1 second"),
+        (100, "100 seconds"),
+        (130, "2 minutes"),
+        (5399, "90 minutes"),
+        (5400, "1.5 hours"),
+        (172_000, "47.8 hours"),
+        (200_000, "2.3 days"),
+    ],
+)
+def test_time_is_told_in_words(seconds, text):
+    assert in_words(seconds) == text
 
 
 def test_step_timer(clock):

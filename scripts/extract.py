@@ -3,6 +3,7 @@
 A path is that below the folder of the split, or the name that the dataset itself gives an image (digits: the id).
 
 They are also kept below WORKDIR/features, where the other evaluations find them; that folder may be deleted any time.
+Once images of a run's own folder are gone or have come, the others compute theirs again: here the ids are the run's.
 
 Examples:
   python -m scripts.extract --workdir=runs/digits --split=test --output=features/digits_test.npz

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,6 @@ from instcls_tf.evaluation.knn import shared_knn_accuracy
 from instcls_tf.evaluation.linear_cached import cached_accuracy
 from instcls_tf.evaluation.recipes import (
     PIXELS,
-    PROJECTION,
     STANDARDIZE,
     CachedRecipe,
     FinetuneRecipe,
@@ -34,7 +34,6 @@ from instcls_tf.progress import Progress
 from instcls_tf.run.checkpoint import newest
 from instcls_tf.run.checkpoint_choice import step_of
 from instcls_tf.run.encoder import load_encoder
-from instcls_tf.run.workdir import load_run
 
 
 def extract_of_run(
@@ -70,7 +69,9 @@ def extract_of_run(
     chosen = feature_store.format_of(output, wanted)
     progress = workers.start(config.seed, notes_of(source))
     collectives.barrier()  # all have seen that nothing is there, where a file is now for a moment
-    workers.on_rank_0(lambda: refuse_unwritable(output))
+    # A folder's name may end with a slash, with which no file can be tried.
+    place = output.rstrip(os.sep) if chosen == feature_store.NPY else output
+    workers.on_rank_0(lambda: refuse_unwritable(place))
     stored = feature_store.stored_features(
         workdir, load_encoder(workdir), source, split, progress=progress, **_seen_of_images(config)
     )
@@ -85,7 +86,7 @@ def extract_of_run(
         "dataset": dataset,
         "split": split,
         "examples": len(stored.ids),
-        "unreadable": source.num_instances - len(stored.ids),
+        "unreadable": source.num_instances - len(source.changes.vanished) - len(stored.ids),
         "backbone": stored.backbone.shape[1],
         "projection": stored.projection.shape[1],
     }
@@ -192,13 +193,9 @@ def finetune_of_run(subject: Subject | None, recipe: FinetuneRecipe) -> dict:
     return {**result, **about, "epochs": recipe.epochs, "seed": recipe.seed, **_about(result["examples"], subject)}
 
 
-def model_of_run(workdir: str, kind: str) -> Any:
-    """From images to `backbone` features, to the `projection`, or to `pixels`, as `features.extract` takes it."""
-    if kind == PIXELS:
-        return features.pixels_of(load_run(workdir).image_size)
-    refuse_untrained(load_run(workdir), kind)
-    encoder = load_encoder(workdir)
-    return encoder if kind == PROJECTION else encoder.get_layer("backbone")
+def backbone_of_run(workdir: str) -> tf.keras.Model:
+    """From images to `backbone` features, as `features.extract` takes it."""
+    return load_encoder(workdir).get_layer("backbone")
 
 
 def features_from_files(files: tuple[str, str], kind: str) -> tuple[Features, Features]:

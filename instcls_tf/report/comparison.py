@@ -16,9 +16,8 @@ from instcls_tf.data.labelled import Splits, open_splits
 from instcls_tf.data.source import Source
 from instcls_tf.errors import UserError, naming, shown
 from instcls_tf.evaluation import features
-from instcls_tf.evaluation.commands import model_of_run
+from instcls_tf.evaluation.commands import backbone_of_run
 from instcls_tf.evaluation.knn import few_labels_accuracy, knn_accuracy, nearest
-from instcls_tf.evaluation.recipes import BACKBONE
 from instcls_tf.files import refuse_unwritable
 from instcls_tf.report import pictures
 from instcls_tf.report.answer import Answer, Picture
@@ -59,7 +58,7 @@ def compare_runs(runs: dict[str, str], output: str) -> Answer:
     for name, workdir in runs.items():
         splits = splits_as(configs[name].data_dir, reading_of(configs[name]))
         with naming("runs"):
-            model = model_of_run(workdir, BACKBONE)
+            model = backbone_of_run(workdir)
         seen = _seen(model, configs[name], splits)
         table[name] = _accuracies(*seen)
     picture = Picture(

@@ -71,7 +71,7 @@ def runs(tmp_path, monkeypatch):
             begin_run(PretrainConfig(**settings))
         return {name: str(tmp_path / name) for name in recipes}
 
-    monkeypatch.setattr(comparison, "model_of_run", lambda workdir, kind: features.pixels)
+    monkeypatch.setattr(comparison, "backbone_of_run", lambda workdir: features.pixels)
     return make
 
 

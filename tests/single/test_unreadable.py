@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 import instcls_tf
-from instcls_tf.data.sources import open_source
+from instcls_tf.data.sources import open_source, open_training_source
 from instcls_tf.evaluation.commands import extract_of_run
 from instcls_tf.evaluation.unreadable import named, tell_of_unreadable
 from instcls_tf.progress import Progress
 from instcls_tf.report.duplicates import duplicates_with_page
+from instcls_tf.run.workdir import load_run
 from instcls_tf.search.age import Age
 from instcls_tf.search.commands import search_in_run
 from instcls_tf.search.settings import Settings
@@ -49,6 +50,19 @@ def test_extract(workdir, tmp_path, capsys):
     assert said[0].startswith(begin) and said[0].endswith(", …")
     assert "01 broken.jpg: empty" in said[0]
     assert all(name in said[0] for name in BROKEN[:10]) and BROKEN[10] not in said[0]
+
+
+def test_images_that_are_gone_are_not_unreadable(workdir, tmp_path, capsys):
+    """The run has ids for them still."""
+    open_training_source(load_run(workdir)).write_manifest(workdir)
+    for name in ("b.png", BROKEN[0]):
+        (tmp_path / "photos" / name).unlink()
+    answer = extract_of_run(workdir, *IMAGES.values(), str(tmp_path / "x.npz"))
+    assert (answer["examples"], answer["unreadable"]) == (2, 11)
+    of_all = f"of 15 image(s) of folder:{tmp_path}/photos"
+    first, second = warnings(capsys)
+    assert first == f"warning: 2 {of_all} are not there any more and are left out: 00 broken.jpg, b.png"
+    assert second.startswith(f"warning: 11 {of_all} cannot be read and are left out: 01 broken.jpg: empty, 02 broken")
 
 
 def test_search(workdir, tmp_path, capsys):

@@ -84,6 +84,18 @@ def test_extract(workdir):
         commands.extract_of_run(workdir, None, None, None, "/proc/x.csv")
 
 
+@pytest.mark.parametrize("output", ["features/", "new/features//"])
+def test_a_new_folder_for_features_may_end_with_a_slash(workdir, tmp_path, output):
+    answer = commands.extract_of_run(workdir, None, None, None, f"{tmp_path}/{output}")
+    assert answer["files"] == len(os.listdir(tmp_path / output)) == 5
+
+
+@pytest.mark.usefixtures("unread")
+def test_a_folder_for_features_that_cannot_be_made(workdir):
+    with pytest.raises(UserError, match=r"^--output=/proc/x: cannot write this file \(No such file or directory\)$"):
+        commands.extract_of_run(workdir, None, None, None, "/proc/x/")
+
+
 def test_an_index_that_is_to_grow(workdir, photos, tmp_path, monkeypatch):
     """It is read from where nothing can be written, and asked; but it does not grow there."""
     index = tmp_path / "kept"

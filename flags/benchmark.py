@@ -9,11 +9,11 @@ from typing import Any
 
 from absl import flags
 
-from flags import data, evaluation, from_dataclass, paths, pretraining
+from flags import data, evaluation, from_dataclass, given, paths, pretraining
 from instcls_tf.benchmark.sizes import SHARE_ROWS, SYNTHETIC, ClassifierBenchmark
 from instcls_tf.checks import numbers_of, require
 from instcls_tf.config import CHOICES, INSTANCE, PretrainConfig
-from instcls_tf.errors import UserError
+from instcls_tf.errors import UserError, shown
 
 FLAGS = flags.FLAGS
 
@@ -87,6 +87,8 @@ def _step() -> dict[str, Any]:
     config = pretraining.config_from_flags(workdir="unused")
     require(config, "method", config.method == INSTANCE, f"{INSTANCE}, whose parts are measured")
     require(config, "batch_contrast", not config.batch_contrast, "0, NT-Xent is none of the parts that are measured")
+    if config.dataset != SYNTHETIC:
+        given.refuse(("num_instances",), f"left out with --dataset={shown(config.dataset)}, whose images are counted")
     return {"config": config, "num_instances": FLAGS.num_instances, "repeats": FLAGS.repeats}
 
 

@@ -6,7 +6,7 @@ import dataclasses
 
 from absl import flags
 
-from flags import paths, pretraining
+from flags import given, paths, pretraining
 from instcls_tf.benchmark.sizes import SYNTHETIC
 from instcls_tf.checks import require, require_value
 from instcls_tf.config import INSTANCE, PretrainConfig
@@ -14,6 +14,7 @@ from instcls_tf.data.folder import of_files
 from instcls_tf.data.sources import open_training_source
 from instcls_tf.distributed.launcher import launched_rank_and_size
 from instcls_tf.doctor.examine import Asked
+from instcls_tf.errors import shown
 
 FLAGS = flags.FLAGS
 
@@ -50,6 +51,8 @@ def asked() -> Asked | None:
     require_value(
         "num_instances", FLAGS.num_instances, FLAGS.num_instances >= workers, f"at least the {workers} workers"
     )
+    if config.dataset != SYNTHETIC:
+        given.refuse(("num_instances",), f"left out with --dataset={shown(config.dataset)}, whose images are counted")
     source = None if config.dataset == SYNTHETIC else open_training_source(config)
     if source is not None and config.cache:
         of_files(source, config.cache)

@@ -260,9 +260,8 @@ class PretrainConfig:
           UserError: one sentence naming the flag, its value and what is wanted.
         """
         if num_instances < num_workers:
-            raise UserError(
-                f"--dataset={self.dataset}: has {num_instances} instances, must be at least the {num_workers} workers"
-            )
+            has = f"--{flag}={num_instances}:" if flag else f"--dataset={self.dataset}: has {num_instances} instances,"
+            raise UserError(f"{has} must be at least the {num_workers} workers")
         refuse_beyond_epochs(self.for_instances(num_instances), begins)
         of_dataset = f"the number of instances of --dataset={self.dataset}, {num_instances}"
         instances = f"--{flag}={num_instances}" if flag else of_dataset
@@ -271,8 +270,8 @@ class PretrainConfig:
         require(self, "sampled_classes", self.sampled_classes <= num_instances, f"at most {instances}")
         window = self.window(num_instances)
         if window is not None:
-            wanted = f"at most the {num_instances} instances of --dataset={self.dataset}"
-            require(self, "pic_window", window[0] <= num_instances, wanted)
+            most = instances if flag else f"the {num_instances} instances of --dataset={self.dataset}"
+            require(self, "pic_window", window[0] <= num_instances, f"at most {most}")
 
     def window(self, num_instances: int) -> tuple[int, int] | None:
         """Size and stride of the window that PIC slides over the instances; None for ordinary epochs."""

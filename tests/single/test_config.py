@@ -144,6 +144,9 @@ def test_every_worker_needs_a_class():
     with pytest.raises(UserError) as refusal:
         VALID.replace(dataset="folder:few", hard_negatives=1).validate_with_data(3, num_workers=4)
     assert str(refusal.value) == "--dataset=folder:few: has 3 instances, must be at least the 4 workers"
+    with pytest.raises(UserError) as refusal:
+        VALID.replace(dataset="synthetic").validate_with_data(3, num_workers=4, flag="num_instances")
+    assert str(refusal.value) == "--num_instances=3: must be at least the 4 workers"
     VALID.replace(hard_negatives=1).validate_with_data(4, num_workers=4)
 
 
@@ -281,6 +284,9 @@ def test_sizes_that_follow_from_the_number_of_instances():
     with pytest.raises(UserError) as refusal:
         pic.replace(pic_window=101, dataset="folder:few").validate_with_data(100)
     assert str(refusal.value) == "--pic_window=101: must be at most the 100 instances of --dataset=folder:few"
+    with pytest.raises(UserError) as refusal:
+        pic.replace(pic_window=101, dataset="synthetic").validate_with_data(100, flag="num_instances")
+    assert str(refusal.value) == "--pic_window=101: must be at most --num_instances=100"
 
 
 def test_class_weights_have_settings_of_their_own():

@@ -13,10 +13,12 @@ from tests.commands import ROOT, run_calls
 _ASK = """
 import sys
 from absl import flags
-from flags import claims, command, evaluation, launch, sweep
+from flags import benchmark, claims, command, doctor, evaluation, launch, sweep
 from instcls_tf.errors import UserError
 name, *words = sys.argv[1:]
 asked = {
+    "doctor": (doctor.define, doctor.asked),
+    "step": (benchmark._define_step, benchmark._step),
     "launch": (launch.define, launch.options),
     "similarity": (evaluation.define_similarity, evaluation.checked_similarity),
     "sweep": (sweep.define, sweep.checked),
@@ -31,7 +33,14 @@ except UserError as error:
     print(error, end="")
 """
 _RENDER = "must be left out with --render"
+_IMAGES = "must be left out with --dataset=folder:no/such, whose images are counted"
 REFUSED = {
+    "doctor --dataset=folder:no/such --num_instances=7": f"--num_instances=7: {_IMAGES}",
+    "doctor --dataset=folder:no/such": "--dataset=folder:no/such: no such folder",
+    "doctor --dataset=synthetic --num_instances=700": "",
+    "step --dataset=folder:no/such --num_instances=50000": f"--num_instances=50000: {_IMAGES}",
+    "step --dataset=folder:no/such": "",
+    "step --num_instances=7": "",
     "launch -np 2 --min_workers=1": "--min_workers=1: must be left out without --max_restarts",
     "launch -np 2 --wait_for_hosts=600": "--wait_for_hosts=600.0: must be left out without --max_restarts",
     "launch -np 2 --wait_for_hosts=60 --min_workers=1 --max_restarts=1": "",

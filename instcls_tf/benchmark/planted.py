@@ -22,7 +22,6 @@ from instcls_tf.data.listing import list_images
 from instcls_tf.data.pillow_reading import UnreadableError, read_upright
 from instcls_tf.errors import UserError
 
-PLANTED_FOLDER = "planted"
 _CROP = 0.95
 _BRIGHTNESS = 1.3
 

@@ -14,25 +14,25 @@ from instcls_tf.report.figures import add_legend, new_figure, save_figure
 
 # Scores of the focal loss stay low in a short schedule; below this, most boxes are second guesses.
 SHOWN_SCORE = 0.3
+_COLUMNS = 4  # images per row
 
 
-def draw_detections(path: str, source: DetectionSource, found: list[Detections], columns: int = 4) -> None:
-    """Writes a PNG of up to 2 x `columns` images, evenly spread over a split.
+def draw_detections(path: str, source: DetectionSource, found: list[Detections]) -> None:
+    """Writes a PNG of up to 2 x 4 images, evenly spread over a split.
 
     Args:
       path: the file.
       source: the split.
       found: what was found in each of its images; scores above `SHOWN_SCORE` are drawn in their class's colour, the
         objects themselves in dashed white.
-      columns: images per row.
     """
-    count = min(2 * columns, len(source.annotations))
+    count = min(2 * _COLUMNS, len(source.annotations))
     chosen = np.unique(np.linspace(0, len(source.annotations) - 1, count).astype(int))
-    rows = -(-len(chosen) // columns)
+    rows = -(-len(chosen) // _COLUMNS)
     from matplotlib.patches import Rectangle
 
-    figure = new_figure(3.2 * columns, 2.5 * rows + 0.4, layout=None)
-    grid = figure.subplots(rows, columns, squeeze=False)
+    figure = new_figure(3.2 * _COLUMNS, 2.5 * rows + 0.4, layout=None)
+    grid = figure.subplots(rows, _COLUMNS, squeeze=False)
     read = source.reader()
     for axes, index in zip(grid.flat, chosen):
         annotation = source.annotations[index]

@@ -13,6 +13,8 @@ from instcls_tf.distributed import collectives, workers
 from instcls_tf.errors import DivergedError, UserError
 from instcls_tf.evaluation import features
 
+_BATCH_SIZE = 256  # images at a time, all workers together
+
 
 def count_hits(logits: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
     """How often the label is the class of the highest logit, and among the first five; ties go to the lower class.
@@ -60,7 +62,6 @@ def accuracy_of(
     image_size: int,
     num_classes: int,
     center_crop_fraction: float = 1.0,
-    batch_size: int = 256,
 ) -> dict[str, float]:
     """Accuracy on un-augmented images (a centred square, resized); all workers together.
 
@@ -70,7 +71,6 @@ def accuracy_of(
       image_size: S, pixels.
       num_classes: C.
       center_crop_fraction: what is seen of an image, see `pipeline.inference_batches`.
-      batch_size: images at a time, all workers together.
 
     Returns:
       See `summarize`. Images that cannot be read are left out.
@@ -83,7 +83,7 @@ def accuracy_of(
         source,
         image_size=image_size,
         center_crop_fraction=center_crop_fraction,
-        batch_size=batch_size,
+        batch_size=_BATCH_SIZE,
         rank=collectives.rank(),
         num_workers=collectives.size(),
     )

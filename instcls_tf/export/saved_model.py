@@ -1,4 +1,21 @@
-"""The encoder as a TensorFlow SavedModel: to be served, and to be fine-tuned, with Keras or without."""
+"""The encoder as a TensorFlow SavedModel, without the classifier: to be served and fine-tuned, with Keras or without.
+
+`features` are the backbone's average-pooled output, float32 [batch, F], for linear classifiers and retrieval;
+`projection` is the head's output, float32 [batch, D], of unit length, because the loss trains its direction only. Both
+words mean this in every signature, in `loaded.projection` and in the Keras model.
+
+- Signature "serving_default": `images`, uint8 [batch, height, width, 3] of any batch and size, pixel values in 0..255,
+  to `features` and `projection`. No image, or one without pixels, is an error that names the shape wanted.
+- "projection": `images` to `projection` alone.
+- "jpeg": `image_bytes`, the bytes of JPEG, PNG, GIF or BMP files [batch], to `features`, `projection` and `ok`, bool
+  [batch]. A file that cannot be read gives rows of zeros and false. A JPEG is turned as its EXIF says.
+
+BN is in inference mode there. Images of another size than the encoder's are cropped to a central square, as where the
+run is judged, and resized; arrays of that very size count as prepared, files do not. With TensorFlow alone,
+`tf.saved_model.load` gives `backbone(images, training)` of prepared images, uint8 or float32, and
+`projection(features)`, both differentiable. `tf.keras.models.load_model` of Keras 2 gives the encoder. TensorFlow
+Serving expects the folder's name to be a version number, as in "encoder/1".
+"""
 
 from __future__ import annotations
 
@@ -6,12 +23,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from instcls_tf.checks import BACKGROUNDS
-from instcls_tf.config import PretrainConfig
 from instcls_tf.export.image_bytes import read_image
 from instcls_tf.export.preprocessing import central_square
 from instcls_tf.export.subject import Subject
-from instcls_tf.export.writing import Format, export
+from instcls_tf.export.writing import Format
 
 _WANTED_SHAPE = "images: wanted uint8 [batch, height, width, 3] of at least one image of at least 1 x 1 pixels, found"
 _WANTED_BYTES = "image_bytes: wanted the bytes of at least one file [batch], found"
@@ -31,48 +46,6 @@ projection = loaded.projection(features)                 # of unit length
 loaded.trainable_variables
 ```
 """
-
-
-def export_saved_model(
-    encoder: tf.keras.Model,
-    output_dir: str,
-    *,
-    image_size: int,
-    center_crop_fraction: float = 1.0,
-    max_pixels: int = PretrainConfig.max_pixels,
-    background: tuple[int, int, int] = BACKGROUNDS[PretrainConfig.background],
-) -> None:
-    """Writes the encoder, without the instance classifier, as a SavedModel; it is read back before it gets its name.
-
-    `features` are the backbone's average-pooled output, float32 [batch, F], for linear classifiers and retrieval;
-    `projection` is the head's output, float32 [batch, D], of unit length, because the loss trains its direction only.
-    Both words mean this in every signature, in `loaded.projection` and in the Keras model.
-
-    - Signature "serving_default": `images`, uint8 [batch, height, width, 3] of any batch and size, pixel values in
-      0..255, to `features` and `projection`. No image, or one without pixels, is an error that names the shape wanted.
-    - "projection": `images` to `projection` alone.
-    - "jpeg": `image_bytes`, the bytes of JPEG, PNG, GIF or BMP files [batch], to `features`, `projection` and `ok`,
-      bool [batch]. A file that cannot be read gives rows of zeros and false. A JPEG is turned as its EXIF says.
-
-    BN is in inference mode there. Images of another size than `image_size` are cropped to a central square, as where
-    the run is judged, and resized; arrays of that very size count as prepared, files do not. With TensorFlow alone,
-    `tf.saved_model.load` gives `backbone(images, training)` of prepared images, uint8 or float32, and
-    `projection(features)`, both differentiable. `tf.keras.models.load_model` of Keras 2 gives the encoder.
-
-    Args:
-      encoder: A model of `networks.build_encoder`.
-      output_dir: Folder to write; it may exist if it is empty. It appears only when it is complete. TensorFlow Serving
-        expects its name to be a version number, as in "encoder/1".
-      image_size: Side in pixels of the square images that the encoder sees.
-      center_crop_fraction: Side of the central square as a fraction of an image's shorter side.
-      max_pixels: A file that declares more is not decoded.
-      background: RGB in 0..255 beneath what is transparent in a PNG.
-
-    Raises:
-      UserError: `output_dir` holds something already or cannot be written, or what was written computes something else.
-    """
-    subject = Subject(encoder, image_size, center_crop_fraction, max_pixels, background)
-    export(SAVED_MODEL, subject, output_dir)
 
 
 def _write(subject: Subject, folder: str) -> None:

@@ -177,11 +177,11 @@ def _about(chosen: subject.Shown, settings: GallerySettings, sentence: str) -> s
     return f"{count:,} of {total:,} images; the others cannot be read, or were added since the run. {sentence}"
 
 
-def neighbour_rows(exhibit: pages.Exhibit, rows: int = _REPORTED) -> list[page.Neighbours]:
+def neighbour_rows(exhibit: pages.Exhibit) -> list[page.Neighbours]:
     """Some images, evenly spread, with their nearest others, for the page about the run."""
-    nearest = exhibit.lists[0]
+    nearest, count = exhibit.lists[0], len(exhibit.names)
     found = []
-    for image in np.linspace(0, len(exhibit.names) - 1, min(rows, len(exhibit.names))).round().astype(int).tolist():
+    for image in np.linspace(0, count - 1, min(_REPORTED, count)).round().astype(int).tolist():
         others = nearest.places[image, :8].tolist()
         pixels = np.stack([exhibit.thumbnails[i] for i in (image, *others)])
         cosines = [] if nearest.cosines is None else nearest.cosines[image, : len(others)].tolist()

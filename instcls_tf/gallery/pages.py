@@ -222,13 +222,12 @@ def _write_sheets(folder: str, thumbnails: np.ndarray, order: np.ndarray, side: 
         sheet.save(os.path.join(folder, "sprites", f"{number:05d}.jpg"), quality=_JPEG_QUALITY)
 
 
-def sheet_of(thumbnails: np.ndarray, columns: int, rows: int | None = None) -> np.ndarray:
-    """Images beside and below each other: `[m, S, S, 3]` as `[rows S, columns S, 3]`, black where there are no more."""
-    rows = rows or columns
+def sheet_of(thumbnails: np.ndarray, side: int) -> np.ndarray:
+    """Images beside and below each other: `[m, S, S, 3]` as `[side S, side S, 3]`, black where there are no more."""
     count, size = thumbnails.shape[:2]
-    cells = np.zeros([rows * columns, size, size, 3], np.uint8)
+    cells = np.zeros([side * side, size, size, 3], np.uint8)
     cells[:count] = thumbnails
-    return cells.reshape(rows, columns, size, size, 3).swapaxes(1, 2).reshape(rows * size, columns * size, 3)
+    return cells.reshape(side, side, size, size, 3).swapaxes(1, 2).reshape(side * size, side * size, 3)
 
 
 def _write_script(folder: str, name: str, call: str, *arguments: Any) -> None:

@@ -116,13 +116,11 @@ def make_plan(
     )
 
 
-def largest_num_instances(
-    peak: Callable[[int], int], memory_limit: int, smallest: int = 1, largest: int = MAX_INSTANCES
-) -> int:
-    """The largest N in a range whose `peak(N)`, in bytes, is within the limit; 0 if not even the smallest is."""
+def largest_num_instances(peak: Callable[[int], int], memory_limit: int, smallest: int = 1) -> int:
+    """The largest N from the smallest on whose `peak(N)`, in bytes, is within the limit; 0 if not even that one is."""
     if peak(smallest) > memory_limit:
         return 0
-    low, high = smallest, largest
+    low, high = smallest, MAX_INSTANCES
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if peak(middle) <= memory_limit else (low, middle - 1)

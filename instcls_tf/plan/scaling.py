@@ -133,11 +133,11 @@ def _text(config: PretrainConfig, asked: Asked, points: list[dict[str, Any]]) ->
     for num_instances in asked.numbers:
         title = f"N = {num_instances:,}"
         lines += ["", f"{title:>18}" + "".join(f"{name:>11}" for name in _TITLES) + "  largest term"]
-        lines += [_line(point, asked) for point in points if point["num_instances"] == num_instances]
+        lines += [_line(point) for point in points if point["num_instances"] == num_instances]
     return "\n".join([*lines, "", *_notes(config, asked, points)])
 
 
-def _line(point: dict[str, Any], asked: Asked) -> str:
+def _line(point: dict[str, Any]) -> str:
     terms = [*(point["terms"][name] for name in TERMS), 0.0 - point["hidden_seconds"], point["seconds_per_step"]]
     cells = [f"{seconds:11.3f}" for seconds in terms]
     marks = ["*" if not point[name] else " " for name in ("fits", "plain_fits")]

@@ -84,7 +84,7 @@ def sentences(
     better = PretrainConfig.from_flagfile(preset, workdir=config.workdir, dataset=config.dataset)
     case = _Case(
         config=config,
-        count=source.num_instances,
+        num_images=source.num_instances,
         side=side,
         better=better,
         preset=f"--flagfile=flags/presets/{preset}.flags",
@@ -96,7 +96,7 @@ def sentences(
     )
     for advise in (_of_gpus, _of_steps_in_an_epoch, _of_standstill, _of_large_network, _of_narrow_network):
         yield from advise(case)
-    yield from short_runs.sentences(config, case.count)
+    yield from short_runs.sentences(config, case.num_images)
     yield from _of_image_size(case)
 
 
@@ -104,7 +104,7 @@ class _Case(NamedTuple):
     """A recipe on its images on this machine, and what may be named in its place."""
 
     config: PretrainConfig
-    count: int  # of the images, N
+    num_images: int  # N
     side: float | None  # the images' own, in pixels, see `shorter_side`
     better: PretrainConfig  # a preset for images of this size
     preset: str  # its flag
@@ -117,7 +117,7 @@ class _Case(NamedTuple):
     def times(self, better: PretrainConfig) -> str:
         """How long another recipe takes at best, and this one."""
         per_second = self.rate()
-        own, others = (in_words(products_of(recipe, self.count) / per_second) for recipe in (self.config, better))
+        own, others = (in_words(products_of(recipe, self.num_images) / per_second) for recipe in (self.config, better))
         return f"{others} at best instead of {own} {_basis(per_second)}"
 
 
@@ -128,7 +128,7 @@ def _of_gpus(case: _Case) -> Iterator[str]:
 
 def _of_steps_in_an_epoch(case: _Case) -> Iterator[str]:
     """What takes whole epochs, each a step or a few: the training, or the prior."""
-    config, count = case.config, case.count
+    config, count = case.config, case.num_images
     if not config.batch_size > count >= _FEWEST:
         yield from _of_prior(case)
         return
@@ -146,14 +146,14 @@ def _of_steps_in_an_epoch(case: _Case) -> Iterator[str]:
 def _of_standstill(case: _Case) -> Iterator[str]:
     """The watchdog is of several workers, and sees nothing of a step but its begin and its end."""
     config, workers = case.config, case.num_workers
-    products = products_of_step(config, case.count)
+    products = products_of_step(config, case.num_images)
     if workers == 1 or not 2 * products / (_SLOWEST * workers) > config.stall_timeout > 0:
         return
     seconds = products / case.rate()
     if 2 * seconds > config.stall_timeout:
         yield (
             f"--stall_timeout={config.stall_timeout:g} ends a job in which nothing moves for so many seconds, and a"
-            f" step of {min(config.batch_size, case.count)} images takes {in_words(seconds)} at best"
+            f" step of {min(config.batch_size, case.num_images)} images takes {in_words(seconds)} at best"
             f" {_basis(case.rate())}: give a larger one, or a smaller batch"
         )
 
@@ -196,7 +196,7 @@ def _of_image_size(case: _Case) -> Iterator[str]:
 
 def _of_prior(case: _Case) -> Iterator[str]:
     """Burn-in is counted in epochs, and of few steps each it leaves BN's statistics nearly as they were."""
-    config, count = case.config, case.count
+    config, count = case.config, case.num_images
     # Statistics that are not a random network's, or class weights that are not the prior's.
     is_elsewhere = config.init or config.extend_from or config.contrast_epochs
     is_running = config.method == INSTANCE and config.classifier_init == RAW_RUNNING_BN

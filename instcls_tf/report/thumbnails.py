@@ -48,9 +48,9 @@ def figure(uri: str | None, name: str, text: str = "", is_marked: bool = False) 
     return f'<figure class="{"marked" if is_marked else "plain"}">{image}{caption}</figure>'
 
 
-def section(figures: Iterable[str], title: str = "", level: int = 3) -> str:
+def section(figures: Iterable[str], title: str = "") -> str:
     """Images beside each other below a title."""
-    heading = f"<h{level}>{escape(title)}</h{level}>" if title else ""
+    heading = f"<h3>{escape(title)}</h3>" if title else ""
     return f"{heading}<section>{''.join(figures)}</section>"
 
 

@@ -15,7 +15,7 @@ from instcls_tf.run.workdir import NOT_RECIPE
 from instcls_tf.sweep.held_out import held_out_folder
 from instcls_tf.sweep.spec import Setting, Spec
 
-SEARCH, FINAL = STAGES = ("search", "final")
+SEARCH, FINAL = "search", "final"
 
 # Of what a run may go on without, what is another trial: how fast it is, which decides how many epochs fit into the
 # minutes, in the last digits what comes out, and how long it is.

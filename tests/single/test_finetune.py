@@ -12,7 +12,9 @@ from instcls_tf.encoder import networks
 from instcls_tf.errors import UserError
 from instcls_tf.evaluation.finetune import finetuned_accuracy, initial_backbone
 from instcls_tf.evaluation.recipes import FinetuneRecipe
-from instcls_tf.export.saved_model import export_saved_model
+from instcls_tf.export.saved_model import SAVED_MODEL
+from instcls_tf.export.subject import Subject
+from instcls_tf.export.writing import export
 from instcls_tf.progress import Progress
 from tests.end_to_end.runs import write_images
 
@@ -66,7 +68,7 @@ def test_starts_from_an_exported_model(tmp_path):
     encoder = networks.make_encoder(CONFIG)
     kernel = encoder.get_layer("backbone").trainable_variables[0]
     kernel.assign_add(tf.ones_like(kernel))
-    export_saved_model(encoder, str(tmp_path / "1"), image_size=8)
+    export(SAVED_MODEL, Subject(encoder, 8), str(tmp_path / "1"))
     loaded = initial_backbone(str(tmp_path / "1"), "", CONFIG)
     images = np.random.default_rng(0).integers(0, 256, [2, 8, 8, 3], np.uint8)
     expected = encoder.get_layer("backbone")(images, training=False)

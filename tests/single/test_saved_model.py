@@ -13,7 +13,9 @@ from PIL import Image
 from instcls_tf.data.augment import Views
 from instcls_tf.encoder import networks
 from instcls_tf.errors import UserError
-from instcls_tf.export.saved_model import export_saved_model
+from instcls_tf.export.saved_model import SAVED_MODEL
+from instcls_tf.export.subject import Subject
+from instcls_tf.export.writing import export
 from tests.encoders import trained_encoder
 from tests.full_disk import full_disk
 
@@ -31,7 +33,7 @@ def exported(tmp_path_factory) -> tuple[tf.keras.Model, str]:
     target = tmp_path_factory.mktemp("export") / "encoder" / "1"
     target.mkdir(parents=True)  # an empty folder is filled
     mode = target.stat().st_mode  # the umask's; a temporary folder would be 0700
-    export_saved_model(encoder, str(target), image_size=IMAGE_SIZE, center_crop_fraction=0.875)
+    export(SAVED_MODEL, Subject(encoder, IMAGE_SIZE, center_crop_fraction=0.875), str(target))
     assert list(target.parent.iterdir()) == [target]
     assert target.stat().st_mode == mode  # readable by others
     return encoder, str(target)
@@ -234,7 +236,7 @@ def test_mixed_precision_encoder_returns_float32(tmp_path):
         encoder = trained_encoder()
     finally:
         tf.keras.mixed_precision.set_global_policy("float32")
-    export_saved_model(encoder, str(tmp_path / "model"), image_size=IMAGE_SIZE)
+    export(SAVED_MODEL, Subject(encoder, IMAGE_SIZE), str(tmp_path / "model"))
     images = random_images(3)
     outputs = tf.saved_model.load(str(tmp_path / "model")).signatures["serving_default"](images=tf.constant(images))
     assert {value.dtype for value in outputs.values()} == {tf.float32}
@@ -247,11 +249,11 @@ def test_an_occupied_output_is_refused(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").write_text("mine")
     with pytest.raises(UserError, match=r"--output=.*folder: is not empty"):
-        export_saved_model(encoder, str(tmp_path / "folder"), image_size=IMAGE_SIZE)
+        export(SAVED_MODEL, Subject(encoder, IMAGE_SIZE), str(tmp_path / "folder"))
     with pytest.raises(UserError, match=r"--output=.*file: is a file"):
-        export_saved_model(encoder, str(tmp_path / "folder" / "file"), image_size=IMAGE_SIZE)
+        export(SAVED_MODEL, Subject(encoder, IMAGE_SIZE), str(tmp_path / "folder" / "file"))
     with pytest.raises(UserError, match=r"--output=.*cannot be written"):
-        export_saved_model(encoder, str(tmp_path / "folder" / "file" / "inside"), image_size=IMAGE_SIZE)
+        export(SAVED_MODEL, Subject(encoder, IMAGE_SIZE), str(tmp_path / "folder" / "file" / "inside"))
     assert (tmp_path / "folder" / "file").read_text() == "mine"
 
 
@@ -259,12 +261,12 @@ def test_a_full_disk_is_one_sentence(exported, tmp_path):
     """Which TensorFlow tells in an error of its own; nothing is left."""
     target = str(tmp_path / "full")
     with full_disk(4096), pytest.raises(UserError, match=rf"^--output={target}: cannot be written \(.*File too large"):
-        export_saved_model(exported[0], target, image_size=IMAGE_SIZE, center_crop_fraction=0.875)
+        export(SAVED_MODEL, Subject(exported[0], IMAGE_SIZE, center_crop_fraction=0.875), target)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["a*b", "a[1]"])
 def test_a_name_that_tensorflow_cannot_load_is_refused(tmp_path, name):
     with pytest.raises(UserError, match=r"--output=.*which TensorFlow reads as a pattern"):
-        export_saved_model(tf.keras.Model(), str(tmp_path / name), image_size=IMAGE_SIZE)
+        export(SAVED_MODEL, Subject(tf.keras.Model(), IMAGE_SIZE), str(tmp_path / name))
     assert list(tmp_path.iterdir()) == []

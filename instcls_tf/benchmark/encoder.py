@@ -168,6 +168,7 @@ def encoder_step(
         encoded = bn_groups.encode(encoder, images, is_real, group_rows, groups)
         gradients = collectives.sum_one_by_one(encoded.backpropagate(gradient), "encoder_gradient")
         optimizer.apply_gradients(zip(gradients, encoder.trainable_variables))
+        encoded.update_statistics()
         return encoded.embeddings[0, 0]
 
     return step

@@ -181,6 +181,7 @@ def _batch_bn(encoder: tf.keras.Model, group_rows: int, full_batch: int) -> Embe
 
     def embed(images: tf.Tensor, instance_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         encoded = bn_groups.encode(encoder, images, instance_ids >= 0, group_rows, groups)
+        encoded.update_statistics()
         return _gather(encoded.embeddings, instance_ids)
 
     return embed

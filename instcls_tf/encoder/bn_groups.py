@@ -24,6 +24,8 @@ class Encoded(NamedTuple):
     embeddings: tf.Tensor  # [b, D] float32
     backpropagate: Callable[[tf.Tensor], list[tf.Tensor]]
     """From the gradient for the embeddings, `[b, D]`, to those for the encoder's trainable variables."""
+    update_statistics: Callable[[], None]
+    """Lets the BN statistics of the batch into the moving ones, which are as they were until then."""
 
 
 class Groups(NamedTuple):
@@ -35,11 +37,11 @@ class Groups(NamedTuple):
 
 
 def encode(encoder: tf.keras.Model, images: tf.Tensor, is_real: tf.Tensor, group_rows: int, groups: Groups) -> Encoded:
-    """Embeds a share of a batch in training mode and lets its BN statistics into the moving ones; all workers together.
+    """Embeds a share of a batch in training mode; all workers together.
 
-    The moving statistics take one step per batch: towards the mean over all BN groups of the global batch, whichever
-    workers had them. A group counts by its real images, and a smaller batch, such as the last one of an epoch, takes as
-    large a part of a step as it is of a full batch.
+    The moving statistics take one step per batch, when `update_statistics` of the result is called: towards the mean
+    over all BN groups of the global batch, whichever workers had them. A group counts by its real images, and a smaller
+    batch, such as the last one of an epoch, takes as large a part of a step as it is of a full batch.
 
     Args:
       encoder: from images to `[b, D]`.
@@ -70,19 +72,22 @@ def encode(encoder: tf.keras.Model, images: tf.Tensor, is_real: tf.Tensor, group
             sums = [count * value for value in after]
 
     moved = _mean_over_groups(sums, count, before, groups.in_batch)
-    for variable, value in zip(statistics, moved):
-        variable.assign(value)
+
+    def update_statistics() -> None:
+        for variable, value in zip(statistics, moved):
+            variable.assign(value)
 
     def backpropagate(gradient: tf.Tensor) -> list[tf.Tensor]:
         variables = encoder.trainable_variables
         if tape is not None:
             return tape.gradient(embeddings, variables, output_gradients=gradient)
+        kept = [variable.read_value() for variable in statistics]
         gradients = _backpropagate_groups(encoder, images, gradient, group_rows)
-        for variable, value in zip(statistics, moved):  # encoding the groups again must not move them again
+        for variable, value in zip(statistics, kept):  # encoding the groups again moves them as well
             variable.assign(value)
         return gradients
 
-    return Encoded(embeddings, backpropagate)
+    return Encoded(embeddings, backpropagate, update_statistics)
 
 
 def map_groups(

@@ -60,10 +60,24 @@ class MoCoV2(Rival):
         return {"key_encoder": self.key_encoder, "queue": self.queue, "queue_end": self.queue_end}
 
     def train(self, batch: StepBatch, learn: Learn) -> Output:
-        """As `Method` has it: the first view is the query, the second the key, from which nothing is learned."""
-        self.update_key_encoder()
+        """As `Method` has it: the first view is the query, the second the key, from which nothing is learned.
+
+        The key encoder follows the encoder at the end of a step that is taken, so that the next one finds it where
+        Algorithm 1 has it.
+        """
         keys = self.encode_keys(batch.views[:, 1], batch.micro_batch, batch.step)[batch.instance_ids >= 0]  # [b, D]
-        return learn(batch.views[:, :1], batch.instance_ids, lambda queries, _: self.prepare(queries, keys))
+
+        def of_queries(queries: tf.Tensor, ids: tf.Tensor) -> tuple[Output, Move]:
+            del ids
+            output, enqueue = self.prepare(queries, keys)
+
+            def move() -> None:
+                enqueue()
+                self.update_key_encoder()
+
+            return output, move
+
+        return learn(batch.views[:, :1], batch.instance_ids, of_queries)
 
     def update_key_encoder(self) -> None:
         """Eq. 2: `theta_k <- m theta_k + (1 - m) theta_q`, for the trainable variables."""

@@ -26,7 +26,7 @@ class Health(NamedTuple):
     """What a step's numbers are like; the first two are the same on all workers."""
 
     stops: tf.Tensor  # scalar bool: not finite: nothing has moved, and the run is to end
-    skipped: tf.Tensor  # scalar bool: a gradient overflowed under loss scaling: nothing has moved but the scale
+    skipped: tf.Tensor  # scalar bool: a gradient overflowed under loss scaling: only the scale moved; the step counts
     own_gradient_is_finite: tf.Tensor  # scalar bool: this worker's part of the encoder's gradient
     loss: tf.Tensor  # scalar float32, the same on all workers
     spoilt_embeddings: tf.Tensor  # [b] bool: the instances of this worker of which an embedding is not finite
@@ -63,7 +63,7 @@ def take(
     apply: Callable[[], object],
     move: Callable[[], object],
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Takes a step if its numbers are finite: moves the encoder and then the method's own weights, or neither.
+    """Takes a step if its numbers are finite: moves the encoder and then all else that a step moves, or nothing.
 
     Args:
       loss: scalar, the same on all workers.
@@ -71,7 +71,7 @@ def take(
       gradients: their sum over the workers.
       loss_scale: of float16; above 1 an overflow lowers it, and the run goes on. None without.
       apply: the optimiser's update; with loss scaling it leaves the encoder alone and lowers the scale itself.
-      move: the method's.
+      move: what moves the rest, BN's statistics and the method's own weights, from the encoder's new ones.
 
     Returns:
       `stops`, `skipped` and `own_gradient_is_finite` of `Health`.

@@ -38,8 +38,8 @@ def make_train_step(
     the gradients of the network over the workers. Instances with id -1 are padding: they are encoded but not in the
     loss. One graph serves all batch sizes: retracing for the last batch of an epoch takes longer than many steps.
 
-    Loss and gradients are complete before any weight moves. If they are not finite, none does, on any worker; without
-    `is_checked`, with which what that costs is measured, nobody looks.
+    Loss and gradients are complete before weights and moving statistics move. If they are not finite, none does, on
+    any worker; without `is_checked`, with which what that costs is measured, nobody looks.
     """
 
     def learn(views: tf.Tensor, instance_ids: tf.Tensor, loss_of_rows: LossOfRows) -> Step:
@@ -64,11 +64,16 @@ def make_train_step(
         def apply() -> None:
             optimizer.apply_gradients(zip(gradients, network.trainable_variables))
 
+        def move_rest() -> None:
+            encoded.update_statistics()
+            move()
+
         if not is_checked:
             apply()
-            move()
+            move_rest()
             return Step(output, finite.unchecked(output.loss))
-        taken = finite.take(output.loss, own, gradients, getattr(optimizer, "loss_scale", None), apply, move)  # step 8
+        scale = getattr(optimizer, "loss_scale", None)
+        taken = finite.take(output.loss, own, gradients, scale, apply, move_rest)  # step 8
         spoilt = (finite.spoilt(values, views.shape[1]) for values in (encoded.embeddings, embedding_gradient))
         return Step(output, finite.Health(*taken, output.loss, *spoilt))
 

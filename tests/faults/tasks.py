@@ -119,7 +119,7 @@ def _spoilt_gradient(folder: Path, config: PretrainConfig) -> None:
             spoilt = tf.tensor_scatter_nd_update(first, place, [float("nan")])
             return [tf.where(number == NAN_AT, spoilt, first), *others]
 
-        return bn_groups.Encoded(encoded.embeddings, backpropagate)
+        return encoded._replace(backpropagate=backpropagate)
 
     original = bn_groups.encode
     with said(folder, "gradient"), instead(bn_groups, "encode", encode):

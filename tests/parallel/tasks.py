@@ -164,9 +164,10 @@ def moving_statistics() -> tuple[np.ndarray, np.ndarray]:
 
     @tf.function(input_signature=[tf.TensorSpec([None, 2, 2, 3]), tf.TensorSpec([None], tf.bool)])
     def encode(images, is_real):
-        return bn_groups.encode(
-            encoder, images, is_real, 2 * cases.MICRO_BATCH, bn_groups.Groups(several=True, in_batch=FULL_BATCH_GROUPS)
-        ).embeddings
+        groups = bn_groups.Groups(several=True, in_batch=FULL_BATCH_GROUPS)
+        encoded = bn_groups.encode(encoder, images, is_real, 2 * cases.MICRO_BATCH, groups)
+        encoded.update_statistics()
+        return encoded.embeddings
 
     for number in range(cases.STEPS):
         views, ids = own_share(number)

@@ -60,9 +60,16 @@ def test_equals_one_group_at_a_time(rows, padding, groups):
     def step(x, real):
         encoded = bn_groups.encode(encoder, x, real, GROUP, groups)
         gradient = 3 * encoded.embeddings**2 * tf.cast(real, tf.float32)[:, tf.newaxis]
-        return encoded.embeddings, encoded.backpropagate(gradient)
+        gradients = encoded.backpropagate(gradient)
+        with tf.control_dependencies(gradients):
+            untouched = [variable.read_value() for variable in networks.batch_norm_statistics(encoder)]
+        encoded.update_statistics()
+        return encoded.embeddings, gradients, untouched
 
-    embeddings, gradients = step(images(rows), tf.constant(is_real))
+    before = [variable.numpy() for variable in networks.batch_norm_statistics(encoder)]
+    embeddings, gradients, untouched = step(images(rows), tf.constant(is_real))
+    for value, expected in zip(untouched, before):
+        np.testing.assert_array_equal(value, expected)
     expected, expected_gradients, statistics = plain(rows, is_real)
     assert relative_error(embeddings, expected) < 1e-5
     for actual, wanted in zip(gradients, expected_gradients):
@@ -82,6 +89,7 @@ def test_encoding_again_gives_the_same_bits(rows):
         @tf.function
         def step(x, encoder=encoder, groups=groups):
             encoded = bn_groups.encode(encoder, x, tf.fill([rows], True), GROUP, groups)
+            encoded.update_statistics()  # which the gradients need not wait for
             return encoded.embeddings, *encoded.backpropagate(3 * encoded.embeddings**2)
 
         results.append([*step(images(rows)), *networks.batch_norm_statistics(encoder)])
@@ -106,7 +114,7 @@ def test_a_smaller_batch_takes_a_part_of_a_step(rows, padding, groups):
     encoder, full = make_encoder(), 12
     before = [v.numpy() for v in networks.batch_norm_statistics(encoder)]
     in_batch = groups._replace(in_batch=full / GROUP)
-    bn_groups.encode(encoder, images(rows), tf.constant(is_real), GROUP, in_batch)
+    bn_groups.encode(encoder, images(rows), tf.constant(is_real), GROUP, in_batch).update_statistics()
     _, _, whole_steps = plain(rows, is_real)
     for variable, old, whole in zip(networks.batch_norm_statistics(encoder), before, whole_steps):
         np.testing.assert_allclose(variable, old + is_real.sum() / full * (whole - old), rtol=1e-5)
@@ -117,7 +125,8 @@ def test_a_full_batch_takes_a_whole_step(groups):
     results = []
     for in_batch in (None, 3):
         encoder = make_encoder()
-        bn_groups.encode(encoder, images(12), tf.fill([12], True), GROUP, groups._replace(in_batch=in_batch))
+        settings = groups._replace(in_batch=in_batch)
+        bn_groups.encode(encoder, images(12), tf.fill([12], True), GROUP, settings).update_statistics()
         results.append(networks.batch_norm_statistics(encoder))
     for first, second in zip(*results):
         np.testing.assert_array_equal(first, second)
@@ -130,6 +139,7 @@ def test_a_batch_of_bad_images_moves_nothing(groups, in_batch):
     before = [v.numpy() for v in networks.batch_norm_statistics(encoder)]
     encoded = bn_groups.encode(encoder, images(1), tf.constant([False]), GROUP, groups)
     gradients = encoded.backpropagate(tf.zeros_like(encoded.embeddings))
+    encoded.update_statistics()
     assert all((g.numpy() == 0).all() for g in gradients)
     for value, variable in zip(before, networks.batch_norm_statistics(encoder)):
         np.testing.assert_array_equal(variable, value)

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from instcls_tf.classifier.sharded_classifier import ShardedClassifier
 from instcls_tf.config import PretrainConfig
+from instcls_tf.encoder import networks
 from instcls_tf.encoder.bn_groups import Groups
 from instcls_tf.errors import UserError
 from instcls_tf.methods.diet import DIET
@@ -43,7 +44,8 @@ class Fault(tf.keras.layers.Layer):
 
 
 def encoder_with(fault: Fault | None = None) -> tf.keras.Model:
-    layers = [tf.keras.layers.Flatten(input_shape=[2, 2, 3]), tf.keras.layers.Dense(SIZE, use_bias=False)]
+    layers = [tf.keras.layers.Flatten(input_shape=[2, 2, 3]), tf.keras.layers.BatchNormalization()]
+    layers.append(tf.keras.layers.Dense(SIZE, use_bias=False))
     return tf.keras.Sequential([*layers, *([fault] if fault else [])])
 
 
@@ -51,7 +53,7 @@ def make_method(name: str, encoder: tf.keras.Model):
     if name == "simclr":
         return SimCLR()
     if name == "moco_v2":
-        return MoCoV2(encoder, encoder_with(), queue_size=8)
+        return MoCoV2(encoder, encoder_with(), queue_size=8, momentum=0.9)
     if name == "pic":
         return PIC(NUM_INSTANCES, SIZE, recent_negatives=4, longest_absence=8)
     if name == "diet":
@@ -81,11 +83,15 @@ class Trial:
         return self.step(tf.constant(views), self.ids, tf.constant(RATE)).health
 
     def state(self) -> list[np.ndarray]:
-        parts = [part.variable for part in self.method.sliced().values()]
-        queue = [self.method.queue] if isinstance(self.method, MoCoV2) else []
-        return [
-            value.numpy() for value in (*self.encoder.trainable_variables, *self.optimizer.variables, *parts, *queue)
-        ]
+        """All that a step moves, but the number of steps and the scale of the loss."""
+        method = self.method
+        variables = [*self.encoder.trainable_variables, *networks.batch_norm_statistics(self.encoder)]
+        variables += getattr(self.optimizer, "inner_optimizer", self.optimizer).momentums
+        variables += [part.variable for part in method.sliced().values()]
+        variables += [part for part in method.replicated().values() if isinstance(part, tf.Variable)]
+        if isinstance(method, MoCoV2):
+            variables += method.key_encoder.trainable_variables
+        return [variable.numpy() for variable in variables]
 
     def refusal(self, health: finite.Health, config: PretrainConfig = CONFIG) -> str:
         with pytest.raises(UserError) as refusal:
@@ -100,12 +106,12 @@ def test_nothing_moves(method, direction):
     getattr(trial.fault, direction).assign(np.nan)
     before = trial.state()
     health = trial.take()
-    assert health.stops and not health.skipped
+    assert health.stops and not health.skipped and trial.optimizer.iterations == 0
     for value, expected in zip(trial.state(), before):
         np.testing.assert_array_equal(value, expected)
     getattr(trial.fault, direction).assign(1.0)
     health = trial.take()
-    assert not health.stops
+    assert not health.stops and trial.optimizer.iterations == 1
     finite.refuse(health, 3, trial.ids, CONFIG, lambda i: i)
     moved = [np.any(value != expected) for value, expected in zip(trial.state(), before)]
     assert all(moved), "every variable moves in a step that is taken"
@@ -151,19 +157,15 @@ def test_a_gradient_that_a_relu_hides():
     np.testing.assert_array_equal(finite.mixed_in(gradient, tf.constant([[0.5, -7.0]])), gradient)
 
 
-def test_loss_scaling_skips_a_step_as_a_whole():
-    trial = Trial("instance", scaled=True)
+@pytest.mark.parametrize("method", ["instance", "moco_v2", "pic", "diet"])
+def test_loss_scaling_skips_a_step_as_a_whole(method):
+    trial = Trial(method, scaled=True)
     scale, iterations = float(trial.optimizer.loss_scale), int(trial.optimizer.iterations)
-
-    def weights() -> list[np.ndarray]:
-        variables = [*trial.encoder.trainable_variables, trial.method.classifier.local_weights]
-        return [variable.numpy() for variable in variables]
-
-    before = weights()
+    before = trial.state()
     trial.fault.backward.assign(np.inf)
     health = trial.take()
     assert health.skipped and not health.stops
-    for value, expected in zip(weights(), before):
+    for value, expected in zip(trial.state(), before):
         np.testing.assert_array_equal(value, expected)
     assert (float(trial.optimizer.loss_scale), int(trial.optimizer.iterations)) == (scale / 2, iterations + 1)
     # No scale helps against what is not an overflow.

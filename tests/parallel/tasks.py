@@ -32,7 +32,7 @@ from instcls_tf.pretraining.train_step import make_train_step
 from instcls_tf.run import checkpoint, parts
 from tests.parallel import cases, detection_task
 
-OVERLAP_STEPS = 4
+OVERLAP_STEPS = 8
 FULL_BATCH_GROUPS = 3  # of BN; the batches of the cases have 11 to 13 instances, one of them 1
 SEARCH = SearchSizes(cases.CANDIDATES, cases.CANDIDATES * 5)
 

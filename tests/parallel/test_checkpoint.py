@@ -47,7 +47,7 @@ def test_the_first_step_on_another_number_of_workers(job, num_workers):
 
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_rows_of_int8_on_another_number_of_workers(job, num_workers):
-    """To the last bit; and the next steps round as they would have."""
+    """To the last bit."""
     reader = tf.train.load_checkpoint(checkpoint.latest(str(job(2) / "save_int8")))
     restored = np.load(job(num_workers) / "restore_int8" / "restored.npz")
     for name, dtype in (("rows", np.int8), ("momentum", np.int8), ("rows_scales", "f4"), ("momentum_scales", "f4")):
@@ -55,6 +55,10 @@ def test_rows_of_int8_on_another_number_of_workers(job, num_workers):
         assert saved.dtype == dtype and len(saved) == cases.NUM_INSTANCES
         np.testing.assert_array_equal(restored[f"classifier_{name}"], saved)
         assert np.all(np.any(saved.reshape([len(saved), -1]), axis=1))
-    alone = np.load(job(1) / "restore_int8" / "restored.npz")
-    assert np.mean(restored["after"] != alone["after"]) < 0.01
-    assert np.abs((restored["after"] - alone["after"]) / alone["scales_after"][:, np.newaxis]).max() < 3
+
+
+def test_the_next_steps_of_int8_round_alike_on_any_number_of_workers(job):
+    """A number differs by one at most, where sums over the workers differ, and rarely."""
+    alone, together = (np.load(job(workers) / "restore_int8" / "restored.npz") for workers in (1, 3))
+    assert np.mean(together["after"] != alone["after"]) < 0.01
+    assert np.abs((together["after"] - alone["after"]) / alone["scales_after"][:, np.newaxis]).max() <= 1

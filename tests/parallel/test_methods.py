@@ -20,7 +20,7 @@ def results(request, tmp_path_factory):
     """From a method's name to what its steps gave; all methods in one launch."""
     folder = tmp_path_factory.mktemp(f"methods{request.param}")
     command = [sys.executable, "-m", "tests.parallel.method_tasks", str(folder)]
-    finished = run_command(under_launcher(request.param, command), timeout=300)
+    finished = run_command(under_launcher(request.param, command))
     assert finished.status == 0, finished.output[-8000:]
     return lambda name: dict(np.load(folder / f"{name}.npz"))
 

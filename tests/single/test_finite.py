@@ -117,6 +117,18 @@ def test_nothing_moves(method, direction):
     assert all(moved), "every variable moves in a step that is taken"
 
 
+def test_the_key_encoder_follows_a_step_that_is_taken():
+    """Eq. 2 of MoCo, towards the weights to which the step has brought the encoder."""
+    trial = Trial("moco_v2")
+    before = [variable.numpy() for variable in trial.encoder.trainable_variables]
+    assert not trial.take().stops
+    for mine, theirs, old in zip(
+        trial.method.key_encoder.trainable_variables, trial.encoder.trainable_variables, before
+    ):
+        assert np.any(theirs != old)
+        np.testing.assert_allclose(mine, 0.9 * old + 0.1 * theirs, rtol=1e-6)
+
+
 def test_whose_numbers_they_were():
     trial = Trial("instance")
     trial.fault.forward.assign(np.inf)

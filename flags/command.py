@@ -221,14 +221,18 @@ def _fail_once(error: UserError) -> NoReturn:
 
 
 def _end(signal: interrupted.Interrupted) -> NoReturn:
-    """What was begun is removed by now. All workers may have had the signal: rank 0 speaks first."""
+    """What was begun is removed by now.
+
+    The launcher tells of its workers, who was ended, and by what: mpirun ends those that a failed one has left with a
+    signal as well. Without ours all workers may have had the signal, and rank 0 speaks first.
+    """
+    if job.folder() is not None:
+        time.sleep(_LINGER_SECONDS)
+        signal.end_process()
     rank, _ = launched_rank_and_size() or (0, 1)
     if rank > 0:
         time.sleep(_GRACE_SECONDS)
     _write_error(f"{f'rank {rank}: ' if rank else ''}{signal.number.name}: ended before it was done")
-    if job.folder() is not None:
-        time.sleep(_LINGER_SECONDS)
-        signal.end_process()  # the launcher tells who was ended, and by what
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     os._exit(signal.status)  # what TensorFlow was in the midst of is not taken apart in order, with complaints

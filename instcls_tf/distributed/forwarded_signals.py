@@ -47,8 +47,10 @@ class ForwardedSignals:
     def become_mpirun(self) -> None:
         """Between fork and exec: what mpirun gets when the launcher is gone, and does not get while workers save.
 
-        Workers are started with no signal blocked.
+        Workers are started with no signal blocked. What ends mpirun is not ignored, as a Ctrl-C is in what a script has
+        put into the background, until mpirun handles it itself.
         """
+        signal.signal(ENDING, signal.SIG_DFL)
         job.die_with_parent(self.forwarded)
         if self.is_resumable:
             signal.pthread_sigmask(signal.SIG_BLOCK, _KEPT_FROM_MPIRUN)

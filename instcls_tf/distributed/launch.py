@@ -293,8 +293,9 @@ class _Attempt:
         errors = job.read_errors(self._folder)
         ended = self._filter.ended()
         if self._signals.asked is not None and not errors:
-            if self._signals.is_resumable:
-                _say(f"{self._signals.asked.name}: ended at once; the same command goes on from its last checkpoint")
+            goes_on = "ended at once; the same command goes on from its last checkpoint"
+            how = goes_on if self._signals.is_resumable else "ended before it was done"
+            _say(f"{self._signals.asked.name}: {how}")
             return Outcome(self._signals.status(), None)
         if self._standstill and not errors:
             _say(f"error: {self._standstill}")

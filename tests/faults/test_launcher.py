@@ -29,22 +29,6 @@ from tests.faults.preloaded.server import STANDS_FOR_A_WORKER
 LONG = "--steps=1000"
 
 
-WRITING = """
-import os, sys, time
-from flags import command
-from instcls_tf import files
-folder, rank = sys.argv.pop(), os.environ["OMPI_COMM_WORLD_RANK"]
-def main():
-    with files.whole_folder(os.path.join(folder, rank)):
-        open(folder + rank, "w").close()
-        try:
-            time.sleep(600)
-        finally:
-            time.sleep(0.2 * int(rank))  # what it has to remove takes its time, and the other is gone
-command.run(main, "Writes a folder.")
-"""
-
-
 def test_lines_arrive_as_they_were_written(tmp_path):
     """A run that goes well: the workers' own lines without marks, standard output by itself, no folder left behind."""
     with running(standin(tmp_path)) as job:
@@ -163,37 +147,6 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path):
         finished = job.finish()
     assert finished.status == 75
     assert last_line(finished.stderr) == "SIGINT: ended at once; the same command goes on from its last checkpoint"
-
-
-def test_a_command_that_cannot_go_on_is_ended(tmp_path):
-    """SIGTERM while a command runs that saves nothing: its workers are ended, status 143."""
-    (tmp_path / "package").mkdir()
-    (tmp_path / "package" / "__init__.py").touch()
-    (tmp_path / "package" / "sleeping.py").write_text(
-        f"open({str(tmp_path / 'on')!r}, 'w'); import time; time.sleep(600)"
-    )
-    path = f"{tmp_path}{os.pathsep}{ROOT}"
-    with running(launcher(2, "package.sleeping"), PYTHONPATH=path) as job:
-        job.wait_until((tmp_path / "on").exists)
-        job.processes()
-        job.process.send_signal(signal.SIGTERM)
-        finished = job.finish()
-    assert (finished.status, finished.output) == (128 + signal.SIGTERM, "")
-
-
-def test_workers_of_a_command_that_cannot_go_on_leave_nothing(tmp_path):
-    """SIGTERM while workers write into folders: status 143, one line, and the folders are gone."""
-    (tmp_path / "package").mkdir()
-    (tmp_path / "package" / "__init__.py").touch()
-    (tmp_path / "package" / "writing.py").write_text(WRITING)
-    path, folder = f"{tmp_path}{os.pathsep}{ROOT}", tmp_path / "written"
-    with running(launcher(2, "package.writing", folder), PYTHONPATH=path) as job:
-        job.wait_until(lambda: all((tmp_path / f"written{rank}").exists() for rank in (0, 1)))
-        job.processes()
-        job.process.send_signal(signal.SIGTERM)
-        finished = job.finish()
-    assert (finished.status, finished.output) == (128 + signal.SIGTERM, "SIGTERM: ended before it was done\n")
-    assert list(folder.iterdir()) == []
 
 
 def test_a_restart_goes_on_from_the_last_checkpoint(tmp_path):

@@ -16,8 +16,11 @@ from instcls_tf.errors import UserError
 
 # Around each of its messages.
 _RULE = "-" * 74
-# Of its messages, those that tell no cause: only that a worker has ended, or that the link to a host has.
-_WITHOUT_CAUSE = ("mpirun detected", "mpirun noticed", "Primary job", "ORTE has lost communication")
+# Of its messages, those that tell no cause: only that a worker or mpirun has ended, or that the link to a host has.
+_WITHOUT_CAUSE = (
+    "mpirun detected", "mpirun noticed", "mpirun has exited due to", "WARNING: mpirun has exited before",
+    "Primary job", "ORTE has lost communication",
+)  # fmt: skip
 # Lines outside of messages, of mpirun or of a worker: "[host:1234] ..."; of orted, its like on another host, they go on
 # with [[5,0],1], where a worker has another number than 0.
 _LINE = re.compile(r"\[[\w.-]+:(\d+)\] (\[\[\d+,0\],\d+\])?")

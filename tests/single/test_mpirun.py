@@ -24,6 +24,12 @@ OF_MPIRUN = (
 PRIMARY_JOB = "Primary job  terminated normally, but 1 process returned\na non-zero exit code."
 EXITED = "mpirun detected that one or more processes exited:\n\n  Process name: [[5,1],1]\n  Exit code:    7"
 SIGNALLED = "mpirun noticed that process rank 1 with PID 13 on node a exited on signal 11 (Segmentation fault)."
+# The beginning of what Open MPI says of a worker that ends well while the others go on.
+WENT = (
+    "mpirun has exited due to process rank 1 with PID 13 on\nnode a exiting improperly. There are three reasons this"
+    ' could occur:\n\n1. this process did not call "init" before exiting, but others in\nthe job did.'
+)
+BEFORE_ALL = "WARNING: mpirun has exited before it received notification that all\nstarted processes had terminated."
 ABORTED = "MPI_ABORT was invoked on rank 1 in communicator X\nwith errorcode 7."
 
 
@@ -52,6 +58,8 @@ def test_what_mpi_tells_in_a_worker_is_for_people():
             "ended with status 7; MPI: MPI_ABORT was invoked on rank 1 in communicator X with errorcode 7.",
         ),
         ([PRIMARY_JOB, SIGNALLED], "(on a) was ended by SIGSEGV"),
+        ([WENT], "ended before the others and said nothing of why"),
+        ([WENT, BEFORE_ALL], "ended before the others and said nothing of why"),
         (
             ["It looks like MPI_INIT failed", SIGNALLED],
             "(on a) was ended by SIGSEGV; MPI: It looks like MPI_INIT failed",

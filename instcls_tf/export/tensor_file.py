@@ -14,6 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from instcls_tf.errors import UserError, shown
+from instcls_tf.files import told
 
 _NAMES = {"float32": "F32", "int64": "I64"}
 # What other tools write as well.
@@ -75,9 +76,10 @@ def read(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             array = np.frombuffer(data[begin:end], _TYPES[about["dtype"]]).reshape(about["shape"])
             arrays[name] = _widened(array) if about["dtype"] == "BF16" else array.copy()
         return arrays, metadata
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
-        raise UserError(f"{shown(path)}: cannot be read as safetensors ({reason})") from error
+    except OSError as error:
+        raise told(error, f"{shown(path)}: cannot be read as safetensors ({error.strerror or error})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise UserError(f"{shown(path)}: cannot be read as safetensors ({error})") from error
 
 
 def _widened(halves: np.ndarray) -> np.ndarray:

@@ -7,7 +7,6 @@ Written here so that an export needs no further package; the library of that nam
 from __future__ import annotations
 
 import json
-import os
 import struct
 from typing import BinaryIO
 

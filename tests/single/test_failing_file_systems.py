@@ -19,7 +19,6 @@ from instcls_tf.data.folder import open_folder
 from instcls_tf.distributed import collectives
 from instcls_tf.errors import MachineError, UserError
 from instcls_tf.initial import start
-from instcls_tf.initial.start import read_initial
 from instcls_tf.pretraining import growth
 from instcls_tf.progress import Progress
 from instcls_tf.report import checkpoints
@@ -197,12 +196,12 @@ def test_what_a_run_starts_from_is_no_mistake_either(begun, monkeypatch):
     """Another run, or weights in a file."""
     monkeypatch.setattr(os, "listdir", Failing(os.listdir, "checkpoints"))
     with pytest.raises(MachineError, match=r"/checkpoints: cannot be read \(Stale file handle\), tried 4 times"):
-        read_initial(begun.workdir)
+        start.read_initial(begun.workdir)
     path = os.path.join(begun.workdir, "x.safetensors")
     Path(path).touch()
     monkeypatch.setattr(builtins, "open", Failing(open, "x.safetensors"))
     with pytest.raises(MachineError, match=r"x\.safetensors: cannot be read as safetensors \(Stale file handle\)"):
-        read_initial(path)
+        start.read_initial(path)
 
 
 def test_a_run_that_is_not_to_be_read_has_no_empty_id(begun, monkeypatch):

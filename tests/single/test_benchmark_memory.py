@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
 from instcls_tf.benchmark import memory
-from instcls_tf.distributed import cores
 from instcls_tf.errors import UserError
 from instcls_tf.plan import classifier_bytes
 from tests.commands import ROOT, run_script
@@ -72,15 +72,16 @@ def test_limits_on_the_command_line():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_a_trial_takes_the_planned_memory(dtype):
-    """Within 10 %: class weights, momentum and workspace of one worker against the peak of a process."""
+    """Within 10 %: class weights, momentum and workspace of one worker of one thread against the peak of a process."""
     sizes = (400_000, 1024, 128)
     trial = ["sharded", *map(str, sizes), dtype, dtype, "0"]
     command = [sys.executable, "-m", "instcls_tf.benchmark.memory_trial", *trial]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    environment = {**os.environ, "TF_NUM_INTRAOP_THREADS": "1"}
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert finished.returncode == 0, finished.stderr
     answer = json.loads(finished.stdout)
+    kept = {"weights_dtype": dtype, "momentum_dtype": dtype, "threads": 1}
     num_instances, batch_rows, size = sizes
-    kept = {"weights_dtype": dtype, "momentum_dtype": dtype, "threads": cores.threads_of_worker(1)}
     planned = classifier_bytes.peak_bytes(num_instances, 1, batch_rows, size, 0, **kept)
     assert answer["fits"]
     assert answer["peak_bytes"] == pytest.approx(planned, rel=0.1)

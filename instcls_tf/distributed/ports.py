@@ -17,16 +17,23 @@ def listening(pid: int) -> list[str]:
     found = []
     for table in ("tcp", "tcp6"):
         with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
-                _, local, _, state, *others = line.split()
-                if state == _LISTENS and others[5] in own:
-                    found.append(_shown(local))
+            found += _listening_in(Path(f"/proc/{pid}/net/{table}").read_text(), own)
     return sorted(found)
 
 
 def is_open_to_others(place: str) -> bool:
     """Whether machines other than this one can reach an `ADDRESS:PORT`."""
     return not ipaddress.ip_address(place.rpartition(":")[0].strip("[]")).is_loopback
+
+
+def _listening_in(table: str, own: set[str]) -> list[str]:
+    """`ADDRESS:PORT` of the sockets with these inodes that listen, from the text of a table of the system's."""
+    found = []
+    for line in table.splitlines()[1:]:
+        _, local, _, state, *others = line.split()
+        if state == _LISTENS and others[5] in own:
+            found.append(_shown(local))
+    return found
 
 
 def _sockets(pid: int) -> set[str]:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import socket
+import sys
 
 import pytest
 
@@ -180,15 +181,42 @@ def test_a_disk_that_is_full(tmp_path, monkeypatch):
 
 
 def test_listening():
-    """Sockets of this very process, over both versions of IP."""
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("::1", 0), family=socket.AF_INET6) as six:
+    """Sockets of this very process."""
+    with socket.create_server(("127.0.0.1", 0)) as one:
         with socket.create_server(("", 0)) as every:
-            found = ports.listening(os.getpid())
-            wanted = [f"127.0.0.1:{one.getsockname()[1]}", f"[::1]:{six.getsockname()[1]}"]
-            everywhere = f"0.0.0.0:{every.getsockname()[1]}"
-            assert {*wanted, everywhere} <= set(found)
+            wanted, everywhere = (f"{host}:{port}" for host, port in (one.getsockname(), every.getsockname()))
+            assert {wanted, everywhere} <= set(ports.listening(os.getpid()))
         assert everywhere not in ports.listening(os.getpid())
-    assert not any(map(ports.is_open_to_others, wanted)) and ports.is_open_to_others(everywhere)
+        assert wanted in ports.listening(os.getpid())
+    assert not ports.is_open_to_others(wanted) and ports.is_open_to_others(everywhere)
+
+
+def test_listening_over_ipv6():
+    try:
+        six = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError as error:
+        pytest.skip(f"this machine has no IPv6 to listen on: {error}")
+    with six:
+        assert f"[::1]:{six.getsockname()[1]}" in ports.listening(os.getpid())
+
+
+# Of Linux on a little-endian processor: local and remote address, state, and the inode in the tenth column.
+TCP6 = """\
+  sl  local_address                         remote_address                        st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 00000000000000000000000001000000:1F90 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 51 1 0
+   1: 00000000000000000000000000000000:0016 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 52 1 0
+   2: 0000000000000000FFFF00000100007F:0050 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 53 1 0
+   3: B80D01200000000000000000EFBE0000:01BB B80D01200000000000000000010000AD:A1B2 01 00000000:00000000 00:00000000 00000000     0        0 54 1 0
+   4: 00000000000000000000000001000000:1F91 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 55 1 0
+"""  # noqa: E501
+
+
+@pytest.mark.skipif(sys.byteorder != "little", reason="the text is that of a little-endian processor")
+def test_the_table_of_ipv6():
+    """What is another process's (55) or only connected (54) does not listen here."""
+    found = ports._listening_in(TCP6, {"51", "52", "53", "54"})
+    assert found == ["[::1]:8080", "[::]:22", "127.0.0.1:80"]
+    assert [ports.is_open_to_others(place) for place in found] == [False, True, False]
 
 
 def test_this_machine():

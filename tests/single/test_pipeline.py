@@ -1,5 +1,7 @@
 """Batches: every id once per epoch, the same global order for every number of workers, exact resumption, padding."""
 
+import collections
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -218,8 +220,22 @@ def test_stream_shows_every_id_once_per_epoch(tfds_source, workers, batch):
     for epoch in range(2):
         assert sorted(np.concatenate(joined[epoch * steps : (epoch + 1) * steps])) == list(range(23))
     assert [len(ids) for ids in joined[:steps]] == [min(batch, 23 - s * batch) for s in range(steps)]
-    pixels = _global(shares, part=0)
-    assert all((p[:, 0, 0, 0, 0] // GREY < 37).all() for p in pixels)
+
+
+def test_an_id_of_a_stream_always_has_the_same_image(tfds_source):
+    """Whichever worker shows it in whichever epoch, training or not; and all images that were written have one."""
+    greys = collections.defaultdict(set)
+    for workers in (1, 2, 3):
+        for views, ids in (batch for share in _train(tfds_source, 6, workers, 8, num_views=2) for batch in share):
+            for view, instance_id in _zip_equal(views, ids):
+                greys[instance_id].update(np.unique(view).tolist())
+    for images, ids, labels in inference_batches(tfds_source, image_size=SIZE, batch_size=5).as_numpy_iterator():
+        for image, instance_id, label in _zip_equal(images, ids, labels):
+            greys[instance_id].update(np.unique(image).tolist())
+            assert label == image[0, 0, 0] // GREY % 2
+    greys.pop(-1, None)  # padding
+    assert greys.keys() == set(range(23)) and all(len(of_id) == 1 for of_id in greys.values())
+    assert sorted(grey for of_id in greys.values() for grey in of_id) == [GREY * place for place in range(23)]
 
 
 def test_stream_resumes_and_shuffles_by_epoch_and_seed(tfds_source):

@@ -90,6 +90,7 @@ def stored_features(
     if not workers.rank_0_says(_has_all(folder, source), "has_features"):
         settings = {"image_size": image_size, "center_crop_fraction": center_crop_fraction}
         _compute(folder, encoder, source, settings, progress)
+    files.look_again(os.path.abspath(folder))  # rank 0 has made or seen it, perhaps on another machine
     stored = _open_folder(folder)
     tell_of_unreadable(source, stored.ids, progress)
     return stored

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import glob
 import os
 import re
 import subprocess
@@ -16,6 +17,7 @@ from instcls_tf import files
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.folder import FolderSource
 from instcls_tf.data.sources import DigitsSource, open_source
+from instcls_tf.distributed import workers
 from instcls_tf.encoder import networks
 from instcls_tf.errors import UserError
 from instcls_tf.evaluation import feature_store, features
@@ -40,6 +42,20 @@ def source() -> DigitsSource:
 @pytest.fixture(scope="module")
 def encoder() -> tf.keras.Model:
     return networks.make_encoder(CONFIG)
+
+
+def test_features_that_another_machine_shows_late(tmp_path, source, encoder, monkeypatch):
+    """A network file system trusts that a folder is not there, until the one above is listed."""
+    settings = {"image_size": 8, "center_crop_fraction": 1.0, "progress": Progress(visible=False)}
+    first, listed = stored_features(str(tmp_path), encoder, source, "train", **settings), []
+    listdir, isdir, found = os.listdir, os.path.isdir, glob.glob
+    monkeypatch.setattr(os, "listdir", lambda path: listed.append(path) or listdir(path))
+    is_seen = lambda path: f"{tmp_path}/features" in listed or not path.startswith(f"{tmp_path}/features/")  # noqa: E731
+    monkeypatch.setattr(os.path, "isdir", lambda path: is_seen(path) and isdir(path))
+    monkeypatch.setattr(glob, "glob", lambda pattern: found(pattern) if is_seen(pattern) else [])
+    monkeypatch.setattr(workers, "rank_0_says", lambda yes, name: True)
+    again = stored_features(str(tmp_path), encoder, source, "train", **settings)
+    np.testing.assert_array_equal(again.backbone, first.backbone)
 
 
 def test_features_are_computed_once_per_checkpoint_and_dataset(tmp_path, source, encoder, monkeypatch):

@@ -233,13 +233,15 @@ def names_in(folder: str) -> list[str]:
     """What is in a folder; nothing where there is none.
 
     Raises:
-      OSError: it is not to be read.
+      UserError: it is not to be read.
       MachineError: the file system fails again and again.
     """
     try:
         return patiently(lambda: os.listdir(folder), folder) if is_there(folder) else []
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise UserError(f"{shown(folder)}: cannot be read ({error.strerror})") from error
 
 
 def look_again(folder: str) -> None:

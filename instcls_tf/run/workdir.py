@@ -74,6 +74,7 @@ def has_checkpoints(workdir: str) -> bool:
     Data without index, manifest and record are none: a first save was ended when it gave its files their names.
 
     Raises:
+      UserError: the folder of the checkpoints is not to be read.
       MachineError: the file system fails.
     """
     names = files.names_in(checkpoint_folder(workdir))

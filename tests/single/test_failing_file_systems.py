@@ -111,6 +111,16 @@ def test_another_worker_cannot_read_what_a_run_starts_from(monkeypatch, kind):
     assert refusal.type is kind
 
 
+def test_a_folder_of_checkpoints_that_is_not_to_be_read(run, monkeypatch):
+    """As another user's may be."""
+    failing = Failing(os.listdir, "checkpoints", number=errno.EACCES)
+    monkeypatch.setattr(os, "listdir", failing)
+    for read in (has_checkpoints, checkpoint_choice.prefixes):
+        with pytest.raises(UserError, match=rf"^{run}/checkpoints: cannot be read \(Permission denied\)$"):
+            read(str(run))
+    assert failing.calls == 2, "a file system that works has answered"
+
+
 def test_nothing_is_removed_for_what_cannot_be_read(run, monkeypatch):
     """The save of step 11 is there, but which of the older ones are this run's, and whole, nobody knows."""
     monkeypatch.setattr(checkpoint_manifest, "_content", Failing(checkpoint_manifest._content, "ckpt-00000007.json"))

@@ -47,7 +47,8 @@ def test_a_grown_set_takes_rows_over(saved, dtype, monkeypatch):
     """Exactly where they are kept in as many digits as before; else to the nearest number."""
     monkeypatch.setattr(growth, "CHUNK_ROWS", 10)
     prefix, before = saved
-    now = ShardedClassifier(NUM_NOW, SIZE, smoothing=0.0, weights_dtype=dtype, momentum_dtype=dtype)
+    kept = {"weights_dtype": dtype, "momentum_dtype": dtype}
+    now = ShardedClassifier(NUM_NOW, SIZE, smoothing=0.0, initializer="zeros", **kept)
     known = np.random.default_rng(1).permutation(NUM_BEFORE)[:NUM_NOW]
     known[[2, 20]] = -1
     taken = growth.Growth(prefix, known, NUM_BEFORE)

@@ -179,8 +179,9 @@ def _raise_again() -> None:
     global _first
     time.sleep(_PAUSE_SECONDS)
     number, _first = _first.number if _first else None, None
-    if number is not None:
-        signal.pthread_kill(threading.main_thread().ident, number)
+    main = threading.main_thread().ident
+    if number is not None and main is not None:
+        signal.pthread_kill(main, number)
 
 
 def _end_at_once(number: int, why: str) -> None:

@@ -232,7 +232,7 @@ def _end(signal: interrupted.Interrupted) -> NoReturn:
     rank, _ = launched_rank_and_size() or (0, 1)
     if rank > 0:
         time.sleep(_GRACE_SECONDS)
-    _write_error(f"{f'rank {rank}: ' if rank else ''}{signal.number.name}: ended before it was done")
+    _write_error(f"{f'rank {rank}: ' if rank else ''}{signal.number.name}: {signal.told}")
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     os._exit(signal.status)  # what TensorFlow was in the midst of is not taken apart in order, with complaints

@@ -56,7 +56,7 @@ def reproduce(claims: list[Claim], scale: Scale, at: Places) -> Answer:
 
     Raises:
       UserError: a setting is not right, another command works in the folder, or a run fails.
-      SystemExit: it was interrupted.
+      Interrupted: a signal came; its runs have ended.
     """
     if scale.workers is not None:
         raise UserError(

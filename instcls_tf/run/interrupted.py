@@ -35,6 +35,7 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, number: int):
         self.number = signal.Signals(number)
+        self.told = "ended before it was done"  # the last line says so
         super().__init__(self.number.name)
 
     @property

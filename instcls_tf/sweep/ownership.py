@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import signal
 from collections.abc import Iterator
-from typing import Any
 
 from instcls_tf.errors import UserError, shown
+from instcls_tf.run.interrupted import Interrupted
 
 _LOCK_NAME = "lock"
 
@@ -45,15 +44,9 @@ def locked(workdir: str, what: str) -> Iterator[int]:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the trials, and then the sweep with one sentence."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+    """A signal ends the trials, which save, and the command's last line says that it goes on."""
     try:
         yield
-    except KeyboardInterrupt as error:
-        raise SystemExit("interrupted: the same command goes on where it ended") from error
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    except Interrupted as signal:
+        signal.told = "interrupted: the same command goes on where it ended"
+        raise

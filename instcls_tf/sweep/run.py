@@ -67,7 +67,7 @@ def run_sweep(spec: Spec, final: bool = False, commands: Commands = COMMANDS) ->
 
     Raises:
       UserError: the machine has too few cores, another sweep runs in the folder, or a trial cannot be run.
-      SystemExit: it was interrupted.
+      Interrupted: a signal came; its trials have ended.
     """
     needed = spec.cores * spec.side_by_side
     if needed > allowed():

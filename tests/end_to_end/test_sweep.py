@@ -81,8 +81,8 @@ def test_minutes_that_hold_no_epoch_are_refused_once_they_are_measured(sweep):
 
 
 def test_an_interrupted_sweep_ends_its_trials(sweep):
-    assert sweep.interrupted.status == 1
-    assert sweep.interrupted.stderr.endswith("interrupted: the same command goes on where it ended\n")
+    assert sweep.interrupted.status == 128 + signal.SIGTERM
+    assert sweep.interrupted.stderr.endswith("SIGTERM: interrupted: the same command goes on where it ended\n")
     (folder,) = sweep.folder.glob("search/fast-*")
     assert lines_of(folder / "attempts.jsonl")[0]["status"] == STOPPED_STATUS  # it has saved
 

@@ -161,6 +161,9 @@ _IN_CALLBACK = """slow = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.
 # As a library may do: the exception is lost, and nobody knows.
 _LOST = """try: wait()
         except BaseException: wait()"""
+# As sweeps and reproductions do.
+_GOES_ON = """from instcls_tf.sweep.ownership import interruptible
+        with interruptible(): wait()"""
 # A lock that is taken twice: the main thread does not come back to Python, and is there when another thread says so.
 _STUCK = """threading.Timer(1, print, ["stuck"], {"flush": True}).start()
         [ctypes.CDLL(None).pthread_mutex_lock(lock) for _ in range(2)]"""
@@ -190,6 +193,11 @@ def test_a_signal_is_one_line_and_nothing_is_left(tmp_path, number, wait):
     """Ctrl-C, `kill`, a closed terminal."""
     assert ended(tmp_path, wait, number) == (128 + number, f"{number.name}: ended before it was done\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_command_that_goes_on_says_so(tmp_path):
+    said = "SIGTERM: interrupted: the same command goes on where it ended\n"
+    assert ended(tmp_path, _GOES_ON, signal.SIGTERM) == (143, said)
 
 
 def test_a_signal_ends_what_does_not_come_back(tmp_path):

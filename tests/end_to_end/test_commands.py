@@ -11,7 +11,10 @@ import pytest
 import tensorflow as tf
 
 import instcls_tf
+from instcls_tf.encoder import networks
+from instcls_tf.evaluation.subject import open_subject
 from tests.commands import run_script, snapshot
+from tests.encoders import knn_top1
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,13 @@ def test_knn_eval(workdir):
     assert {key: answer[key] for key in ("examples", "features", "num_neighbors", "dataset")} == {
         "examples": 360, "features": "backbone", "num_neighbors": 5, "dataset": "digits",
     }  # fmt: skip
-    assert 0.3 < answer["top1"] < answer["top5"] <= 1  # chance is 0.1
+    subject = open_subject(str(workdir), None, None, None)
+    encoders = instcls_tf.load_encoder(str(workdir)), networks.make_encoder(subject.config)
+    trained, untrained = (knn_top1(encoder, subject.config, subject.splits, k=5) for encoder in encoders)
+    one_image = 1.5 / 360  # what float32 rounds may change one vote
+    assert answer["top1"] == pytest.approx(trained, abs=one_image)
+    assert answer["top1"] != pytest.approx(untrained, abs=one_image)
+    assert answer["top1"] < answer["top5"] <= 1
 
 
 def test_similarity(workdir):

@@ -68,7 +68,7 @@ def test_a_new_layer_learns(dtype):
     embeddings, ids, _ = batch()
     layer = ShardedClassifier(NUM_INSTANCES, SIZE, smoothing=0.0, weights_dtype=dtype)
     losses = [layer(embeddings, ids, learning_rate=RATE, step=step).loss.numpy() for step in range(10)]
-    assert losses[-1] < losses[0] - 0.5
+    assert (np.diff(losses) < -0.02).all()  # rows without a length would make one step
 
 
 def test_a_new_layer_has_the_gaussian_rows():

@@ -69,7 +69,7 @@ def test_the_processor_answers_only_without_a_gpu(tmp_path, monkeypatch, has_gpu
     tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(precision, "_PROCESSOR", tmp_path / "cpuinfo")
-    monkeypatch.setattr(precision, "may_use_gpu", lambda: has_gpu)
+    monkeypatch.setattr(precision.gpus, "can_be_loaded", lambda: has_gpu)
     answer = precision.computes_in_bfloat16.__wrapped__()
     assert answer == (gpu_computes if has_gpu else not gpu_computes)
 

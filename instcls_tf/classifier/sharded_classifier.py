@@ -89,7 +89,7 @@ class ShardedClassifier(tf.keras.layers.Layer):
       products_dtype: of the factors of matrix products, `float32` or `bfloat16`.
       seed: of the Gaussian weights and of the class samples.
       initializer: `gaussian`, rows of unit expected length that do not depend on the number of workers; or `zeros`, for
-        whoever fills them by `write`: rows of length 0 have no direction and hardly learn.
+        whoever fills them by `write`: rows of length 0 have no direction, and after one huge step hardly turn.
       make_passes: what computes the two passes of a step; a callable, or its name, one of `config.CLASS_PASSES`.
       name: of the layer, and of its messages between workers.
 

@@ -43,7 +43,7 @@ def test_knn_eval(workdir):
     one_image = 1.5 / 360  # what float32 rounds may change one vote
     assert answer["top1"] == pytest.approx(trained, abs=one_image)
     assert answer["top1"] != pytest.approx(untrained, abs=one_image)
-    assert answer["top1"] < answer["top5"] <= 1
+    assert 0.3 < answer["top1"] < answer["top5"] <= 1  # chance is 0.1
 
 
 def test_similarity(workdir):

@@ -116,6 +116,7 @@ def test_features_are_judged(alone, name):
     trained, untrained = (knn_top1(encoder, subject.config, subject.splits) for encoder in encoders)
     assert result["top1"] == pytest.approx(trained, abs=ONE_IMAGE)
     assert result["top1"] != pytest.approx(untrained, abs=ONE_IMAGE)
+    assert 0.15 < result["top1"] <= 1  # chance is 10 %
 
 
 def test_diet_has_no_projection_to_judge(alone):

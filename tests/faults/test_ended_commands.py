@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.commands import ROOT
+from tests.commands import ROOT, TIMEOUT
 from tests.faults.jobs import last_line, launcher, running
 
 # Workers that write into a folder each, until `{then}`.
@@ -72,8 +73,9 @@ def test_mpirun_is_ended_before_it_has_begun(tmp_path):
     """SIGTERM right after mpirun's start, Ctrl-C being ignored as in the background of a script: status 143."""
     ignoring = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *launcher(2, "package.writing", tmp_path / "written")]
     with running(ignoring, **writing(tmp_path, WAIT)) as job:
+        end = time.monotonic() + TIMEOUT
         while not job.named("orterun"):  # at once, unlike `wait_until`
-            assert job.process.poll() is None, job.read()
+            assert job.process.poll() is None and time.monotonic() < end, job.read()
         job.process.send_signal(signal.SIGTERM)
         finished = job.finish()
     assert finished.status == 128 + signal.SIGTERM, finished.output

@@ -16,7 +16,7 @@ from flags import command
 from instcls_tf import files
 from instcls_tf.errors import UserError
 from instcls_tf.report.answer import Answer, Picture, Written
-from tests.commands import ROOT
+from tests.commands import ROOT, TIMEOUT
 
 RESULT = {"top1": 0.5}
 
@@ -140,7 +140,7 @@ interrupted._PATIENCE_SECONDS, interrupted._UNWINDING_SECONDS = 1.0, {unwinding}
 target, lock = sys.argv.pop(), ctypes.create_string_buffer(64)
 def wait():
     print("waits", flush=True)
-    time.sleep(20)
+    time.sleep(600)
     return 0
 def main():
     with files.whole_folder(target):
@@ -181,9 +181,9 @@ def ended(folder, wait: str, number: int, before: str = "", unwinding: float = 6
         process.send_signal(number)
         if wait == _LOST and unwinding > 2:
             assert process.stdout.readline() == "waits\n"
-            time.sleep(1.2)
+            time.sleep(3)  # more than the patience, also of a thread that is late
             process.send_signal(number)
-        _, said = process.communicate(timeout=15)
+        _, said = process.communicate(timeout=TIMEOUT)
     return process.returncode, said
 
 

@@ -3,7 +3,10 @@
 import contextlib
 import errno
 import os
+import signal
 import socket
+import subprocess
+import sys
 import tempfile
 
 import pytest
@@ -107,6 +110,20 @@ def test_a_worker_says_whether_the_same_would_come_again(shell, tmp_path, said, 
     assert job.record_error("step 4: went wrong", **said)
     attempt = launch._Attempt((Host("localhost", 2),), [], str(tmp_path), ForwardedSignals(True))
     assert attempt._judge(status) == launch.Outcome(*outcome)
+
+
+@pytest.mark.parametrize("is_resumable", [True, False])
+def test_mpirun_does_not_begin_with_what_ends_it_ignored(is_resumable):
+    """As what a script has put into the background does: a Ctrl-C of others is not for it."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        begun = subprocess.run(
+            [sys.executable, "-c", "import signal; print(signal.getsignal(signal.SIGINT))"],
+            preexec_fn=ForwardedSignals(is_resumable).become_mpirun, stdout=subprocess.PIPE, text=True, check=True,
+        )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "default_int_handler" in begun.stdout
 
 
 def test_only_own_folders_of_dead_launchers_are_removed(tmp_path, monkeypatch):

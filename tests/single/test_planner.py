@@ -260,7 +260,8 @@ def test_what_is_named_makes_the_activations_smaller(change, wanted, smaller):
         assert memory_of(config.replace(**{name: value}), 1000)["activations"] < activations, name
     others = {"micro_batch": config.micro_batch // 2, "recompute": "auto"}.items() - smaller.items()
     for name, value in others:
-        assert memory_of(config.replace(**{name: value}), 1000)["activations"] == activations, name
+        if value != getattr(config, name):
+            assert memory_of(config.replace(**{name: value}), 1000)["activations"] == activations, name
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from instcls_tf.sweep.results import append_line, processor
 
 def read_results(path: str) -> dict[str, dict[str, Any]]:
     """The lines of `results.jsonl` by their keys; none if it is not there."""
-    lines = read_json_lines(path) if os.path.exists(path) else []
+    lines = read_json_lines(path) if files.is_there(path) else []
     return {line["key"]: line for line in lines if "key" in line}
 
 
@@ -145,7 +145,7 @@ def _line(run: Run, ended: Ended) -> dict[str, Any]:
             f" on when that is mended"
         )
     config = load_run(folder)
-    lines = read_metrics(folder) if os.path.exists(metrics_path(folder)) else []
+    lines = read_metrics(folder) if files.is_there(metrics_path(folder)) else []
     source = open_training_source(config, workdir=folder)
     found: dict[str, Any] = {KNN: None, LINEAR: None, "test_images": None}
     if not ended.has_diverged:

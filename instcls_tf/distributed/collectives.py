@@ -60,11 +60,10 @@ def init() -> None:
     be told of a rank and has no MPI to join.
     """
     global _size, _rank, _local_rank, _local_size, _is_settled
-    _is_settled = True
-    if not _are_several():
-        return
-    hvd = _horovod()
-    _size, _rank, _local_rank, _local_size = hvd.size(), hvd.rank(), hvd.local_rank(), hvd.local_size()
+    if _are_several():
+        hvd = _horovod()
+        _size, _rank, _local_rank, _local_size = hvd.size(), hvd.rank(), hvd.local_rank(), hvd.local_size()
+    _is_settled = True  # last: one that could not join is not the only one
 
 
 def _are_several() -> bool:

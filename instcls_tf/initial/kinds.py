@@ -8,6 +8,7 @@ import os
 import re
 
 from instcls_tf.errors import UserError, shown
+from instcls_tf.files import is_there
 from instcls_tf.workdir_files import RUN_FLAGS_NAME
 
 RUN, SAVED_MODEL, SAFETENSORS, NPZ, TORCH = "run", "saved_model", "safetensors", "npz", "torch"
@@ -24,7 +25,10 @@ def kind_of(path: str) -> tuple[str, str]:
 
     Raises:
       UserError: there is nothing, or nothing that can be started from.
+      MachineError: the file system fails.
     """
+    if not is_there(path):
+        raise UserError(f"--init={shown(path)}: no such file or folder, wanted {_WANTED}")
     if os.path.isdir(path):
         return _kind_of_folder(path)
     if not os.path.isfile(path):
@@ -58,10 +62,10 @@ def _refuse_without_safe_torch(path: str) -> None:
 
 
 def _kind_of_folder(path: str) -> tuple[str, str]:
-    if os.path.isfile(os.path.join(path, RUN_FLAGS_NAME)):
+    if is_there(os.path.join(path, RUN_FLAGS_NAME)):
         return RUN, path
-    if os.path.isfile(os.path.join(path, "saved_model.pb")):
+    if is_there(os.path.join(path, "saved_model.pb")):
         return SAVED_MODEL, path
-    if os.path.isfile(os.path.join(path, _FILE_OF_EXPORT)):
+    if is_there(os.path.join(path, _FILE_OF_EXPORT)):
         return SAFETENSORS, os.path.join(path, _FILE_OF_EXPORT)
     raise UserError(f"--init={shown(path)}: holds neither a run nor a SavedModel, wanted {_WANTED}")

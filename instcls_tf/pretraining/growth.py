@@ -9,13 +9,12 @@ those of a random network; those that are gone lose their class. Steps, learning
 from __future__ import annotations
 
 import hashlib
-import os
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from instcls_tf import stamps
+from instcls_tf import files, stamps
 from instcls_tf.classifier.sharded_classifier import ShardedClassifier
 from instcls_tf.classifier.table import Table
 from instcls_tf.config import PretrainConfig
@@ -121,7 +120,8 @@ def _contents_before(other: str, prefix: str, progress: Progress) -> np.ndarray:
     """The hashes of the images of the other run, one for each of its classes."""
     path = contents.contents_path(other)
     total, _ = _shape_of(prefix, CLASS_WEIGHTS_KEY)
-    if workers.rank_0_says(os.path.exists(path), "contents_before"):
+    is_kept, *_ = workers.everybodys(workers.all_or_none(lambda: collectives.rank() == 0 and files.is_there(path)))
+    if is_kept:
         before = workers.all_or_none(lambda: contents.read(path))
     else:
         progress.say(f"--extend_from={other}: has no {CONTENTS_NAME}, its images are read again")

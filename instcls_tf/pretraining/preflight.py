@@ -125,7 +125,7 @@ def _refuse_added_files(config: PretrainConfig, source: Source) -> None:
     if not has_checkpoints(config.workdir):
         return
     path = source.manifest_path(config.workdir)
-    if path is not None and not os.path.exists(path):
+    if path is not None and not is_there(path):
         raise UserError(f"{path}: is missing, and with it the ids of the images: without it this run cannot go on")
     if source.changes.added:
         before = source.num_instances - len(source.changes.added)

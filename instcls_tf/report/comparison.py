@@ -14,6 +14,7 @@ from instcls_tf.data.decoding import reading_of
 from instcls_tf.data.folder import refuse_picture_among_images
 from instcls_tf.data.labelled import Splits, open_splits
 from instcls_tf.data.source import Source
+from instcls_tf.distributed import workers
 from instcls_tf.errors import UserError, naming, shown
 from instcls_tf.evaluation import features
 from instcls_tf.evaluation.commands import backbone_of_run
@@ -27,7 +28,7 @@ _PICTURED_QUERIES, _PICTURED_NEIGHBOURS = 6, 8
 
 
 def compare_runs(runs: dict[str, str], output: str) -> Answer:
-    """Evaluates runs on one dataset, and raw pixels, by nearest neighbours; the last run is to be drawn.
+    """Evaluates runs on one dataset, and raw pixels, by nearest neighbours; the last run is to be drawn. All workers.
 
     Each run sees images as its own recipe says (size, crop, reading); raw pixels are those that the run which sees
     most of an image sees, averaged down. So the table does not depend on the order of the runs.
@@ -48,6 +49,7 @@ def compare_runs(runs: dict[str, str], output: str) -> Answer:
         configs = {name: load_run(workdir) for name, workdir in runs.items()}
     _refuse_other_datasets(configs)
     config = list(configs.values())[-1]
+    workers.start(config.seed)
     refuse_picture_among_images(config.dataset, os.path.join(output, "comparison.png"), output)
     refuse_unwritable(os.path.join(output, "comparison.png"))
     widest = max(configs.values(), key=_how_much_is_seen)

@@ -102,7 +102,7 @@ def write_page(workdir: str, data_dir: str | None = None, neighbours: Iterable[N
 
 def _open(workdir: str, data_dir: str | None) -> _Run:
     config = load_run(workdir)
-    lines = read_metrics(workdir) if os.path.exists(metrics_path(workdir)) else []
+    lines = read_metrics(workdir) if files.is_there(metrics_path(workdir)) else []
     source, problem, total = None, "", None
     try:
         source = open_training_source(config, data_dir, workdir)

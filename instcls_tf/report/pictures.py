@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
 
 from instcls_tf.classifier.expected_loss import expected_losses
 from instcls_tf.config import INSTANCE, PretrainConfig
+from instcls_tf.files import is_there
 from instcls_tf.report.figures import add_legend, new_figure, save_figure
 from instcls_tf.run.metrics import metrics_path, read_metrics
 
 
 def load_metrics(workdir: str) -> dict[str, np.ndarray]:
     """The columns of a run's `metrics.jsonl` that all its lines have; none if it has logged nothing."""
-    lines = read_metrics(workdir) if os.path.exists(metrics_path(workdir)) else []
+    lines = read_metrics(workdir) if is_there(metrics_path(workdir)) else []
     names = [name for name in (lines[0] if lines else ()) if all(name in line for line in lines)]
     return {name: np.array([line[name] for line in lines]) for name in names}
 

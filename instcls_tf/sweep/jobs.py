@@ -167,10 +167,11 @@ def _tail(job: Job) -> str:
 def _end(running: list[_Running]) -> None:
     for one in running:
         one.process.terminate()
+    end = time.monotonic() + _PATIENCE  # of all: whoever asked waits for the slowest, not for one after the other
     for one in running:
         used = _children_cpu_seconds()
         try:
-            one.process.wait(_PATIENCE)
+            one.process.wait(max(0.0, end - time.monotonic()))
         except subprocess.TimeoutExpired:
             one.process.kill()
             one.process.wait()

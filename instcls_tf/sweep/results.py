@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from instcls_tf.errors import UserError, shown
+from instcls_tf.files import is_there
 from instcls_tf.run.metrics import read_json_lines
 
 RESULTS_NAME, CALIBRATIONS_NAME = "results.jsonl", "calibrations.jsonl"
@@ -19,7 +20,7 @@ RESULTS_NAME, CALIBRATIONS_NAME = "results.jsonl", "calibrations.jsonl"
 def read_lines(workdir: str, name: str) -> list[dict[str, Any]]:
     """The lines of one of the files of a sweep, of several with the same key the last; none if it is not there."""
     path = os.path.join(workdir, name)
-    lines = read_json_lines(path) if os.path.exists(path) else []
+    lines = read_json_lines(path) if is_there(path) else []
     return list({line["key"]: line for line in lines if "key" in line}.values())
 
 

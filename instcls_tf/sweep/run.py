@@ -18,7 +18,7 @@ from instcls_tf.data.decoding import reading_of
 from instcls_tf.data.labelled import open_splits
 from instcls_tf.distributed.cores import allowed
 from instcls_tf.errors import UserError, shown
-from instcls_tf.files import refuse_unwritable
+from instcls_tf.files import is_there, refuse_unwritable
 from instcls_tf.progress import Progress
 from instcls_tf.report.answer import Answer, Picture
 from instcls_tf.run.metrics import metrics_path, read_metrics
@@ -218,7 +218,7 @@ class _Sweep:
             self._refuse_failed(ended)
             with open(os.path.join(trial.folder, "knn_eval.json"), encoding="utf-8") as file:
                 accuracy = json.load(file)
-        lines = read_metrics(trial.folder) if os.path.exists(metrics_path(trial.folder)) else []
+        lines = read_metrics(trial.folder) if is_there(metrics_path(trial.folder)) else []
         # Features of one evaluation, as large as a small dataset.
         shutil.rmtree(os.path.join(trial.folder, "features"), ignore_errors=True)
         return {
@@ -257,7 +257,7 @@ def _as_begun(config: PretrainConfig) -> PretrainConfig:
     Raises:
       UserError: the run's `run.flags` cannot be understood.
     """
-    if not (has_checkpoints(config.workdir) and os.path.exists(run_flags_path(config.workdir))):
+    if not (has_checkpoints(config.workdir) and is_there(run_flags_path(config.workdir))):
         return config
     run = load_run(config.workdir)
     return config.replace(tfds_split=run.tfds_split, prior_every=run.prior_every)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import tensorflow as tf
 import instcls_tf
 from instcls_tf.encoder import networks
 from instcls_tf.evaluation.subject import open_subject
-from tests.commands import run_script, snapshot
+from tests.commands import run_command, run_script, snapshot, under_launcher
 from tests.encoders import knn_top1
 
 
@@ -112,6 +113,17 @@ def test_compare(workdir, tmp_path):
     table = (tmp_path / "results" / "comparison.md").read_text()
     assert f"| tiny run | {answer['tiny run']['few_labels_top1']:.1%}" in table
     assert (tmp_path / "results" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_two_workers_compare_as_one_does(workdir, tmp_path):
+    alone, of_two = (tmp_path / name for name in ("alone", "of_two"))
+    answer = answer_of("compare", alone, f"--runs=tiny={workdir}", f"--output={alone}")
+    command = [sys.executable, "-m", "scripts.compare", f"--runs=tiny={workdir}", f"--output={of_two}"]
+    finished = run_command(under_launcher(2, command))
+    assert finished.status == 0, finished.output
+    shared = json.loads((of_two / "compare.json").read_text())
+    for row, values in answer.items():
+        assert shared[row] == pytest.approx(values, abs=1.5 / 360), row
 
 
 MISTAKES = {

@@ -173,6 +173,19 @@ def test_one_of_several_that_has_not_joined_is_not_taken_for_the_only_one(launch
     ask()
 
 
+def test_one_that_could_not_join_is_not_the_only_one_either(launched, monkeypatch):
+    """In a notebook, say, where the error is seen and the next cell is run all the same."""
+
+    def fail() -> None:
+        raise ImportError("no Horovod here")
+
+    monkeypatch.setattr(collectives, "_horovod", fail)
+    with pytest.raises(ImportError):
+        collectives.init()
+    with pytest.raises(UserError, match="several workers were launched"):
+        collectives.own_bounds(10)
+
+
 def test_a_horovod_that_is_initialised_tells_of_the_others(monkeypatch):
     """Under a launcher that sets none of the variables that are known."""
 

@@ -18,15 +18,17 @@ from instcls_tf.data import contents
 from instcls_tf.data.folder import open_folder
 from instcls_tf.distributed import collectives
 from instcls_tf.errors import MachineError, UserError
-from instcls_tf.initial import start
-from instcls_tf.pretraining import growth
+from instcls_tf.initial import kinds, start
+from instcls_tf.pretraining import growth, preflight
 from instcls_tf.progress import Progress
 from instcls_tf.report import checkpoints
+from instcls_tf.report.pictures import load_metrics
 from instcls_tf.run import checkpoint, checkpoint_choice, checkpoint_manifest, parts, workdir
 from instcls_tf.run.checkpoint_manifest import Origin
 from instcls_tf.run.metrics import read_metrics
 from instcls_tf.run.parts import Slices
 from instcls_tf.run.workdir import begin_run, has_checkpoints
+from instcls_tf.sweep.results import read_lines
 
 OWN = Origin("f00d")
 
@@ -201,6 +203,26 @@ def test_a_run_is_read_again_and_then_it_is_no_mistake(begun, monkeypatch, name,
         monkeypatch.setattr(*function, always)
         with pytest.raises(MachineError, match=rf"/{name}: cannot be read \(Stale file handle\), tried 4 times"):
             read(begun)
+
+
+@pytest.mark.parametrize(
+    ("name", "look"),
+    [
+        ("run.flags", lambda run, _: kinds.kind_of(run.workdir)),
+        ("manifest.tsv", lambda run, source: preflight._refuse_added_files(run, source)),
+        ("results.jsonl", lambda run, _: read_lines(run.workdir, "results.jsonl")),
+        ("metrics.jsonl", lambda run, _: load_metrics(run.workdir)),
+    ],
+)
+def test_what_cannot_be_looked_at_is_not_taken_for_missing(begun, monkeypatch, name, look):
+    Path(begun.workdir, "results.jsonl").write_text('{"key": "a trial of hours"}\n')
+    source = open_folder(begun.dataset, "train", begun.workdir)
+    before, original = look(begun, source), os.stat
+    monkeypatch.setattr(os, "stat", Failing(original, name, times=1))
+    assert look(begun, source) == before
+    monkeypatch.setattr(os, "stat", Failing(original, name))
+    with pytest.raises(MachineError, match=rf"/{name}: cannot be read \(Stale file handle\), tried 4 times"):
+        look(begun, source)
 
 
 def test_what_a_run_starts_from_is_no_mistake_either(begun, monkeypatch):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
+import time
 from contextlib import closing
 
 import psutil
@@ -91,6 +93,27 @@ def test_what_still_runs_is_ended_with_the_sweep(tmp_path):
     assert not any("sleep(600)" in " ".join(child.cmdline()) for child in children)
     (line,) = attempts(tmp_path / "b")
     assert line["status"] == -15
+
+
+def test_those_that_do_not_end_are_waited_for_together(tmp_path, monkeypatch):
+    """Not one after the other: whoever ends a sweep waits for the slowest."""
+    deaf = "import signal, sys, time; signal.signal(15, signal.SIG_IGN); open(sys.argv[1], 'w'); time.sleep(600)"
+    jobs = [Job(name, str(tmp_path / name), ((*python(deaf), str(tmp_path / f"{name} is deaf")),)) for name in "abc"]
+    patience, given, wait = 0.5, [], subprocess.Popen.wait
+
+    def noted(process: subprocess.Popen, timeout: float | None = None) -> int:
+        given.append(timeout or 0.0)
+        return wait(process, timeout)
+
+    monkeypatch.setattr(jobs_module, "_PATIENCE", patience)
+    running = [jobs_module._start(job, 0, frozenset(), ()) for job in jobs]
+    while len(list(tmp_path.glob("* is deaf"))) < len(jobs):
+        assert all(one.process.poll() is None for one in running)
+        time.sleep(0.01)
+    monkeypatch.setattr(subprocess.Popen, "wait", noted)
+    jobs_module._end(running)
+    assert [attempts(tmp_path / name)[0]["status"] for name in "abc"] == [-9] * 3
+    assert sum(given) < 2 * patience
 
 
 def test_a_child_keeps_the_lock_of_its_sweep(tmp_path):

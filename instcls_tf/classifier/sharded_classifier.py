@@ -52,7 +52,7 @@ class ShardedClassifier(tf.keras.layers.Layer):
 
         instcls_tf.init()
         batches = [(tf.random.uniform([16, 32, 32, 3], 0, 255), tf.range(16) + first) for first in (0, 16)]
-        encoder = instcls_tf.build_encoder(encoder="resnet18", width_multiplier=0.125, stem="small", embedding_size=16)
+        encoder = instcls_tf.build_encoder(encoder="resnet18", width_multiplier=0.25, stem="small", embedding_size=16)
         classifier = instcls_tf.ShardedClassifier(num_instances=32, embedding_size=16)
         hard_negatives = instcls_tf.HardNegatives(classifier, k=5)
         optimizer = tf.keras.optimizers.SGD(0.05, momentum=0.9)

@@ -20,7 +20,7 @@ from tests.end_to_end.runs import write_images
 
 QUIET = Progress(visible=False)
 CONFIG = PretrainConfig(
-    dataset="digits", image_size=8, encoder="resnet18", width_multiplier=0.0625, stem="small", embedding_size=8
+    dataset="digits", image_size=8, encoder="resnet18", width_multiplier=0.25, stem="small", embedding_size=8
 )
 
 
@@ -73,7 +73,7 @@ def test_starts_from_an_exported_model(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, [2, 8, 8, 3], np.uint8)
     expected = encoder.get_layer("backbone")(images, training=False)
     np.testing.assert_allclose(loaded(images, training=False), expected, atol=1e-5)
-    assert loaded.output_shape == (None, 32)
+    assert loaded.output_shape == (None, 128)
 
 
 def test_starts_from_somebody_elses_model(tmp_path):

@@ -32,17 +32,7 @@ def require_value(name: str, value: object, holds: bool, wanted: str) -> None:
 
 
 def require_argument(name: str, value: object, holds: bool, wanted: str) -> None:
-    """Refuses an argument of a function that users call from Python: it is named as they have written it.
-
-    Args:
-      name: of the argument.
-      value: what was given.
-      holds: whether the value is fit.
-      wanted: ends the sentence "must be ...".
-
-    Raises:
-      UserError: the value is not fit.
-    """
+    """`require_value` for an argument of a function that users call from Python, named as they have written it."""
     if not holds:
         raise UserError(f"{name}={value!r}: must be {wanted}")
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from instcls_tf.config import PretrainConfig
+from instcls_tf.run.workdir import run_flags_path
 
 VALID = PretrainConfig(workdir="run")
+
+# Written before there was a mark at the end, and before --online_knn_every.
+OLD_RUN_FLAGS = "--workdir=run\n--dataset=digits\n--epochs=3\n--seed=0\n--log_every=10\n--checkpoint_every=1\n"
 
 # A value for every field that is not its default.
 CHANGED = PretrainConfig(
@@ -92,3 +98,10 @@ PLANNED = PretrainConfig(
     embedding_size=2,
     hard_negatives=3,
 )
+
+
+def write_run(folder: Path, config: PretrainConfig) -> str:
+    """Writes a recipe where a run in that folder has it; returns its path."""
+    path = run_flags_path(str(folder))
+    Path(path).write_text(config.as_flags())
+    return path

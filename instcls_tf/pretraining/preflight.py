@@ -16,7 +16,7 @@ from instcls_tf.distributed.launcher import launched_rank_and_size
 from instcls_tf.errors import UserError, naming
 from instcls_tf.files import is_there
 from instcls_tf.initial.kinds import kind_of
-from instcls_tf.run.workdir import has_checkpoints, load_run, refuse_other_recipe, run_flags_path, with_length_begun
+from instcls_tf.run.workdir import can_continue, has_checkpoints, load_run, refuse_other_recipe, with_length_begun
 
 # Settings that name a file or a folder; the dataset's own paths are expanded where it is opened.
 _PATHS = ("workdir", "data_dir", "init", "extend_from", "cache")
@@ -60,7 +60,7 @@ def open_training_data(config: PretrainConfig, source: Source | None = None) -> 
       UserError: one sentence naming the flag, its value and what is wanted.
     """
     _, num_workers = launched_rank_and_size() or (0, 1)
-    continues = has_checkpoints(config.workdir) and is_there(run_flags_path(config.workdir))
+    continues = can_continue(config.workdir)
     config.validate(begins=not continues)
     if continues:
         _refuse_more_workers_than_groups(config, num_workers)

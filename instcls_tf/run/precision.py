@@ -9,8 +9,7 @@ from pathlib import Path
 
 from instcls_tf.config import AUTO, FLOAT32, MIXED_BFLOAT16, PretrainConfig
 from instcls_tf.distributed import gpus
-from instcls_tf.files import is_there
-from instcls_tf.run.workdir import has_checkpoints, load_run, run_flags_path
+from instcls_tf.run.workdir import can_continue, load_run
 
 _PROCESSOR = Path("/proc/cpuinfo")
 # Of processors that multiply matrices of bfloat16 (x86's names).
@@ -34,7 +33,7 @@ def with_precision(config: PretrainConfig) -> PretrainConfig:
     if config.precision != AUTO:
         return config
     workdir = config.workdir
-    if workdir and has_checkpoints(workdir) and is_there(run_flags_path(workdir)):
+    if workdir and can_continue(workdir):
         return config.replace(precision=load_run(workdir).precision)
     return config.replace(precision=MIXED_BFLOAT16 if computes_in_bfloat16() else FLOAT32)
 

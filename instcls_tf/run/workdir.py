@@ -82,6 +82,16 @@ def has_checkpoints(workdir: str) -> bool:
     return any(name.startswith(CHECKPOINT_PREFIX) and name.endswith(ends) for name in names)
 
 
+def can_continue(workdir: str) -> bool:
+    """Whether a run there has saved something, and its recipe is there to go on by.
+
+    Raises:
+      UserError: the folder of the checkpoints is not to be read.
+      MachineError: the file system fails.
+    """
+    return has_checkpoints(workdir) and files.is_there(run_flags_path(workdir))
+
+
 def begin_run(config: PretrainConfig) -> None:
     """Makes the workdir and writes the recipe into it: all of it or, whatever happens meanwhile, none.
 
@@ -213,7 +223,7 @@ def with_length_begun(config: PretrainConfig) -> PretrainConfig:
       UserError: the workdir has a run whose `run.flags` cannot be understood.
     """
     workdir = config.workdir
-    if config.exposures or not workdir or not (has_checkpoints(workdir) and files.is_there(run_flags_path(workdir))):
+    if config.exposures or not workdir or not can_continue(workdir):
         return config
     theirs = load_run(workdir)
     return config.replace(exposures=theirs.exposures) if theirs.epochs == config.epochs else config

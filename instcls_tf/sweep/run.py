@@ -22,7 +22,7 @@ from instcls_tf.files import is_there, refuse_unwritable
 from instcls_tf.progress import Progress
 from instcls_tf.report.answer import Answer, Picture
 from instcls_tf.run.metrics import metrics_path, read_metrics
-from instcls_tf.run.workdir import has_checkpoints, load_run, run_flags_path
+from instcls_tf.run.workdir import can_continue, load_run
 from instcls_tf.sweep import calibration, picture, summary
 from instcls_tf.sweep.beside import keep_side_by_side
 from instcls_tf.sweep.calibration import Pace
@@ -184,7 +184,7 @@ class _Sweep:
                 )
         config = _as_begun(trial.config(epochs or 1, spec.measurements))
         try:
-            config.validate(begins=not has_checkpoints(config.workdir))
+            config.validate(begins=not can_continue(config.workdir))
         except UserError as error:
             fit = "" if spec.minutes is None else f" (--epochs={epochs} fit into minutes: {spec.minutes:g})"
             raise UserError(f"--spec={shown(spec.path)}: arms.{trial.setting.arm}: {error}{fit}") from error
@@ -257,7 +257,7 @@ def _as_begun(config: PretrainConfig) -> PretrainConfig:
     Raises:
       UserError: the run's `run.flags` cannot be understood.
     """
-    if not (has_checkpoints(config.workdir) and is_there(run_flags_path(config.workdir))):
+    if not can_continue(config.workdir):
         return config
     run = load_run(config.workdir)
     return config.replace(tfds_split=run.tfds_split, prior_every=run.prior_every)

@@ -10,12 +10,14 @@ Examples:
 """
 
 from flags import command, export
+from instcls_tf.distributed.launcher import refuse_several
 from instcls_tf.report.answer import Answer
 
 export.define_check()
 
 
 def main() -> None:
+    refuse_several("check_export")
     from instcls_tf.export import self_check
 
     result = self_check.run(export.folder(), export.flags.FLAGS.runtime)

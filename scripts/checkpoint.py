@@ -9,11 +9,13 @@ Examples:
 """
 
 from flags import checkpoint, command
+from instcls_tf.distributed.launcher import refuse_several
 
 checkpoint.define()
 
 
 def main() -> None:
+    refuse_several("checkpoint")
     action, workdir, step = checkpoint.settings()
     from instcls_tf.report.checkpoints import describe, refuse_damage
 

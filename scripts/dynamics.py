@@ -14,11 +14,13 @@ Runs of other methods have the first line only. Pretrain with --keep_checkpoints
 """
 
 from flags import command, evaluation
+from instcls_tf.distributed.launcher import refuse_several
 
 evaluation.define_dynamics()
 
 
 def main() -> None:
+    refuse_several("dynamics")
     workdir = evaluation.required("workdir")
     from instcls_tf.report.dynamics import dynamics_with_picture
 

@@ -9,6 +9,7 @@ Examples:
 """
 
 from flags import command, evaluation, export
+from instcls_tf.distributed.launcher import refuse_several
 from instcls_tf.export.names import FORMAT_NAMES
 from instcls_tf.report.answer import Answer
 
@@ -16,6 +17,7 @@ export.define()
 
 
 def main() -> None:
+    refuse_several("export")
     workdir, output = evaluation.required("workdir"), evaluation.required("output")
     format_name = evaluation.choice("format", FORMAT_NAMES)
     from instcls_tf.export.commands import export_of_run

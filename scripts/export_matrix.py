@@ -8,12 +8,14 @@ Examples:
 """
 
 from flags import command, evaluation, export
+from instcls_tf.distributed.launcher import refuse_several
 from instcls_tf.progress import Progress
 
 export.define_matrix()
 
 
 def main() -> None:
+    refuse_several("export_matrix")
     environments = evaluation.required("environments")
     from instcls_tf.benchmark.export_matrix import measure_exports
 

@@ -5,12 +5,14 @@ Example:
 """
 
 from flags import command, data, evaluation
+from instcls_tf.distributed.launcher import refuse_several
 from instcls_tf.report.answer import Answer
 
 data.define_prepare()
 
 
 def main() -> None:
+    refuse_several("prepare")
     dataset, output = evaluation.required("dataset"), evaluation.required("output")
     from instcls_tf.data.prepare import prepare
     from instcls_tf.progress import Progress

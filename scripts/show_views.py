@@ -5,11 +5,13 @@ Example:
 """
 
 from flags import command, data, evaluation
+from instcls_tf.distributed.launcher import refuse_several
 
 data.define_show_views()
 
 
 def main() -> None:
+    refuse_several("show_views")
     output, values = evaluation.required("output"), evaluation.FLAGS
     config = data.view_config()
     from instcls_tf.progress import Progress

@@ -19,7 +19,6 @@ from instcls_tf.data import augment, pipeline
 from instcls_tf.data.source import Source, notes_of
 from instcls_tf.data.sources import open_training_source
 from instcls_tf.distributed import workers
-from instcls_tf.distributed.launcher import refuse_several
 from instcls_tf.errors import UserError
 from instcls_tf.evaluation import weight_index
 from instcls_tf.run import checkpoint_choice
@@ -58,9 +57,8 @@ def dynamics_of_run(workdir: str, data_dir: str | None, instances: int) -> list[
       shares and no `visit_turn`.
 
     Raises:
-      UserError: several workers, no run, one of DIET, no checkpoint, or a damaged one.
+      UserError: no run, one of DIET, no checkpoint, or a damaged one.
     """
-    refuse_several("dynamics")
     require_value("instances", instances, instances >= 2, "at least 2")
     config = load_run(workdir)
     require(config, "method", config.method != DIET, f"another than {DIET}, which leaves the projection untrained")

@@ -70,6 +70,12 @@ def test_horovodrun_inside_a_slurm_job_wins(shell):
         ("dynamics --workdir=run", ""),
         ("sweep --spec=sweep.toml", ""),
         ("reproduce --claim=table4_prior --scale=digits", ""),
+        ("export --workdir=run --output=exported", ""),
+        ("check_export exported", ""),
+        ("export_matrix --environments=environments", ""),
+        ("prepare --dataset=digits --output=records", ""),
+        ("show_views --dataset=digits --output=views.png", ""),
+        ("checkpoint inspect run", ""),
     ],
 )
 def test_what_one_process_does(shell, command, instead):
@@ -78,7 +84,7 @@ def test_what_one_process_does(shell, command, instead):
     shell.setenv("OMPI_COMM_WORLD_SIZE", "2")
     name, *words = command.split()
     done = run_command(script(name, *words))
-    what = " ".join(command.partition(" --")[0].split())
+    what = f"{name} {words[0]}" if name == "benchmark" else name
     sentence = f"error: {what}: is done by one process, not by 2: start it without a launcher{instead}\n"
     assert (done.status, done.stderr, done.stdout) == (2, sentence, "")
 

@@ -44,7 +44,10 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A comparison of runs. `orderings` are pairs of arms, of which the paper has the first above the second."""
+    """A comparison of runs. `orderings` are pairs of arms, of which the paper has the first above the second.
+
+    `is_whole` is False of a trial with fewer seeds than the claim asks for.
+    """
 
     id: str
     where: str
@@ -54,6 +57,7 @@ class Claim:
     orderings: tuple[tuple[str, str], ...]
     epochs: dict[str, tuple[int, ...]]
     seeds: dict[str, int]
+    is_whole: bool = True
 
     def tried(self, scale: str, seeds: int | None = None, epochs: int | None = None) -> Claim:
         """The claim with so many seeds, and one length, at a scale that it has: for trials."""
@@ -62,12 +66,14 @@ class Claim:
             changes["epochs"] = {**self.epochs, scale: (epochs,)}
         if scale in self.seeds and seeds is not None:
             changes["seeds"] = {**self.seeds, scale: seeds}
+            changes["is_whole"] = seeds >= self.seeds[scale]
         return dataclasses.replace(self, **changes)
 
 
 @dataclasses.dataclass(frozen=True)
 class Ledger:
-    """All of it. `elsewhere` are quantities that are no comparison of runs, with the page that has ours."""
+    """All of it. `elsewhere` are quantities that are no comparison of runs, with the page that has ours,
+    and a `note` where that is of something else, or nothing."""
 
     path: str
     scales: dict[str, Scale]

@@ -8,7 +8,7 @@ from typing import Any
 from instcls_tf.claims.figure import has_orderings
 from instcls_tf.claims.ledger import KNN, LINEAR, METRICS, Claim, Ledger, Scale
 from instcls_tf.claims.runs import run_of
-from instcls_tf.claims.verdicts import NOT_RUN, Verdict, estimate_of, values_of, verdicts_of
+from instcls_tf.claims.verdicts import FEWEST, NOT_RUN, Verdict, estimate_of, values_of, verdicts_of
 from instcls_tf.sweep.summary import Estimate
 
 _TITLES = {KNN: "20-NN", LINEAR: "linear"}
@@ -16,19 +16,29 @@ _HEAD = """# The paper's claims, and ours
 
 Rendered from [claims.yaml](claims.yaml) and [results.jsonl](results.jsonl) by `python -m scripts.reproduce --render`;
 a test keeps it in step. Every row is of runs that were really made; `python -m scripts.reproduce --claim=ID` with
-`--scale` makes those that are missing. Accuracies are per cent, means over seeds with 95 % intervals; differences are
-of pairs with the same seed, whose number stands behind them. A claim *holds* at a scale if all of its interval is above
-0, *does not hold* if all of it is below, and is *not resolved* in between, or of fewer than three pairs; *so far* is
-said until all runs are made that the claim asks for. Intervals are over seeds, judged on the same test images.
-Scales are never mixed. Minutes are CPU time of a run's process; they compare only between runs of the same `processor`,
-which the results name.
+`--scale` makes those that are missing. Scales are never mixed. Claims share runs: rows with the same figures are of
+the same pairs.
+
+Accuracies are per cent of the test images, means over seeds: 20-NN, weighted, of backbone features, and *linear*,
+logistic regression on stored features (`linear_eval --cached`), which is not the paper's protocol. 95 % intervals are
+over seeds, of at least three of them, judged on the same test images; the standard error of one accuracy on 10,000
+images, 0.5 points, comes on top. Differences are of pairs with the same seed, whose number stands behind them. A
+claim *holds* at a scale if all of its interval is above 0, *does not hold* if all of it is below, and is *not
+resolved* in between, or of fewer than three pairs; *so far* is said until all runs are made that the claim asks for.
+
+Behind a difference marked with \\* are pairs whose two runs are by different versions of the code, or from different
+processors. Rounding changed between some of them, and since commit 1f634ac, in the runs of December, BN's moving
+statistics count a smaller last batch by its images: 29 instead of 128 on digits, 8 on the sets of 5,000. Minutes are
+CPU time of a run's process, on processors that stand beside, of which two machines with the same name may still
+differ by a factor of two.
 
 What was chosen on which images: the batches, rates and views of runs with NT-Xent or eight views on other training
-images ([how](measurements.md#short-runs)); the views and the class weights' rate of the preset `digits` with an eye on
-its test digits; all else by the presets, whose history is not recorded, and by the published defaults. Presets are made
-for the paper's method: the class weights of PIC and DIET take their rate factor of 4 as well, where 1 is published;
-NT-Xent of batches of 128 has two BN groups; MoCo's key encoder, at its momentum of 0.999, is after 6 epochs of digits
-nearly the random one, and after 24 of CIFAR-10 still by 38 %; PIC's windows leave out 15 % of the images in 6 epochs.
+images ([how](measurements.md#short-runs)), 15 settings of ours and 4 of SimCLR; the rates and lengths of the preset
+`cifar10` on test images; the views and the class weights' rate of the preset `digits` with an eye on its test digits;
+all else by the published defaults. Presets are made for the paper's method: the rate factor of the class weights is
+4, and smoothing on digits over K = 20; NT-Xent of batches of 128 has two BN groups; MoCo's key encoder, at its
+momentum of 0.999, is after 6 epochs of digits nearly the random one, and after 24 of CIFAR-10 still by 38 %; PIC's
+windows leave out 16 % of the digits in 6 epochs.
 """
 
 
@@ -45,7 +55,7 @@ def render(ledger: Ledger, results: dict[str, dict[str, Any]]) -> str:
         for scale in ledger.scales.values():
             lines += _section(claim, scale, results)
     lines += ["", "## Quantities that are no comparison of runs", "", "| where | the paper | ours |", "|---|---|---|"]
-    lines += [f"| {one['where']} | {one['quantity']} | [{one['ours']}]({one['ours']}) |" for one in ledger.elsewhere]
+    lines += map(_elsewhere, ledger.elsewhere)
     return "\n".join([*lines, ""])
 
 
@@ -70,7 +80,15 @@ def _summary(ledger: Ledger, results: dict[str, dict[str, Any]]) -> Iterator[str
 
 
 def _difference(verdict: Verdict) -> str:
-    return "" if verdict.difference is None else f"{_percent(verdict.difference, '+')} ({verdict.pairs})"
+    if verdict.difference is None:
+        return ""
+    pairs = f"{verdict.pairs}, {verdict.diverged} diverged" if verdict.diverged else f"{verdict.pairs}"
+    return f"{_percent(verdict.difference, '+')} ({pairs})" + (r" \*" if verdict.is_mixed else "")
+
+
+def _elsewhere(one: dict[str, str]) -> str:
+    note = f" ({one['note']})" if "note" in one else ""
+    return f"| {one['where']} | {one['quantity']} | [{one['ours']}]({one['ours']}){note} |"
 
 
 def _paper(claim: Claim) -> Iterator[str]:
@@ -101,8 +119,11 @@ def _section(claim: Claim, scale: Scale, results: dict[str, dict[str, Any]]) -> 
     yield ""
     yield f"Measured on {scale.title}:"
     yield ""
-    yield "| run | epochs | images shown | forward passes per image | minutes of one core | seeds | 20-NN | linear |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield (
+        "| run | epochs | images shown | forward passes per image | minutes of one core | processor | seeds | 20-NN |"
+        " linear |"
+    )
+    yield "|---" * 9 + "|"
     yield from rows
     if has_orderings(claim, scale, results):
         yield ""
@@ -120,16 +141,23 @@ def figure_name(claim: Claim, scale: Scale) -> str:
 
 
 def _row(name: str, values: dict[str, dict[int, float]], lines: list[dict[str, Any]]) -> str:
-    estimates = {metric: estimate_of(values[metric]) for metric in METRICS}
-    knn, linear = (_percent(estimates[metric]) for metric in METRICS)
+    knn, linear = (_percent(estimate_of(values[metric]), has_interval=len(lines) >= FEWEST) for metric in METRICS)
     epochs, passes = lines[0]["epochs"], lines[0]["passes_per_image"]
     shown = lines[0]["instances"] * epochs
     minutes = sum(map(cpu_seconds_of, lines)) / len(lines) / 60
-    return f"| {name} | {epochs} | {shown:,} | {passes:.1f} | {minutes:.1f} | {len(lines)} | {knn} | {linear} |"
+    processors = ", ".join(sorted({_short(line["processor"]) for line in lines}))
+    return (
+        f"| {name} | {epochs} | {shown:,} | {passes:.1f} | {minutes:.1f} | {processors} | {len(lines)} | {knn} |"
+        f" {linear} |"
+    )
 
 
-def _percent(estimate: Estimate | None, sign: str = "") -> str:
+def _short(processor: str) -> str:
+    return " ".join(processor.replace("(R)", "").replace("Processor", "").split())
+
+
+def _percent(estimate: Estimate | None, sign: str = "", has_interval: bool = True) -> str:
     if estimate is None:
         return ""
-    interval = "" if estimate.interval is None else f" ± {100 * estimate.interval:.1f}"
+    interval = "" if estimate.interval is None or not has_interval else f" ± {100 * estimate.interval:.1f}"
     return f"{100 * estimate.mean:{sign}.1f}{interval}"

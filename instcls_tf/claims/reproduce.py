@@ -197,9 +197,12 @@ def answer_of(claims: list[Claim], scale: Scale, results: dict[str, dict[str, An
             text = "" if verdict.difference is None else f" by {100 * verdict.difference.mean:+.1f} points of 20-NN"
             lines.append(
                 f"{claim}, {verdict.epochs} epochs: {verdict.better} above {verdict.worse}{text},"
-                f" {verdict.pairs} pair(s): {verdict.word}"
+                f" {verdict.pairs} pair(s)"
+                + (f", {verdict.diverged} with a run that has diverged" if verdict.diverged else "")
+                + f": {verdict.word}"
             )
-    return Answer({"scale": scale.name, "runs": len(results), "orderings": found}, "\n".join(lines))
+    runs = sum(line["scale"] == scale.name for line in results.values())
+    return Answer({"scale": scale.name, "runs": runs, "orderings": found}, "\n".join(lines))
 
 
 def ledger_page(ledger: Ledger, results: str, page: str) -> Answer:

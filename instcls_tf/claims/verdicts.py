@@ -8,15 +8,19 @@ from instcls_tf.claims.ledger import Arm, Claim, Scale
 from instcls_tf.claims.runs import run_of
 from instcls_tf.sweep.summary import Estimate, mean_with_interval, paired_difference
 
-# Fewer agree by chance: accuracies are multiples of one test image.
-FEWEST_PAIRS = 3
+# Pairs, or values with an interval of their own. Fewer agree by chance: accuracies are multiples of one test image.
+FEWEST = 3
 HOLDS, DOES_NOT, NOT_RESOLVED, NOT_RUN = "holds", "does not hold", "not resolved", "not run"
 # An interval that is looked at before all pairs are there is one of several looks.
 SO_FAR = ", so far"
 
 
 class Verdict(NamedTuple):
-    """Of one ordering at one length; `difference` is of those seeds that both arms have."""
+    """Of one ordering at one length; `difference` is of those seeds that both arms have.
+
+    `diverged` counts the pairs that are missing because a run of them has diverged; `is_mixed` says that the two runs
+    of a pair are by different versions of the code, or from different processors.
+    """
 
     better: str
     worse: str
@@ -24,6 +28,8 @@ class Verdict(NamedTuple):
     metric: str
     difference: Estimate | None
     pairs: int
+    diverged: int
+    is_mixed: bool
     word: str
 
 
@@ -55,18 +61,38 @@ def estimate_of(values: dict[int, float]) -> Estimate | None:
 
 def verdicts_of(claim: Claim, scale: Scale, metric: str, results: dict[str, dict[str, Any]]) -> list[Verdict]:
     """One for each length and ordering of the claim at that scale."""
-    seeds, found = claim.seeds.get(scale.name, 0), []
+    found = []
     for epochs in claim.epochs.get(scale.name, ()):
         for better, worse in claim.orderings:
-            values = [values_of(claim.arms[name], scale, epochs, metric, results, seeds) for name in (better, worse)]
-            difference = paired_difference(*values)
-            pairs = len(values[0].keys() & values[1].keys())
-            runs = [run_of(claim.arms[name], scale, epochs, seed) for name in (better, worse) for seed in range(seeds)]
-            all_made = all(run.key in results for run in runs)
-            found.append(
-                Verdict(better, worse, epochs, metric, difference, pairs, word_of(difference, pairs, all_made))
-            )
+            found.append(_verdict(claim, scale, epochs, (better, worse), metric, results))
     return found
+
+
+def _verdict(
+    claim: Claim, scale: Scale, epochs: int, names: tuple[str, str], metric: str, results: dict[str, dict[str, Any]]
+) -> Verdict:
+    seeds = claim.seeds[scale.name]
+    arms = [claim.arms[name] for name in names]
+    values = [values_of(arm, scale, epochs, metric, results, seeds) for arm in arms]
+    difference = paired_difference(*values)
+    made = [[results.get(run_of(arm, scale, epochs, seed).key) for arm in arms] for seed in range(seeds)]
+    of_pairs = [
+        [line for line in lines if line is not None]
+        for seed, lines in enumerate(made)
+        if all(seed in of_arm for of_arm in values)
+    ]
+    diverged = sum(any(line is not None and line[metric] is None for line in lines) for lines in made)
+    is_whole = claim.is_whole and all(line is not None for lines in made for line in lines)
+    return Verdict(
+        *names,
+        epochs,
+        metric,
+        difference,
+        pairs=len(of_pairs),
+        diverged=diverged,
+        is_mixed=any(len({(line["commit"], line["processor"]) for line in lines}) > 1 for lines in of_pairs),
+        word=word_of(difference, len(of_pairs), is_whole),
+    )
 
 
 def word_of(difference: Estimate | None, pairs: int, all_made: bool) -> str:
@@ -80,6 +106,6 @@ def word_of(difference: Estimate | None, pairs: int, all_made: bool) -> str:
     if difference is None:
         return NOT_RUN
     mean, interval = difference
-    if pairs < FEWEST_PAIRS or interval is None or abs(mean) <= interval:
+    if pairs < FEWEST or interval is None or abs(mean) <= interval:
         return NOT_RESOLVED
     return (HOLDS if mean > 0 else DOES_NOT) + ("" if all_made else SO_FAR)

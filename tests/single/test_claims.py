@@ -111,6 +111,7 @@ def test_passes_per_image():
 # ------------------------------------------------------------------------------------------------- what runs say
 
 
+MADE = {"commit": "abc", "processor": "Intel(R) Xeon(R) Processor"}
 SCALE = Scale("small", "few images", {})
 ARMS = {name: Arm(name, {"small": {"momentum": momentum}}, {1: 2.5}) for name, momentum in (("A", 0.1), ("B", 0.2))}
 CLAIM = Claim("it", "Table 0", "A is above B.", "nobody's", ARMS, (("A", "B"),), {"small": (3,)}, {"small": 4})
@@ -122,9 +123,15 @@ def results_with(differences: list[float]) -> dict[str, dict]:
         base = 0.5 + 0.01 * seed**2
         for name, value in (("A", base + difference), ("B", base)):
             run = run_of(CLAIM.arms[name], SCALE, 3, seed)
-            facts = {"cpu_seconds": 60.0, "epochs": 3, "instances": 1000, "passes_per_image": 6.0}
+            facts = {"cpu_seconds": 60.0, "epochs": 3, "instances": 1000, "passes_per_image": 6.0, **MADE}
             lines[run.key] = {"key": run.key, KNN: value, LINEAR: value, **facts}
     return lines
+
+
+def results_of_scale(results: dict[str, dict]) -> dict[str, dict]:
+    """With a line of another scale."""
+    named = {key: {**line, "scale": SCALE.name} for key, line in results.items()}
+    return {**named, "of another": {"scale": "large", KNN: 0.1, LINEAR: 0.1}}
 
 
 @pytest.mark.parametrize(
@@ -160,8 +167,13 @@ def test_a_run_that_has_diverged_has_no_accuracy():
     results[run_of(CLAIM.arms["B"], SCALE, 3, 2).key].update({KNN: None, LINEAR: None})
     (verdict,) = verdicts.verdicts_of(CLAIM, SCALE, KNN, results)
     assert (verdict.pairs, verdict.word) == (3, "not resolved")
+    assert verdict.diverged == 1
     text = page.render(type(LEDGER)("claims.yaml", {"small": SCALE}, {"it": CLAIM}, ()), results)
     assert "8 runs, 0.1 hours of one core of training, of which 1 diverged" in text
+    assert "(3, 1 diverged) |" in text
+    answer = reproduce.answer_of([CLAIM], SCALE, results_of_scale(results))
+    assert "3 pair(s), 1 with a run that has diverged: not resolved" in answer.text
+    assert answer.result["runs"] == 8
 
 
 def test_a_line_of_a_run_that_diverged_before_its_first_log_line(tmp_path):
@@ -176,6 +188,31 @@ def test_a_line_of_a_run_that_diverged_before_its_first_log_line(tmp_path):
     assert (line["cpu_seconds"], line["commit"], line["key"]) == (8.0, "abc", run.key)
     with pytest.raises(UserError, match="the run failed"):
         reproduce._line(run, Ended(job, 1, "error: no space left"))
+
+
+def test_pairs_of_different_versions_are_marked():
+    """What another version rounds otherwise, or counts otherwise, is not the method's; nor is another processor's."""
+    for name in MADE:
+        results = results_with([0.02, 0.03, 0.025, 0.01])
+        results[run_of(CLAIM.arms["B"], SCALE, 3, 2).key][name] = "another"
+        (verdict,) = verdicts.verdicts_of(CLAIM, SCALE, KNN, results)
+        assert verdict.is_mixed
+        text = page.render(type(LEDGER)("claims.yaml", {"small": SCALE}, {"it": CLAIM}, ()), results)
+        assert r"| +2.1 ± 1.4 (4) \* | +2.1 ± 1.4 (4) \* |" in text
+        # A pair of which one run is missing is none, and no pair that is there is mixed.
+        del results[run_of(CLAIM.arms["A"], SCALE, 3, 2).key]
+        (verdict,) = verdicts.verdicts_of(CLAIM, SCALE, KNN, results)
+        assert (verdict.pairs, verdict.is_mixed) == (3, False)
+
+
+def test_a_trial_of_fewer_seeds_is_one_so_far():
+    results = results_with([0.02, 0.03, 0.025])
+    words = {
+        seeds: verdicts.verdicts_of(CLAIM.tried("small", seeds=seeds), SCALE, KNN, results)[0].word for seeds in (3, 4)
+    }
+    assert words == {3: "holds, so far", 4: "holds, so far"}
+    whole = results_with([0.02, 0.03, 0.025, 0.02])
+    assert verdicts.verdicts_of(CLAIM.tried("small", seeds=4), SCALE, KNN, whole)[0].word == "holds"
 
 
 def test_an_interval_that_just_reaches_nothing():
@@ -210,7 +247,9 @@ def test_a_row_of_the_page():
     text = page.render(ledger, results_with([0.02, 0.03, 0.025, 0.01]))
     assert "8 runs, 0.1 hours" in text
     assert "| `it` | small | 3 | A above B | +2.1 ± 1.4 (4) | +2.1 ± 1.4 (4) | holds |" in text
-    assert "| B | 3 | 3,000 | 6.0 | 1.0 | 4 | 53.5 ± 6.4 | 53.5 ± 6.4 |" in text
+    assert "| B | 3 | 3,000 | 6.0 | 1.0 | Intel Xeon | 4 | 53.5 ± 6.4 | 53.5 ± 6.4 |" in text
+    # What two values are apart is hardly an interval.
+    assert "| B | 3 | 3,000 | 6.0 | 1.0 | Intel Xeon | 2 | 50.5 | 50.5 |" in page.render(ledger, results_with([0.1, 0.1]))
     assert "| A | 2.5 |" in text
 
 
@@ -327,6 +366,7 @@ def test_figures_stand_beside_the_page(tmp_path):
     for run in runs_of(ledger.claims["table4_prior"].tried("digits", 2, 6), scale):
         value = 0.5 + 0.1 * ("classifier_init" not in run.flags) + 0.01 * run.seed
         facts = {"cpu_seconds": 1.0, "instances": 1437, "passes_per_image": 6.0, "epochs": run.epochs, "seed": run.seed}
+        facts.update(MADE)
         lines.append(json.dumps({"key": run.key, "scale": "digits", KNN: value, LINEAR: value, **facts}))
     (tmp_path / "results.jsonl").write_text("\n".join(lines) + "\n")
     answer = reproduce.ledger_page(ledger, str(tmp_path / "results.jsonl"), str(tmp_path / "results.md"))

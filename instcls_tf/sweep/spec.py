@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 from instcls_tf.checks import path_for_tensorflow
 from instcls_tf.config import CACHE_IN_MEMORY, PretrainConfig
@@ -17,7 +17,7 @@ from instcls_tf.sweep.spec_table import SpecTable, is_number, is_seeds, is_whole
 
 ConfigOf = Callable[[list[str]], PretrainConfig]
 
-# What the sweep gives to each trial, and what says which images are looked at: the same for all arms.
+# What the sweep gives to each trial.
 _OF_THE_SWEEP = {
     "workdir": "each trial has a folder of its own",
     "seed": "give seeds",
@@ -26,6 +26,7 @@ _OF_THE_SWEEP = {
     "exposures": "give minutes or epochs for all trials",
     "max_steps": "give minutes or epochs for all trials",
 }
+# What says which images are looked at: the same for all arms.
 _OF_ALL_ARMS = ("dataset", "data_dir", "tfds_split")
 _LONG = 10**6  # epochs, until it is known how many fit into the minutes
 
@@ -35,6 +36,13 @@ class Setting:
     """What an arm tries: `flags` are those that the specification gives to the arm, for people; `config` is all."""
 
     arm: str
+    flags: dict[str, Any]
+    config: PretrainConfig
+
+
+class _Base(NamedTuple):
+    """What all arms have in common: the flags, and the recipe that they make by themselves."""
+
     flags: dict[str, Any]
     config: PretrainConfig
 
@@ -69,12 +77,7 @@ def read_spec(path: str, config_of: ConfigOf) -> Spec:
     """
     table = read_spec_file(path)
     sizes = _sizes(table)
-    base = table.table("base")
-    _refuse(base, _OF_THE_SWEEP)
-    try:
-        config_of(_words(table, "base", base.items()))
-    except UserError as error:
-        raise table.error("base", str(error)) from error
+    base = _base(table, config_of)
     arms = table.table("arms")
     trials = table.take("trials", "a whole number of at least 1", lambda value: is_whole(value, 1), None)
     may_differ = table.take("unequal_trials", "true or false", lambda value: isinstance(value, bool), False)
@@ -88,7 +91,7 @@ def read_spec(path: str, config_of: ConfigOf) -> Spec:
         for part in (arm.flags, arm.grid, arm.random):
             _refuse(part, {**_OF_THE_SWEEP, **dict.fromkeys(_OF_ALL_ARMS, "give it in base, it is the same for all")})
         flags = flags_of_settings(arm, sizes["seed"])
-        settings[name] = tuple(_setting(arms, name, base.items(), chosen, sizes, config_of) for chosen in flags)
+        settings[name] = tuple(_setting(arms, name, base, chosen, sizes, config_of) for chosen in flags)
     table.refuse_unknown()
     _refuse_unequal(table, settings, may_differ)
     if any(setting.config.cache not in (None, "", CACHE_IN_MEMORY) for arm in settings.values() for setting in arm):
@@ -134,18 +137,45 @@ def _sizes(table: SpecTable) -> dict[str, Any]:
     }
 
 
-def _setting(
-    arms: SpecTable, arm: str, base: dict[str, Any], flags: dict[str, Any], sizes: dict[str, Any], config_of: ConfigOf
-) -> Setting:
-    words = [*_words(arms, arm, base), *_words(arms, arm, flags)]
+def _base(table: SpecTable, config_of: ConfigOf) -> _Base:
+    base = table.table("base")
+    _refuse(base, _OF_THE_SWEEP)
     try:
-        config = config_of(words)
+        return _Base(base.items(), config_of(_words(table, "base", base.items())))
+    except UserError as error:
+        raise table.error("base", str(error)) from error
+
+
+def _setting(
+    arms: SpecTable, arm: str, base: _Base, flags: dict[str, Any], sizes: dict[str, Any], config_of: ConfigOf
+) -> Setting:
+    words = [*_words(arms, arm, base.flags), *_words(arms, arm, flags)]
+    try:
+        config = _on_images_of(base, config_of(words))
         length = {"epochs": sizes["epochs"] or _LONG, "extend_epochs": 0, "exposures": 0, "max_steps": None}
         config = config.replace(workdir=sizes["workdir"], seed=0, **length)
         config.validate()
     except UserError as error:
         raise arms.error(arm, str(error)) from error
     return Setting(arm, flags, config)
+
+
+def _on_images_of(base: _Base, config: PretrainConfig) -> PretrainConfig:
+    """An arm's recipe on the images of base: those that it names hold for all, whatever a flagfile of an arm says.
+
+    Raises:
+      UserError: it names none, and a flagfile of the arm names other images than its own.
+    """
+    images = {name: getattr(base.config, name) for name in _OF_ALL_ARMS}
+    if "dataset" in base.flags:
+        return config.replace(**images)
+    for name, value in images.items():
+        if getattr(config, name) != value:
+            raise UserError(
+                f"--{name}={getattr(config, name)}: is of the arm's flagfile, and arms are compared on the same"
+                f" images: give dataset in base"
+            )
+    return config
 
 
 def _words(arms: SpecTable, where: str, flags: dict[str, Any]) -> list[str]:

@@ -76,6 +76,23 @@ def test_flags_of_base_and_of_arms_make_the_recipes(read, tmp_path):
     assert {setting.config.temperature for setting in spec.arms["simclr"]} == {0.2}  # the method's own
 
 
+def test_all_arms_have_the_images_of_base(read, tmp_path):
+    """Presets of arms name datasets: that of base holds, and without one there images that differ are refused."""
+    (tmp_path / "arm.flags").write_text("--dataset=cifar100\n--data_dir=/x\n--tfds_split=train[:10%]\n--views=3\n")
+    arm = ("smoothing = 0", f"flagfile = '{tmp_path}/arm.flags'")
+    configs = [setting.config for settings in read(arm).arms.values() for setting in settings]
+    assert {(config.dataset, config.data_dir, config.tfds_split) for config in configs} == {("digits", None, "train")}
+    assert {setting.config.views for setting in read(arm).arms["ours"]} == {3}
+    with pytest.raises(UserError) as refusal:
+        read(arm, ('dataset = "digits"\n', ""))
+    assert str(refusal.value).endswith(
+        "arms.ours: --dataset=cifar100: is of the arm's flagfile, and arms are compared on the same images: give"
+        " dataset in base"
+    )
+    same = read(("smoothing = 0", f"flagfile = '{tmp_path}/base.flags'"), ('dataset = "digits"\n', ""))
+    assert {setting.config.dataset for settings in same.arms.values() for setting in settings} == {"cifar10"}
+
+
 def test_a_grid_is_every_combination(read):
     points = [(s.flags["learning_rate"], s.flags["temperature"]) for s in read().arms["ours"]]
     assert points == [(0.1, 0.1), (0.1, 0.3), (0.2, 0.1), (0.2, 0.3)]

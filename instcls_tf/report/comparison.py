@@ -51,7 +51,7 @@ def compare_runs(runs: dict[str, str], output: str) -> Answer:
     config = list(configs.values())[-1]
     workers.start(config.seed)
     refuse_picture_among_images(config.dataset, os.path.join(output, "comparison.png"), output)
-    refuse_unwritable(os.path.join(output, "comparison.png"))
+    workers.on_rank_0(lambda: refuse_unwritable(os.path.join(output, "comparison.png")))
     widest = max(configs.values(), key=_how_much_is_seen)
     # Most runs read images alike, and listing them takes its time.
     splits_as = functools.cache(lambda data_dir, reading: open_splits(config.dataset, data_dir, reading=reading))

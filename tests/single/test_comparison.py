@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.sources import open_source
+from instcls_tf.distributed import collectives
 from instcls_tf.errors import UserError
 from instcls_tf.evaluation import features
 from instcls_tf.report import comparison
@@ -38,12 +39,15 @@ def test_a_run_that_is_not_there_is_named_by_the_command_s_flag(tmp_path):
         comparison.compare_runs({"b": config.workdir}, str(tmp_path / "out"))
 
 
-def test_splits_without_labels_are_refused(tmp_path):
+def test_splits_without_labels_are_refused(tmp_path, monkeypatch):
     write_images(tmp_path / "photos", [f"{split}/{i}.jpg" for split in ("train", "test") for i in range(3)])
     config = PretrainConfig(dataset=f"folder:{tmp_path}/photos", workdir=str(tmp_path / "run"))
     begin_run(config)
-    with pytest.raises(UserError, match="the train split has no labels, wanted"):
-        comparison.compare_runs({"run": config.workdir}, str(tmp_path / "out"))
+    for rank, is_made in ((1, False), (0, True)):  # one worker alone tries the folder: several would collide there
+        monkeypatch.setattr(collectives, "rank", lambda rank=rank: rank)
+        with pytest.raises(UserError, match="the train split has no labels, wanted"):
+            comparison.compare_runs({"run": config.workdir}, str(tmp_path / "out"))
+        assert (tmp_path / "out").exists() == is_made
 
 
 def test_labels_that_are_not_public_are_refused(tmp_path, monkeypatch):

@@ -117,7 +117,7 @@ DESCRIPTIONS = {
     "checkpoint_every": "Epochs between two checkpoints; 0 saves at the end only.",
     "keep_checkpoints": "How many of the newest checkpoints stay: more than one, to go back if the newest is damaged.",
     "online_knn_every": "Epochs between two measurements of 20-NN accuracy (knn_top1 in metrics.jsonl) on the dataset's"
-    " labelled train and test splits; 0 for none.",
+    " labelled train (of a --tfds_split within it that part) and test splits; 0 for none.",
     "gauge_every": "Epochs between two measurements that need no labels, on a few hundred of the run's images"
     " (gauge_agreement, rank_me in metrics.jsonl), about 1 % of the time of an epoch; 0 for none.",
     "report": "Judge the run when it is finished, against its starting weights and raw pixels, as scripts.report does.",

@@ -10,12 +10,13 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
+from instcls_tf.config import PretrainConfig
 from instcls_tf.data.class_folders import not_labels
-from instcls_tf.data.decoding import DEFAULT_READING, BadImages, Reading, decode_image
+from instcls_tf.data.decoding import DEFAULT_READING, BadImages, Reading, decode_image, reading_of
 from instcls_tf.data.folder import FolderSource
 from instcls_tf.data.overlap import overlapping
 from instcls_tf.data.source import FixedIds, RandomAccessSource, Source, digest_of_content, digest_of_ids
-from instcls_tf.data.sources import open_source
+from instcls_tf.data.sources import chosen_split, open_source
 from instcls_tf.distributed.memory import free_bytes
 from instcls_tf.errors import UserError, shown
 
@@ -69,6 +70,25 @@ def open_splits(
         raise UserError(f"--dataset={dataset}: the classes of the train and the test split differ{only}")
     _refuse_common_images(dataset, train, test, train_split, test_split)
     return Splits(train, test)
+
+
+def splits_of_run(config: PretrainConfig) -> Splits:
+    """The labelled images that judge a run on its way.
+
+    Raises:
+      UserError: see `open_splits`.
+    """
+    return open_splits(config.dataset, config.data_dir, bank_split(config), reading=reading_of(config))
+
+
+def bank_split(config: PretrainConfig) -> str:
+    """The split whose labels judge a run: the part of `train` that it is trained on.
+
+    Of a run on anything else, such as `unlabelled` of stl10, all of `train`.
+    """
+    split = chosen_split(config, None, None)
+    is_of_train = all(part.strip().partition("[")[0] == "train" for part in split.split("+"))
+    return split if is_of_train else "train"
 
 
 def _refuse_common_images(dataset: str, train: Source, test: Source, train_split: str, test_split: str | None) -> None:

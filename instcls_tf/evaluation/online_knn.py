@@ -6,8 +6,7 @@ import tensorflow as tf
 
 from instcls_tf import stamps
 from instcls_tf.config import PretrainConfig
-from instcls_tf.data.decoding import reading_of
-from instcls_tf.data.labelled import open_splits
+from instcls_tf.data.labelled import splits_of_run
 from instcls_tf.evaluation import features
 from instcls_tf.evaluation.knn import shared_knn_accuracy
 
@@ -26,7 +25,7 @@ class OnlineKnn:
     def __init__(self, config: PretrainConfig, encoder: tf.keras.Model):
         self._config = config
         self._backbone = features.Embedder(encoder.get_layer("backbone"))
-        self._splits = open_splits(config.dataset, config.data_dir, reading=reading_of(config))
+        self._splits = splits_of_run(config)
 
     def is_due(self, epoch: int) -> bool:
         """Whether to measure at the end of this epoch, counted from 0."""

@@ -7,9 +7,8 @@ from typing import Any
 
 from instcls_tf import flagfiles
 from instcls_tf.config import INSTANCE, MIXED_FLOAT16, PretrainConfig
-from instcls_tf.data.decoding import reading_of
 from instcls_tf.data.folder import of_files
-from instcls_tf.data.labelled import open_splits
+from instcls_tf.data.labelled import splits_of_run
 from instcls_tf.data.source import Source
 from instcls_tf.data.sources import open_training_source
 from instcls_tf.distributed.launcher import launched_rank_and_size
@@ -95,7 +94,7 @@ def open_training_data(config: PretrainConfig, source: Source | None = None) -> 
 def _refuse_without_labels(config: PretrainConfig) -> None:
     """Before hours are spent on a cache or a prior."""
     try:
-        open_splits(config.dataset, config.data_dir, reading=reading_of(config))
+        splits_of_run(config)
     except UserError as error:
         raise type(error)(f"{error}; --online_knn_every={config.online_knn_every} judges by both splits") from error
 

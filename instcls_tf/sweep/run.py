@@ -14,8 +14,7 @@ from typing import Any, Callable, NamedTuple
 import numpy as np
 
 from instcls_tf.config import PretrainConfig
-from instcls_tf.data.decoding import reading_of
-from instcls_tf.data.labelled import open_splits
+from instcls_tf.data.labelled import bank_split, splits_of_run
 from instcls_tf.distributed.cores import allowed
 from instcls_tf.errors import UserError, shown
 from instcls_tf.files import is_there, refuse_unwritable
@@ -35,10 +34,10 @@ from instcls_tf.sweep.trials import SEARCH, Trial, final_trials, search_trials, 
 
 
 class Commands(NamedTuple):
-    """What trials are made of: words of the command that trains a recipe, and of that which judges a run's folder."""
+    """What trials are made of: words of the command that trains a recipe, and of that which judges its run."""
 
     pretrain: Callable[[PretrainConfig], tuple[str, ...]]
-    judge: Callable[[str], tuple[str, ...]]
+    judge: Callable[[PretrainConfig], tuple[str, ...]]
 
 
 def _pretrain(config: PretrainConfig) -> tuple[str, ...]:
@@ -50,8 +49,9 @@ def _pretrain(config: PretrainConfig) -> tuple[str, ...]:
     return (sys.executable, "-m", "scripts.pretrain", *words)
 
 
-def _judge(folder: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", "scripts.knn_eval", f"--workdir={folder}", "--features=backbone")
+def _judge(config: PretrainConfig) -> tuple[str, ...]:
+    words = (f"--workdir={config.workdir}", "--features=backbone", f"--train_split={bank_split(config)}")
+    return (sys.executable, "-m", "scripts.knn_eval", *words)
 
 
 COMMANDS = Commands(_pretrain, _judge)
@@ -140,8 +140,7 @@ class _Sweep:
     def refuse_without_test_split(self) -> None:
         """Before hours are spent on what could not be judged."""
         for settings in self._spec.arms.values():
-            config = settings[0].config
-            open_splits(config.dataset, config.data_dir, reading=reading_of(config))
+            splits_of_run(settings[0].config)
 
     def run(self, trials: list[Trial]) -> None:
         """Runs those that are not finished."""
@@ -158,7 +157,7 @@ class _Sweep:
         configs = {trial.folder: self._config(trial) for trial in left}
         by_folder = {trial.folder: trial for trial in left}
         jobs = [
-            Job(folder, folder, (self._commands.pretrain(config), self._commands.judge(folder)))
+            Job(folder, folder, (self._commands.pretrain(config), self._commands.judge(config)))
             for folder, config in configs.items()
         ]
         with contextlib.closing(run_jobs(jobs, self._places, self._keep_open)) as all_ended:

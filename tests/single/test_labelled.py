@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from instcls_tf.config import PretrainConfig
 from instcls_tf.data import labelled
 from instcls_tf.data.decoding import BadImages, Reading
 from instcls_tf.data.labelled import balanced_subset, default_test_split, labels_of, open_fraction, open_splits, take
 from instcls_tf.data.prepare import prepare
 from instcls_tf.data.sources import DigitsSource, open_source
 from instcls_tf.errors import UserError
+from instcls_tf.evaluation.online_knn import OnlineKnn
+from instcls_tf.pretraining import preflight
+from instcls_tf.sweep.run import COMMANDS
 from tests.end_to_end.runs import write_images
 
 LABELS = np.repeat([0, 1, 2], [100, 60, 3])
@@ -34,6 +40,27 @@ def test_splits_of_a_folder(folder):
     assert splits.num_classes == 2
     assert [source.num_instances for source in splits] == [4, 4]
     np.testing.assert_array_equal(labels_of(splits.train), [0, 0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "bank"),
+    [("train[:10%]", "train[:10%]"), ("train[:5]+train[9:]",) * 2, ("unlabelled", "train"), ("train+test", "train")],
+)
+def test_a_run_is_judged_by_the_part_of_train_that_it_is_trained_on(monkeypatch, trained_on, bank):
+    """On its way, and at its end in a sweep; where it is trained on anything else, by all of train."""
+    opened = []
+
+    def open_labelled(dataset: str, split: str, *_) -> DigitsSource:
+        opened.append(split)
+        return open_source("digits", "test" if split == "test" else "train")
+
+    monkeypatch.setattr(labelled, "open_labelled", open_labelled)
+    config = PretrainConfig(dataset="stl10", tfds_split=trained_on, online_knn_every=1)
+    OnlineKnn(config, SimpleNamespace(get_layer=lambda name: None))
+    preflight._refuse_without_labels(config)
+    assert opened == 2 * [bank, "test"]
+    assert COMMANDS.judge(config)[-1] == f"--train_split={bank}"
+    assert COMMANDS.judge(config.replace(dataset="folder:x"))[-1] == "--train_split=train"
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ class Recorder:
         return (sys.executable, "-c", _TRAIN, *words)
 
     def commands(self) -> Commands:
-        return Commands(self.pretrain, lambda folder: (sys.executable, "-c", _JUDGE, folder))
+        return Commands(self.pretrain, lambda config: (sys.executable, "-c", _JUDGE, config.workdir))
 
 
 @pytest.fixture

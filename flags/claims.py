@@ -5,7 +5,7 @@ from __future__ import annotations
 from absl import flags
 
 from flags import given, paths
-from instcls_tf.distributed.launcher import refuse_several
+from instcls_tf.distributed.job import refuse_launcher
 from instcls_tf.errors import UserError
 from instcls_tf.report.answer import Answer
 
@@ -41,9 +41,9 @@ def answer() -> Answer:
 
     Raises:
       UserError: a flag is missing, does not fit, or is left without any effect by another one; or a launcher has
-        started several workers, each of which would make all runs.
+        started it: each worker would make all runs, which the launcher kills with it.
     """
-    refuse_several("reproduce")
+    refuse_launcher("reproduce")
     from instcls_tf.claims import reproduce
     from instcls_tf.claims.ledger import read_ledger
 

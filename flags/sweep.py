@@ -8,7 +8,7 @@ from flags import command, evaluation, given, paths, pretraining
 from instcls_tf import flagfiles
 from instcls_tf.checks import require_value
 from instcls_tf.config import PretrainConfig
-from instcls_tf.distributed.launcher import refuse_several
+from instcls_tf.distributed.job import refuse_launcher
 from instcls_tf.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -66,7 +66,8 @@ def path_of_spec() -> str:
     """The file that says what is tried.
 
     Raises:
-      UserError: it is not given, or a launcher has started several workers, each of which would start all trials.
+      UserError: it is not given, or a launcher has started it: each worker would start all trials, which the launcher
+        kills with it.
     """
-    refuse_several("sweep")
+    refuse_launcher("sweep")
     return evaluation.required("spec")

@@ -11,7 +11,8 @@ import socket
 import time
 from typing import NamedTuple
 
-from instcls_tf.distributed.launcher import launched_rank_and_size
+from instcls_tf.distributed.launcher import launched_rank_and_size, refuse_several
+from instcls_tf.errors import UserError
 
 # Set by the launcher: the job's folder; itself, as PID@HOST; a terminal for rank 0's progress bar, as PATH@HOST.
 FOLDER, LAUNCHER, TERMINAL = "INSTCLS_JOB", "INSTCLS_LAUNCHER", "INSTCLS_TERMINAL"
@@ -88,6 +89,22 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
     """Has the system send this process a signal when the one that started it is gone, however that ended (Linux)."""
     if _prctl is not None:
         _prctl(_SET_PARENT_DEATH_SIGNAL, int(number), 0, 0, 0)
+
+
+def refuse_launcher(command: str) -> None:
+    """For what starts runs of its own: they would take themselves for the job's worker, and be killed with it.
+
+    Args:
+      command: as its user calls it.
+
+    Raises:
+      UserError: `scripts.launch` has started this process, or another launcher several.
+    """
+    refuse_several(command)
+    if os.environ.get(FOLDER):
+        raise UserError(
+            f"{command}: starts runs of its own, which scripts.launch would kill: start it without a launcher"
+        )
 
 
 def join() -> None:

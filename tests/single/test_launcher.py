@@ -11,6 +11,7 @@ import tempfile
 
 import pytest
 
+from flags import claims, sweep
 from instcls_tf.distributed import job, launch, launcher
 from instcls_tf.distributed.forwarded_signals import ForwardedSignals
 from instcls_tf.distributed.hosts import Host
@@ -96,6 +97,16 @@ def test_several_workers_are_refused(shell, size, refused):
         shell.setenv("PMI_SIZE", size)
     with pytest.raises(UserError) if refused else contextlib.nullcontext():
         launcher.refuse_several("plan", "workers")
+
+
+@pytest.mark.parametrize(("name", "begin"), [("sweep", sweep.path_of_spec), ("reproduce", claims.answer)])
+def test_what_starts_runs_of_its_own_is_no_worker(shell, name, begin):
+    """Not even the only one of a job: its runs would be killed with it, before they have saved."""
+    shell.setenv(job.FOLDER, "/tmp/instcls-job-host-1-x")
+    with pytest.raises(UserError) as refusal:
+        begin()
+    sentence = f"{name}: starts runs of its own, which scripts.launch would kill: start it without a launcher"
+    assert str(refusal.value) == sentence
 
 
 @pytest.mark.parametrize(

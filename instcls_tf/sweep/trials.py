@@ -43,10 +43,11 @@ class Trial:
 
         Args:
           epochs: its length.
-          measurements: how often k-NN is measured on the way; 0 leaves it to the setting.
+          measurements: how often k-NN is measured on the way at most; 0 leaves it to the setting.
         """
         config = self.setting.config
-        every = max(1, epochs // measurements) if measurements else config.online_knn_every
+        shortest = epochs // (measurements + 1) + 1  # interval with no more than so many
+        every = shortest if measurements else config.online_knn_every
         changes = {"workdir": self.folder, "dataset": self.dataset, "seed": self.seed, "epochs": epochs}
         idle = {"tfds_split"} if self.stage == SEARCH else set()
         if config.prior_every >= epochs - config.contrast_epochs:

@@ -206,6 +206,8 @@ def test_trials_take_turns_and_have_folders_of_their_own(read):
     assert (config.epochs, config.seed, config.online_knn_every) == (9, 3, 2)
     assert (config.workdir, config.dataset) == (trials[0].folder, trials[0].dataset)
     assert config.dataset.startswith(f"folder:{spec.workdir}/images-")
+    for epochs, measured in ((3, 3), (10, 10), (19, 9), (20, 10), (25, 8)):
+        assert epochs // trials[0].config(epochs, 10).online_knn_every == measured
 
 
 def test_a_trial_is_known_again_by_all_that_makes_a_difference(read):

@@ -14,7 +14,8 @@ from typing import Any, Callable, NamedTuple
 import numpy as np
 
 from instcls_tf.config import PretrainConfig
-from instcls_tf.data.labelled import bank_split, splits_of_run
+from instcls_tf.data.labelled import bank_split, open_labelled, splits_of_run
+from instcls_tf.data.sources import chosen_split
 from instcls_tf.distributed.cores import allowed
 from instcls_tf.errors import UserError, shown
 from instcls_tf.files import is_there, refuse_unwritable
@@ -66,7 +67,8 @@ def run_sweep(spec: Spec, final: bool = False, commands: Commands = COMMANDS) ->
       commands: of this project.
 
     Raises:
-      UserError: the machine has too few cores, another sweep runs in the folder, or a trial cannot be run.
+      UserError: the machine has too few cores, the images cannot judge, another sweep runs in the folder, or a trial
+        cannot be run.
       Interrupted: a signal came; its trials have ended.
     """
     needed = spec.cores * spec.side_by_side
@@ -75,11 +77,11 @@ def run_sweep(spec: Spec, final: bool = False, commands: Commands = COMMANDS) ->
             f"--spec={shown(spec.path)}: side_by_side: {spec.side_by_side} run(s) of {spec.cores} core(s) are more than"
             f" the {allowed()} core(s) that this process may use"
         )
+    _refuse_unfit_images(spec, final)
     with locked(spec.workdir, f"--spec={shown(spec.path)}: workdir") as lock, interruptible():
         keep_side_by_side(spec.workdir, spec.cores, spec.side_by_side)
         sweep = _Sweep(spec, lock, commands)
         if final:
-            sweep.refuse_without_test_split()
             sweep.run(trials_before_final(spec))
             sweep.run(final_trials(spec, sweep.results))
         else:
@@ -88,7 +90,12 @@ def run_sweep(spec: Spec, final: bool = False, commands: Commands = COMMANDS) ->
 
 
 def plan_of_sweep(spec: Spec, final: bool = False) -> Answer:
-    """What `run_sweep` would do: a line for each trial, and hours. Writes nothing."""
+    """What `run_sweep` would do: a line for each trial, and hours. Writes nothing.
+
+    Raises:
+      UserError: the images cannot judge.
+    """
+    _refuse_unfit_images(spec, final)
     results = read_lines(spec.workdir, RESULTS_NAME)
     finished = {result["key"] for result in results}
     trials = [*trials_before_final(spec), *final_trials(spec, results)] if final else search_trials(spec)
@@ -107,6 +114,26 @@ def plan_of_sweep(spec: Spec, final: bool = False) -> Answer:
     lines.append(f"{left} of {len(trials) + open_arms} trials to do, {spec.side_by_side} side by side: {length}")
     answer = {"trials": len(trials) + open_arms, "finished": len(trials) + open_arms - left, "hours": hours}
     return Answer(answer, "\n".join(lines))
+
+
+def _refuse_unfit_images(spec: Spec, final: bool) -> None:
+    """Before hours are spent, or planned, on what could not be judged; of stages that are finished nothing is asked.
+
+    Raises:
+      UserError: the dataset is not there, or has no labels; or no test split, for the final stage.
+    """
+    results = read_lines(spec.workdir, RESULTS_NAME)
+    config = next(iter(spec.arms.values()))[0].config  # all arms have their images in common
+    search = _unfinished(trials_before_final(spec) if final else search_trials(spec), results)
+    if search:
+        open_labelled(config.dataset, chosen_split(config, None, None), config.data_dir)
+    if final and (search or _unfinished(final_trials(spec, results), results)):
+        splits_of_run(config)
+
+
+def _unfinished(trials: list[Trial], results: list[dict[str, Any]]) -> list[Trial]:
+    finished = {result["key"] for result in results}
+    return [trial for trial in trials if trial.key not in finished]
 
 
 def picture_of_sweep(spec: Spec, path: str) -> Answer:
@@ -137,15 +164,9 @@ class _Sweep:
         self._paces = {line["key"]: Pace(*(line[name] for name in Pace._fields)) for line in lines}
         self._places = places(spec.cores, spec.side_by_side)
 
-    def refuse_without_test_split(self) -> None:
-        """Before hours are spent on what could not be judged."""
-        for settings in self._spec.arms.values():
-            splits_of_run(settings[0].config)
-
     def run(self, trials: list[Trial]) -> None:
         """Runs those that are not finished."""
-        finished = {result["key"] for result in self.results}
-        left = [trial for trial in trials if trial.key not in finished]
+        left = _unfinished(trials, self.results)
         if len(left) < len(trials):
             self._progress.say(f"{len(trials) - len(left)} of {len(trials)} trials are finished already")
         if left:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from instcls_tf.config import PretrainConfig
 from instcls_tf.errors import UserError
 from instcls_tf.run.workdir import refuse_other_recipe
 from instcls_tf.sweep.ownership import locked
-from instcls_tf.sweep.run import Commands, run_sweep
+from instcls_tf.sweep.run import Commands, plan_of_sweep, run_sweep
 from instcls_tf.sweep.spec import Spec, read_spec
 from tests.end_to_end.runs import write_images
 
@@ -191,10 +192,19 @@ def test_more_cores_than_there_are_are_refused(make_spec, tmp_path):
     assert not (tmp_path / "sweep").exists()
 
 
-def test_a_dataset_without_a_test_split_has_no_final(make_spec, tmp_path):
-    write_images(tmp_path / "photos", [f"train/{name}/{index}.jpg" for name in "xy" for index in range(3)])
-    spec = make_spec([0.1], base={"dataset": f"folder:{tmp_path}/photos", "hard_negatives": 2})
-    recorder = Recorder()
-    with pytest.raises(UserError, match="no test split"):
-        run_sweep(spec, final=True, commands=recorder.commands())
-    assert recorder.trained == []
+@pytest.mark.parametrize(
+    ("names", "final", "sentence"),
+    [
+        ([], False, "no such folder"),
+        (["0.jpg", "1.jpg", "2.jpg"], False, "the train split has no labels, wanted PATH/{train,test}/CLASS/"),
+        (["train/x/0.jpg", "train/x/1.jpg", "train/y/2.jpg"], True, "no test split"),
+    ],
+)
+def test_images_that_cannot_judge_are_neither_planned_nor_trained_on(make_spec, tmp_path, names, final, sentence):
+    write_images(tmp_path / "photos", names) if names else None
+    spec = make_spec([0.1, 0.2], base={"dataset": f"folder:{tmp_path}/photos", "hard_negatives": 2})
+    for begin in (plan_of_sweep, partial(run_sweep, commands=Recorder().commands())):
+        with pytest.raises(UserError) as refusal:
+            begin(spec, final=final)
+        assert str(refusal.value).startswith(f"--dataset=folder:{tmp_path}/photos: {sentence}")
+        assert not (tmp_path / "sweep").exists()

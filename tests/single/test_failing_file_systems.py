@@ -36,12 +36,17 @@ OWN = Origin("f00d")
 class Failing:
     """A function that raises an error the first so many times that it is called for a name."""
 
-    def __init__(self, function, name: str, times: float = float("inf"), number: int = errno.ESTALE):
+    def __init__(
+        self, function, name: str, times: float = float("inf"), number: int = errno.ESTALE, of_tensorflow: bool = False
+    ):
         self.function, self.name, self.times, self.number, self.calls = function, name, times, number, 0
+        self.of_tensorflow = of_tensorflow
 
     def __call__(self, path, *rest, **named):
         if os.path.basename(str(path)).startswith(self.name) and self.calls < self.times:
             self.calls += 1
+            if self.of_tensorflow:
+                raise tf.errors.UnknownError(None, None, f"{path}; {os.strerror(self.number)}")
             raise OSError(self.number, os.strerror(self.number), path)
         return self.function(path, *rest, **named)
 
@@ -158,10 +163,23 @@ def test_tensorflow_cannot_read_it(run, monkeypatch, is_known):
             checkpoint_choice.choose(str(run), whole=True, wanted=OWN)
 
 
-def test_all_checkpoints_are_listed_even_so(run, monkeypatch):
-    monkeypatch.setattr(checkpoint_manifest, "file_facts", Failing(checkpoint_manifest.file_facts, "ckpt-00000007"))
-    first, second = checkpoints.describe(str(run), None, whole=True).result["checkpoints"]
-    assert "cannot be read (Stale file handle)" in first["problem"] and second["problem"] == ""
+@pytest.mark.parametrize(
+    ("module", "function"), [(checkpoint_manifest, "file_facts"), (tf.train, "load_checkpoint"), (os.path, "getsize")]
+)
+def test_all_checkpoints_are_listed_even_so(run, monkeypatch, module, function):
+    """And those that cannot be read are not called damaged, unless another one is."""
+    failing = Failing(getattr(module, function), "ckpt-00000007", of_tensorflow=module is tf.train)
+    monkeypatch.setattr(module, function, failing)
+    answer = checkpoints.describe(str(run), None, whole=function != "getsize")
+    first, second = answer.result["checkpoints"]
+    assert "Stale file handle" in first["problem"] and (first["unread"], second["unread"]) == (True, False)
+    assert second["problem"] == "" and answer.text.count("\n") == 1
+    with pytest.raises(MachineError, match=r"^1 of 2 checkpoint\(s\) may be whole or not: .*Stale file handle"):
+        checkpoints.refuse_damage(answer)
+    second["problem"] = "cut"
+    with pytest.raises(UserError, match=r"^1 of 2 checkpoint\(s\) damaged: cut$") as refusal:
+        checkpoints.refuse_damage(answer)
+    assert refusal.type is UserError
 
 
 @pytest.fixture

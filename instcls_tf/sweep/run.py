@@ -207,7 +207,7 @@ class _Sweep:
             config.validate(begins=not can_continue(config.workdir))
         except UserError as error:
             fit = "" if spec.minutes is None else f" (--epochs={epochs} fit into minutes: {spec.minutes:g})"
-            raise UserError(f"--spec={shown(spec.path)}: arms.{trial.setting.arm}: {error}{fit}") from error
+            raise type(error)(f"--spec={shown(spec.path)}: arms.{trial.setting.arm}: {error}{fit}") from error
         return config
 
     def _pace(self, trial: Trial) -> Pace:

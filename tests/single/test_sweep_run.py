@@ -8,12 +8,13 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from flags.sweep import config_of
 from instcls_tf.config import PretrainConfig
-from instcls_tf.errors import UserError
+from instcls_tf.errors import MachineError, UserError
 from instcls_tf.run.workdir import refuse_other_recipe
 from instcls_tf.sweep.ownership import locked
 from instcls_tf.sweep.run import Commands, plan_of_sweep, run_sweep
@@ -190,6 +191,15 @@ def test_more_cores_than_there_are_are_refused(make_spec, tmp_path):
         run_sweep(make_spec([0.1], side_by_side=have + 1), commands=Recorder().commands())
     assert f"side_by_side: {have + 1} run(s) of 1 core(s) are more than the {have} core(s)" in str(refusal.value)
     assert not (tmp_path / "sweep").exists()
+
+
+def test_a_file_system_that_fails_is_no_mistake_of_the_specification(make_spec, tmp_path, monkeypatch):
+    write_images(tmp_path / "photos", [f"train/{name}/{index}.jpg" for name in "xy" for index in range(2)])
+    looks = Mock(side_effect=[False, MachineError("cannot be read")])
+    monkeypatch.setattr("instcls_tf.sweep.run.can_continue", looks)
+    spec = dataclasses.replace(make_spec([0.1], base={"dataset": f"folder:{tmp_path}/photos"}), minutes=None, epochs=6)
+    with pytest.raises(MachineError, match=r"arms\.a: cannot be read$"):
+        run_sweep(spec, commands=Recorder().commands())
 
 
 @pytest.mark.parametrize(

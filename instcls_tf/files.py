@@ -244,6 +244,22 @@ def names_in(folder: str) -> list[str]:
         raise UserError(f"{shown(folder)}: cannot be read ({error.strerror})") from error
 
 
+def missing_folders(folder: str) -> tuple[str, ...]:
+    """What `os.makedirs` would make: a folder and those above it, as far as they are not there, the innermost first."""
+    path, missing = os.path.abspath(folder), []
+    while not os.path.exists(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    return tuple(missing)
+
+
+def remove_made(folders: tuple[str, ...]) -> None:
+    """Removes what was `missing_folders` before, as far as nothing is in it."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
+
+
 def look_again(folder: str) -> None:
     """Has a network file system forget that a folder, or what is in it, was not there a while ago.
 

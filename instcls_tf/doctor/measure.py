@@ -9,6 +9,7 @@ from typing import Any, Callable
 
 import tensorflow as tf
 
+from instcls_tf import files
 from instcls_tf.benchmark import fitting
 from instcls_tf.benchmark.input import decoding_rate
 from instcls_tf.benchmark.step import less_memory, measure_parts, planned_memory
@@ -89,9 +90,9 @@ def step_of(config: PretrainConfig, num_instances: int) -> dict[str, float | Non
 def workdir(folder: str) -> dict[str, Any]:
     """Whether all workers see the same folder, and how fast rank 0 writes there and another worker reads.
 
-    The folder stays as it is: the file is removed, and the folder if it was not there.
+    All stays as it is: the file is removed, and the folder, and those above it, that were not there.
     """
-    is_new = not os.path.exists(folder)
+    made = files.missing_folders(folder)
     try:
         agreement.refuse_other_workdirs(folder)
     except UserError as error:
@@ -106,10 +107,10 @@ def workdir(folder: str) -> dict[str, Any]:
     finally:
         if is_first:
             path.unlink(missing_ok=True)
-            if is_new:
-                os.rmdir(folder)
+            files.remove_made(made)
     figures = [max(column) for column in zip(*workers.everybodys([written, read]))]
-    status = os.statvfs(folder if os.path.exists(folder) else os.path.dirname(os.path.abspath(folder)))
+    missing = files.missing_folders(folder)
+    status = os.statvfs(os.path.dirname(missing[-1]) if missing else folder)
     free = status.f_bavail * status.f_frsize
     return {
         "problem": "",

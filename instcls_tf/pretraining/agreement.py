@@ -96,7 +96,7 @@ def refuse_other_workdirs(workdir: str) -> None:
       UserError: it cannot be written, or another worker does not see it; on all workers alike.
     """
     path, word, problem = "", "", ""
-    is_new = not os.path.exists(workdir)
+    made = files.missing_folders(workdir) if collectives.rank() == 0 else ()
     if collectives.rank() == 0:
         path, word = os.path.join(workdir, f".seen-by-all-{os.getpid()}"), secrets.token_hex(16)
         try:
@@ -116,9 +116,7 @@ def refuse_other_workdirs(workdir: str) -> None:
     if path and os.path.exists(path):
         os.remove(path)
     if problem:
-        if is_new and collectives.rank() == 0:
-            with contextlib.suppress(OSError):
-                os.rmdir(workdir)
+        files.remove_made(made)
         raise UserError(problem)
 
 

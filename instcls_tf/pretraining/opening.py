@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from typing import NamedTuple
 
 from instcls_tf.config import INSTANCE, PretrainConfig
 from instcls_tf.data.source import Source
 from instcls_tf.distributed import collectives, workers
 from instcls_tf.errors import UserError
-from instcls_tf.files import is_there
+from instcls_tf.files import is_there, missing_folders, remove_made
 from instcls_tf.pretraining import agreement
 from instcls_tf.pretraining.steps import Steps
 from instcls_tf.progress import Progress
@@ -24,19 +22,16 @@ from instcls_tf.run.workdir import continue_run, load_run, recipe_of, refuse_oth
 class Opened(NamedTuple):
     """A workdir that is this run's until `release`."""
 
-    workdir: str
-    is_new: bool  # rank 0 has made the folder
+    made: tuple[str, ...]  # the folder and those above it, as far as rank 0 has made them
     lock: WorkdirLock | None  # of rank 0
     resuming: bool  # whether it holds this very run
     prefix: str | None  # of the checkpoint to go on from
 
     def release(self) -> None:
-        """Lets others have it; a folder that nothing was written into is removed."""
+        """Lets others have it; folders that were made for it, and that nothing is in, are removed."""
         if self.lock is not None:
             self.lock.release()
-        if self.is_new:
-            with contextlib.suppress(OSError):
-                os.rmdir(self.workdir)
+        remove_made(self.made)
 
 
 def take_workdir(config: PretrainConfig, source: Source, progress: Progress) -> Opened:
@@ -54,9 +49,9 @@ def take_workdir(config: PretrainConfig, source: Source, progress: Progress) -> 
     """
     agreement.refuse_differences(config, source)
     is_chief = collectives.rank() == 0
-    is_new = is_chief and not os.path.exists(config.workdir)
+    made = missing_folders(config.workdir) if is_chief else ()
     agreement.refuse_other_workdirs(config.workdir)
-    opened = untaken = Opened(config.workdir, is_new, None, False, None)
+    opened = untaken = Opened(made, None, False, None)
     try:
         # One worker decides: another's file system may show it another folder for a while.
         opened = workers.all_or_none(lambda: _take(untaken, config, source, progress) if is_chief else untaken)

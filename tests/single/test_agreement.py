@@ -69,7 +69,11 @@ def test_what_one_worker_meets_is_of_the_same_kind_on_all(tmp_path, monkeypatch,
         raise kind("such a sentence")
 
     monkeypatch.setattr(opening, "_take", fail)
-    config = PretrainConfig(workdir=str(tmp_path / "run"), dataset="digits")
+    config = PretrainConfig(workdir=str(tmp_path / "runs" / "june"), dataset="digits")
     with pytest.raises(UserError, match=r"^such a sentence$") as refusal:
         opening.take_workdir(config, open_source("digits"), Progress(visible=False))
-    assert type(refusal.value) is heard and not (tmp_path / "run").exists()
+    assert type(refusal.value) is heard and not list(tmp_path.iterdir())
+    monkeypatch.setattr(workers, "everybodys", lambda mine: [["", "", "worker 1 does not see it"]])
+    with pytest.raises(UserError, match=r"^worker 1 does not see it$"):
+        agreement.refuse_other_workdirs(config.workdir)
+    assert not list(tmp_path.iterdir())

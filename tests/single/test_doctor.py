@@ -173,11 +173,16 @@ def test_a_disk_that_is_full(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(measure, "_write", write)
-    folder = str(tmp_path / "run")
+    folder = str(tmp_path / "runs" / "june" / "run")
     found = measure.workdir(folder)
     assert found == {"problem": f"--workdir={folder}: worker 0 cannot keep 64 MB there (No space left on device)"}
     assert judgement.of_workdir(folder, found).level == PROBLEM
-    assert not os.path.exists(folder)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(measure, "_write", lambda path: path.write_bytes(b"all"))
+    assert measure.workdir(folder)["free_bytes"] > 0
+    (tmp_path / "runs").mkdir()
+    assert measure.workdir(folder)["problem"] == ""
+    assert list(tmp_path.rglob("*")) == [tmp_path / "runs"]
 
 
 def test_listening():

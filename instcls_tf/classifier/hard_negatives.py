@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from instcls_tf.checks import require_argument
 from instcls_tf.classifier import top_k
 from instcls_tf.classifier.directions import unit_vectors
 from instcls_tf.classifier.sharded_classifier import ShardedClassifier
@@ -35,7 +36,7 @@ def hard_negatives(
       step takes `HardNegatives`, which has the lists of all workers.
 
     Raises:
-      ValueError: k is out of range.
+      UserError: k is out of range.
     """
     return _search(classifier, k, progress, sizes).ids.read_value()
 
@@ -43,8 +44,7 @@ def hard_negatives(
 def _search(classifier: ShardedClassifier, k: int, progress: OnProgress, sizes: SearchSizes) -> top_k.Lists:
     """The lists as variables, which grow in place."""
     num_instances = classifier.num_instances
-    if not 1 <= k < num_instances:
-        raise ValueError(f"k={k}: must be at least 1 and below the number of classes, {num_instances}")
+    _check_k(classifier, k)
     num_blocks = -(-num_instances // sizes.candidates)
     layout = top_k.arrangement(-(-num_instances // num_blocks), k)
     lists = top_k.Lists(
@@ -58,6 +58,11 @@ def _search(classifier: ShardedClassifier, k: int, progress: OnProgress, sizes: 
         columns = _search_block(classifier, columns, first, lists, layout, sizes)
         progress("hard negatives", index + 1, num_blocks)
     return lists
+
+
+def _check_k(classifier: ShardedClassifier, k: int) -> None:
+    num_instances = classifier.num_instances
+    require_argument("k", k, 1 <= k < num_instances, f"at least 1 and below the number of classes, {num_instances}")
 
 
 @tf.function(autograph=False)
@@ -119,14 +124,17 @@ class Refresh(NamedTuple):
 class HardNegatives(tf.Module):
     """The lists of this worker's classes, renewed once per epoch, and their lookup for a batch.
 
-    What a `ShardedClassifier` with smoothing is called with: `refresh` makes the lists, before the first step and
-    whenever they are to follow the class weights.
+    What a `ShardedClassifier` with smoothing is called with: `refresh` makes the lists, before the first step (also
+    before a `tf.function` or a Keras model of it is traced) and whenever they are to follow the class weights.
 
     Args:
       classifier: whose classes.
       k: K, at least 1 and below N.
       sizes: of blocks and tiles of the search.
       name: of the messages between workers, so another for each where two are used in one step.
+
+    Raises:
+      UserError: k is out of range.
     """
 
     def __init__(
@@ -137,6 +145,7 @@ class HardNegatives(tf.Module):
         name: str = "hard_negatives",
     ):
         super().__init__(name=name)
+        _check_k(classifier, k)
         self.classifier, self.k, self._sizes = classifier, k, sizes
         # -1: no list yet.
         self.lists = tf.Variable(-tf.ones([classifier.num_local, k], tf.int32), trainable=False, name="lists")
@@ -194,9 +203,20 @@ class HardNegatives(tf.Module):
 
         Returns:
           `[B, K]` int32 class ids.
+
+        Raises:
+          ValueError: there are no lists yet: neither `refresh` nor a checkpoint has filled them.
         """
+        self._refuse_none_yet()
         begin, end = self.classifier.begin, self.classifier.end
         classes, _ = tf.unique(tf.sort(instance_ids))  # [u]
         own = classes[(classes >= begin) & (classes < end)] - begin
         lists = collectives.all_gather(self.lists.sparse_read(own), f"{self.name}_lists")  # [u, K]
         return tf.gather(lists, tf.searchsorted(classes, instance_ids))
+
+    def _refuse_none_yet(self) -> None:
+        """Looks at one list; in a `tf.function` while that is traced, so that a step pays nothing."""
+        with tf.init_scope():
+            first = self.lists.sparse_read(tf.range(min(1, self.classifier.num_local)))  # [1, K], or [0, K]
+            if tf.executing_eagerly() and (first.numpy() < 0).any():
+                raise ValueError("hard_negatives: HardNegatives without lists, must be filled by its refresh() before")

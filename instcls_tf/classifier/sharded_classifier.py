@@ -225,8 +225,8 @@ class ShardedClassifier(tf.keras.layers.Layer):
           `LossOutput`; `loss` is differentiable for `embeddings`.
 
         Raises:
-          ValueError: there is smoothing and no hard negatives, or they are of other rows; outside of a `tf.function`
-            also: an id is outside of [0, N). On the worker where it is so.
+          ValueError: there is smoothing and no hard negatives, or they are of other rows, or `HardNegatives` that were
+            never filled; outside of a `tf.function` also: an id is outside of [0, N). On the worker where it is so.
           InvalidArgumentError: the loss is not finite; on all workers alike, before anything was updated.
         """
         return moved(*self.prepare(embeddings, instance_ids, hard_negatives, learning_rate, step))
@@ -266,8 +266,12 @@ class ShardedClassifier(tf.keras.layers.Layer):
 
     def _lists(self, hard_negatives: HardNegativeLists | tf.Tensor | None, num_rows: int | None) -> HardNegativeLists:
         if hard_negatives is None:
-            needed = "hard_negatives are needed, such as instcls_tf.HardNegatives(classifier)"
-            raise ValueError(f"smoothing={self.smoothing}: {needed}, or smoothing=0")
+            such_as = (
+                f"instcls_tf.HardNegatives(classifier, k) with a k below {self.num_instances}, after its refresh()"
+            )
+            raise ValueError(
+                f"smoothing={self.smoothing}: hard_negatives are needed, such as {such_as}, or smoothing=0"
+            )
         if hasattr(hard_negatives, "lookup"):
             return hard_negatives
         ids = self._checked_ids("hard_negatives", hard_negatives)

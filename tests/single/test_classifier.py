@@ -256,7 +256,7 @@ def test_dtypes_must_be_known():
 
 def test_smoothing_needs_hard_negatives(make_classifier):
     embeddings, ids, _ = batch()
-    with pytest.raises(ValueError, match=r"smoothing=0\.2: hard_negatives are needed"):
+    with pytest.raises(ValueError, match=r"smoothing=0\.2: hard_negatives are needed, such as .* a k below 53, after"):
         make_classifier()(tf.constant(embeddings), tf.constant(ids))
 
 

@@ -12,6 +12,7 @@ from instcls_tf.classifier.directions import unit_vectors
 from instcls_tf.classifier.hard_negatives import HardNegatives, hard_negatives
 from instcls_tf.classifier.sharded_classifier import ShardedClassifier
 from instcls_tf.classifier.tiles import SEARCH_SIZES, SearchSizes
+from instcls_tf.errors import UserError
 from tests import reference
 
 NUM_INSTANCES, SIZE = 41, 6
@@ -98,8 +99,10 @@ def test_follows_the_weights():
 
 @pytest.mark.parametrize("k", [0, NUM_INSTANCES, 1000])
 def test_k_out_of_range(k):
-    with pytest.raises(ValueError, match=f"k={k}: must be at least 1 and below the number of classes, 41"):
-        hard_negatives(make_classifier(weights()), k)
+    layer = make_classifier(weights())
+    for refused in (hard_negatives, HardNegatives):
+        with pytest.raises(UserError, match=f"^k={k}: must be at least 1 and below the number of classes, 41$"):
+            refused(layer, k)
 
 
 def test_a_place_that_stays_empty_is_told():
@@ -122,6 +125,19 @@ def test_lookup():
     assert lists.dtype == tf.int32
     np.testing.assert_array_equal(lists, expected[ids])
     assert module.lookup(tf.zeros([0], tf.int32)).shape == [0, 5]
+
+
+def test_lists_that_were_never_made_are_refused():
+    """Their places would fall out of the labels as classes of other workers."""
+    layer = make_classifier(weights())
+    module = HardNegatives(layer, 5)
+    ids = tf.constant([7, 0])
+    step = tf.function(lambda: layer(tf.ones([2, SIZE]), ids, module, learning_rate=0.1).loss)
+    for use in (step, step.python_function, lambda: module.lookup(ids)):
+        with pytest.raises(ValueError, match="hard_negatives: HardNegatives without lists, must be filled by its"):
+            use()
+    module.lists.assign(reference.hard_negatives(weights().astype(np.float64), 5))  # as a checkpoint fills them
+    assert np.isfinite(step()) and np.isfinite(step.python_function())
 
 
 def test_lists_are_as_old_as_the_last_refresh():

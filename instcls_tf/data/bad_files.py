@@ -27,7 +27,7 @@ class BadFiles:
       workdir: the run's folder.
       source: the images, of whose `bad` this keeps account.
       max_fraction: of the source's instances, above which the run ends; of those met since it was started or continued,
-        for others may have been mended.
+        for others may have been mended, and without those that were gone by then, which the user has been told.
       goes_on: whether the run has a past there, a checkpoint: what its list holds then counts as well. Else the list is
         removed; its images may have been mended, and all are read once more.
     """
@@ -37,6 +37,9 @@ class BadFiles:
         self._source, self._max_fraction = source, max_fraction
         self._reasons: dict[str, str] = {}  # by the name as it is written
         self._met: set[str] = set()  # since the start
+        # Those that read images know them by their whole paths.
+        root = getattr(source, "root", "")
+        self._gone = {_written(os.path.join(root, path)) for path in source.changes.vanished}
         if not goes_on:
             if collectives.rank() == 0:
                 with contextlib.suppress(FileNotFoundError):
@@ -73,15 +76,16 @@ class BadFiles:
         if sentences:
             raise UserError(f"--dataset={self._source.name}: {sentences[0]}")
         self._remember(lines)
-        self._met |= {line.partition("\t")[0] for line in lines}
+        self._met |= {line.partition("\t")[0] for line in lines} - self._gone
         if collectives.rank() == 0:
             text = "".join(f"{name}\t{reason}\n" for name, reason in sorted(self._reasons.items()))
             files.write(self._path, text.encode("utf-8", "surrogateescape"))
-        if len(self._met) > self._max_fraction * self._source.num_instances:
+        num_there = self._source.num_instances - len(self._gone)
+        if len(self._met) > self._max_fraction * num_there:
             names = some_of(map(shown, sorted(self._met)))
             raise UserError(
-                f"--max_bad_fraction={self._max_fraction}: {len(self._met)} of {self._source.num_instances} images"
-                f" cannot be read, see {self._path}: {names}"
+                f"--max_bad_fraction={self._max_fraction}: {len(self._met)} of {num_there} images cannot be read, see"
+                f" {self._path}: {names}"
             )
 
     def _remember(self, lines: Iterable[str]) -> None:
@@ -92,4 +96,8 @@ class BadFiles:
 
 
 def _line(name: str, reason: str) -> str:
-    return f"{os.fsdecode(manifest.escape(os.fsencode(name)))}\t{reason}"
+    return f"{_written(name)}\t{reason}"
+
+
+def _written(name: str) -> str:
+    return os.fsdecode(manifest.escape(os.fsencode(name)))

@@ -50,7 +50,7 @@ def refuse_differences(config: PretrainConfig, source: Source) -> None:
                 raise UserError(
                     f"--dataset={source.name}: worker {rank} does not see the same images as worker 0 ({value},"
                     f" {found[0][name]}), wanted the same files under the same names on all workers, and none added"
-                    f" while they start"
+                    f" or taken away while they start"
                 )
             if name == "threads":
                 raise UserError(
@@ -76,12 +76,17 @@ def _facts(config: PretrainConfig, source: Source) -> dict[str, str]:
     ]
     return {
         **flags,
-        "dataset": f"{source.num_instances} images, digest {source.ids_digest().hex()}",
+        "dataset": f"{source.num_instances} images{_gone(source)}, digest {source.ids_digest().hex()}",
         "code": code_digest(),
         "TensorFlow": tf.__version__,
         "kernels": " and ".join(kernels),
         "threads": str(device.threads() or "a GPU's"),
     }
+
+
+def _gone(source: Source) -> str:
+    vanished = source.changes.vanished
+    return f", {len(vanished)} of them gone" if vanished else ""
 
 
 def refuse_other_workdirs(workdir: str) -> None:

@@ -19,6 +19,8 @@ from instcls_tf.run.workdir import can_continue, has_checkpoints, load_run, refu
 
 # Settings that name a file or a folder; the dataset's own paths are expanded where it is opened.
 _PATHS = ("workdir", "data_dir", "init", "extend_from", "cache")
+# Of a run's images, more are not taken away by hand.
+_MOST_VANISHED = 0.5
 _OF_THE_NETWORK = ("method", "encoder", "width_multiplier", "stem", "mlp_head", "embedding_size")
 
 
@@ -83,7 +85,7 @@ def open_training_data(config: PretrainConfig, source: Source | None = None) -> 
             f" these are record files: add --pic_window=0 for ordinary epochs"
         )
     if resuming:
-        _refuse_added_files(config, source)
+        _refuse_other_files(config, source)
     else:
         _refuse_images_in_workdir(config, source)
         if config.extend_from is not None:
@@ -119,20 +121,30 @@ def _refuse_images_in_workdir(config: PretrainConfig, source: Source) -> None:
         )
 
 
-def _refuse_added_files(config: PretrainConfig, source: Source) -> None:
-    """A run that has a checkpoint has a class for each of the files it began with, and no more."""
+def _refuse_other_files(config: PretrainConfig, source: Source) -> None:
+    """A run that has a checkpoint has a class for each of the files it began with, and no more; some may be gone."""
     if not has_checkpoints(config.workdir):
         return
     path = source.manifest_path(config.workdir)
     if path is not None and not is_there(path):
         raise UserError(f"{path}: is missing, and with it the ids of the images: without it this run cannot go on")
-    if source.changes.added:
-        before = source.num_instances - len(source.changes.added)
+    added, vanished = source.changes.added, source.changes.vanished
+    another = (
+        f"begin another one in another folder, with --{'extend_from' if config.method == INSTANCE else 'init'}="
+        f"{config.workdir} to go on from this one"
+    )
+    if added:
+        before = source.num_instances - len(added)
         raise UserError(
-            f"--dataset={config.dataset}: {source.changes.added[0]!r} was added after the run in"
-            f" --workdir={config.workdir} began with {before} images, now there are {source.num_instances}: take the"
-            f" new files away to continue the run, or begin another one in another folder, with"
-            f" --{'extend_from' if config.method == INSTANCE else 'init'}={config.workdir} to go on from this one"
+            f"--dataset={config.dataset}: {added[0]!r} was added after the run in --workdir={config.workdir} began with"
+            f" {before} images, now there are {source.num_instances}: take the new files away to continue the run, or"
+            f" {another}"
+        )
+    if len(vanished) > _MOST_VANISHED * source.num_instances:
+        raise UserError(
+            f"--dataset={config.dataset}: {len(vanished)} of the {source.num_instances} images of the run in"
+            f" --workdir={config.workdir} are gone, such as {vanished[0]!r}: bring them back to continue the run (is a"
+            f" disk not mounted?), or {another}"
         )
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from instcls_tf.config import PretrainConfig
+from instcls_tf.data.manifest import Changes
 from instcls_tf.data.sources import open_source
 from instcls_tf.distributed import workers
 from instcls_tf.errors import DivergedError, MachineError, NoSplitError, UserError
@@ -32,6 +34,19 @@ def test_workers_that_differ_are_refused(monkeypatch, name, value, sentence):
     with pytest.raises(UserError) as refusal:
         agreement.refuse_differences(config, source)
     assert str(refusal.value).startswith(sentence)
+
+
+def test_files_that_are_gone_for_one_worker_only_are_a_difference(monkeypatch):
+    """Of a run that goes on: ids and names come from its list, also of what a worker does not see any more."""
+    config, source = PretrainConfig(workdir="here", dataset="digits"), open_source("digits")
+    changes = Changes(vanished=("a.jpg",))
+    blind = SimpleNamespace(num_instances=source.num_instances, ids_digest=source.ids_digest, changes=changes)
+    facts = agreement._facts(config, blind)
+    monkeypatch.setattr(workers, "everybodys", lambda mine: [mine, facts])
+    with pytest.raises(
+        UserError, match=r"worker 1 does not see the .* \(1437 images, 1 of them gone, digest .*, 1437 i"
+    ):
+        agreement.refuse_differences(config, source)
 
 
 def test_workdirs_may_have_other_names(monkeypatch):

@@ -1,11 +1,14 @@
 """The list of bad files: each image once, whatever was found wrong with it."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from instcls_tf.data.bad_files import BadFiles
+from instcls_tf.data.decoding import BadImages
+from instcls_tf.data.manifest import Changes
 from instcls_tf.data.sources import DigitsSource
 from instcls_tf.errors import UserError
 from instcls_tf.workdir_files import BAD_FILES_NAME
@@ -60,3 +63,17 @@ def test_only_what_is_met_again_counts(tmp_path):
     with pytest.raises(UserError, match=r"3 of 8 images cannot be read, see .*: c\.jpg, d\.jpg, e\.jpg$"):
         bad_files.check()
     assert len((tmp_path / BAD_FILES_NAME).read_text().splitlines()) == 5
+
+
+def test_what_was_gone_when_the_run_was_started_again_does_not_count(tmp_path):
+    """It is listed, as it is skipped; of the images that are there as large a part may be bad as ever."""
+    gone = tuple(f"{index}\t.jpg" for index in range(4))
+    source = SimpleNamespace(bad=BadImages(), num_instances=8, root="/photos", changes=Changes(vanished=gone))
+    bad_files = BadFiles(str(tmp_path), source, 0.25)
+    for name in (*gone, "a.jpg"):
+        source.bad.add(f"/photos/{name}", "no such file or directory")
+    bad_files.check()
+    assert len((tmp_path / BAD_FILES_NAME).read_text().splitlines()) == 5
+    source.bad.add("/photos/b.jpg", "empty")
+    with pytest.raises(UserError, match=r"2 of 4 images cannot be read, see .*: /photos/a\.jpg, /photos/b\.jpg$"):
+        bad_files.check()

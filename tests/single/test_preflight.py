@@ -57,8 +57,8 @@ def test_how_a_run_goes_on_elsewhere_is_a_flag_of_its_method(tmp_path, method):
     """Class weights are taken over by --extend_from, which the paper's method has; others go on with their encoder."""
     photos = tmp_path / "photos"
     photos.mkdir()
-    for name in ("a.jpg", "b.jpg", "c.jpg"):
-        (photos / name).write_text(name)
+    for name in "abcef":
+        (photos / f"{name}.jpg").write_text(name)
     settings = {"dataset": f"folder:{photos}", "method": method, "hard_negatives": 1}
     config = begin_and_save(config_of(tmp_path / "run", extend_epochs=1, **settings))
     open_folder(config.dataset, "train").write_manifest(config.workdir)
@@ -67,6 +67,15 @@ def test_how_a_run_goes_on_elsewhere_is_a_flag_of_its_method(tmp_path, method):
     sentence = refusal_of(config)
     assert sentence.startswith(f"--dataset={config.dataset}: 'd.jpg' was added after the run in")
     assert sentence.endswith(f"or begin another one in another folder, with {flag} to go on from this one")
+    for name in "dab":  # of these d is new, and two of five may be gone
+        (photos / f"{name}.jpg").unlink()
+    assert preflight.open_training_data(config).changes.vanished == ("a.jpg", "b.jpg")
+    (photos / "c.jpg").unlink()
+    assert refusal_of(config) == (
+        f"--dataset={config.dataset}: 3 of the 5 images of the run in --workdir={config.workdir} are gone, such as"
+        f" 'a.jpg': bring them back to continue the run (is a disk not mounted?), or begin another one in another"
+        f" folder, with {flag} to go on from this one"
+    )
     with pytest.raises(UserError) as refusal:
         opening._refuse_another_extension(
             config.replace(extend_epochs=2), SimpleNamespace(num_instances=3), f"{config.workdir}/ckpt-00099999"

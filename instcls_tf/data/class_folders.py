@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from instcls_tf.data.manifest import ImagePaths
-from instcls_tf.errors import UserError, some_of
+from instcls_tf.errors import some_of
 
 _NAMED = 5
 
@@ -22,11 +22,12 @@ class ClassFolders(NamedTuple):
 
     names: tuple[str, ...] | None  # None unless every image lies in one
     labels: np.ndarray  # [N] int32, -1 without names
+    unknown: str = ""  # of a split without names: which of its folders the train split lacks, as a sentence
 
 
-def unlabelled(count: int) -> ClassFolders:
+def unlabelled(count: int, unknown: str = "") -> ClassFolders:
     """Of so many images without labels."""
-    return ClassFolders(None, np.full(count, -1, np.int32))
+    return ClassFolders(None, np.full(count, -1, np.int32), unknown)
 
 
 def first_folders(paths: ImagePaths) -> ClassFolders:
@@ -47,26 +48,20 @@ def first_folders(paths: ImagePaths) -> ClassFolders:
     return ClassFolders(names, np.array([rank[os.fsdecode(folder)] for folder in order], np.int32)[places])
 
 
-def in_classes_of_train(
-    dataset: str, train: str, train_names: tuple[str, ...] | None, found: ClassFolders
-) -> ClassFolders:
-    """In the train split's classes: a test split may lack some of them, but adds none.
+def in_classes_of_train(train: str, train_names: tuple[str, ...] | None, found: ClassFolders) -> ClassFolders:
+    """In the train split's classes: a test split may lack some of them; one that adds others has no labels.
 
     Args:
-      dataset: as `--dataset` names it.
       train: the folder of the train split.
       train_names: the first-level folders there.
       found: those of another split.
-
-    Raises:
-      UserError: a folder of the other split is missing in train.
     """
     if found.names is None or train_names is None:
         return unlabelled(len(found.labels))
     unknown = sorted(set(found.names) - set(train_names))
     if unknown:
         folders, be = ("class folder", "is") if len(unknown) == 1 else (f"{len(unknown)} class folders", "are")
-        raise UserError(f"--dataset={dataset}: {folders} {some_of(map(repr, unknown))} {be} missing in {train}")
+        return unlabelled(len(found.labels), f"{folders} {some_of(map(repr, unknown))} {be} missing in {train}")
     places = np.array([train_names.index(name) for name in found.names], np.int32)
     return ClassFolders(train_names, places[found.labels])
 

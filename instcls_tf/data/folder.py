@@ -35,7 +35,7 @@ class FolderSource:
     An id is the place of a relative path in byte order, or the one that a manifest has for it. `labels` is int32 `[N]`,
     -1 if unknown; `irregular` lists the ids of what has an image's name but is no file (a broken link, a pipe).
     `reading` says how files become pixels, `notes` are lines for the user about what is not in it. `kept` holds
-    images that need not be decoded.
+    images that need not be decoded. `unknown_classes` says for which class folders a split has no labels.
     """
 
     name: str
@@ -48,6 +48,7 @@ class FolderSource:
     reading: Reading = DEFAULT_READING
     notes: tuple[str, ...] = ()
     kept: CacheFile | None = None
+    unknown_classes: str = ""
     bad: BadImages = dataclasses.field(default_factory=BadImages)
     random_access: ClassVar[Literal[True]] = True
 
@@ -196,8 +197,12 @@ def open_folder(
     if workdir and files.is_there(os.path.join(workdir, MANIFEST_NAME)):
         paths, irregular, changes, unknown = _with_known_ids(workdir, root, paths, irregular)
         notes += unknown
-    names, labels = _labels(dataset, top, root, paths)
-    return FolderSource(dataset, names, root, paths, labels, irregular, changes, reading, notes)
+    names, labels, unknown_classes = _labels(dataset, top, root, paths)
+    if unknown_classes:
+        notes += (f"{unknown_classes}: {root} is taken without labels",)
+    return FolderSource(
+        dataset, names, root, paths, labels, irregular, changes, reading, notes, unknown_classes=unknown_classes
+    )
 
 
 def root_of(dataset: str, split: str) -> str | None:
@@ -318,5 +323,5 @@ def _labels(dataset: str, top: str, root: str, paths: ImagePaths) -> ClassFolder
         return unlabelled(len(paths))
     found, train = first_folders(paths), os.path.join(top, "train")
     if found.names and root != train and os.path.isdir(train):
-        found = in_classes_of_train(dataset, train, first_folders(_list(dataset, train).paths).names, found)
-    return found if classes_that_tell(found.names) else unlabelled(len(paths))
+        found = in_classes_of_train(train, first_folders(_list(dataset, train).paths).names, found)
+    return found if classes_that_tell(found.names) else unlabelled(len(paths), found.unknown)

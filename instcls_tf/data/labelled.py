@@ -114,10 +114,11 @@ def open_labelled(dataset: str, split: str, data_dir: str | None = None, reading
     """
     source = open_source(dataset, split, data_dir, reading=reading)
     if source.class_names is None:
-        raise UserError(
-            f"--dataset={dataset}: the {split} split has no labels, wanted PATH/{{train,test}}/CLASS/* or a TFDS"
-            f" dataset with the feature 'label', of two classes at least"
+        no_labels = (
+            f"the {split} split has no labels, wanted PATH/{{train,test}}/CLASS/* or a TFDS dataset with the feature"
+            f" 'label', of two classes at least"
         )
+        raise UserError(f"--dataset={dataset}: {getattr(source, 'unknown_classes', '') or no_labels}")
     return source
 
 

@@ -45,8 +45,9 @@ def prepare(
       Images per split.
 
     Raises:
-      UserError: no folder, an output that holds something already or cannot be written, or more than 1 % of the files
-        of a split cannot be read; shards that were written are removed then.
+      UserError: no folder, a split with class folders that the train split lacks, an output that holds something
+        already or cannot be written, or more than 1 % of the files of a split cannot be read; shards that were written
+        are removed then.
     """
     if not dataset.startswith(folder.PREFIX):
         refuse_path(dataset)
@@ -56,6 +57,9 @@ def prepare(
     if os.path.exists(index_path):
         raise UserError(f"--output={output}: holds prepared images already, name another folder")
     sources = dict(_splits(dataset))
+    for source in sources.values():
+        if source.unknown_classes:  # its labels would be lost for good
+            raise UserError(f"--dataset={dataset}: {source.unknown_classes}")
     for note in notes_of(*sources.values()):
         say(note)
     try:

@@ -11,8 +11,9 @@ import tensorflow as tf
 
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.image_suffixes import IMAGE_SUFFIXES
-from instcls_tf.data.labelled import open_splits
+from instcls_tf.data.labelled import open_labelled, open_splits
 from instcls_tf.data.overlap import common_files, overlapping
+from instcls_tf.data.prepare import prepare
 from instcls_tf.data.sources import chosen_split, open_source
 from instcls_tf.errors import UserError
 
@@ -211,14 +212,19 @@ def test_wrong_folders_are_explained(tmp_path):
     )
 
 
-def test_unknown_class_in_the_test_split_is_explained(tmp_path):
+def test_unknown_class_in_the_test_split_is_explained_where_labels_are_asked_for(tmp_path):
     dataset = _labelled(tmp_path)
     _write(tmp_path / "test" / "dog" / "0.png")
-    with pytest.raises(UserError, match=f"--dataset={dataset}: class folder 'dog' is missing in {tmp_path}/train"):
-        open_source(dataset, "test")
+    sentence = f"class folder 'dog' is missing in {tmp_path}/train"
+    for asks in (lambda: open_labelled(dataset, "test"), lambda: prepare(dataset, str(tmp_path / "records"), 1)):
+        with pytest.raises(UserError, match=f"^--dataset={dataset}: {sentence}$"):
+            asks()
+    test = open_source(dataset, "test")
+    assert test.class_names is None and set(test.labels) == {-1} and test.num_instances == len(test.labels) > 1
+    assert test.notes == (f"{sentence}: {tmp_path}/test is taken without labels",)
     _write(tmp_path / "test" / "emu" / "0.png")
     with pytest.raises(UserError, match=f": 2 class folders 'dog', 'emu' are missing in {tmp_path}/train"):
-        open_source(dataset, "test")
+        open_labelled(dataset, "test")
 
 
 @pytest.mark.parametrize(

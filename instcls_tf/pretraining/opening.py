@@ -16,7 +16,15 @@ from instcls_tf.run import checkpoint_choice, checkpoint_manifest
 from instcls_tf.run.checkpoint_manifest import Origin
 from instcls_tf.run.lock import WorkdirLock
 from instcls_tf.run.log import RunClock
-from instcls_tf.run.workdir import continue_run, load_run, recipe_of, refuse_other_recipe, run_flags_path, run_id
+from instcls_tf.run.workdir import (
+    PLACES,
+    continue_run,
+    load_run,
+    recipe_of,
+    refuse_other_recipe,
+    run_flags_path,
+    run_id,
+)
 
 
 class Opened(NamedTuple):
@@ -110,7 +118,8 @@ def _step(prefix: str | None) -> int | None:
 
 def origin_of(config: PretrainConfig, source: Source) -> Origin:
     """What the checkpoints of this run are of; once the run has begun."""
-    return Origin(run_id(config.workdir), recipe_of(config), source.ids_digest().hex())
+    recipe = {name: value for name, value in recipe_of(config).items() if name not in PLACES}
+    return Origin(run_id(config.workdir), recipe, source.ids_digest().hex())
 
 
 def clock_of(prefix: str | None, started: float) -> RunClock:

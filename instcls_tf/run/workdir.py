@@ -44,6 +44,8 @@ NOT_RECIPE = (
 )
 # Of these, what its recipe follows: how long the run is, and where its images lie for those who look at it later.
 _FOLLOWED = ("extend_epochs", "max_steps", "data_dir")
+# Of the recipe, what names a place, which has many names: this is compared with `run.flags` alone.
+PLACES = ("init", "extend_from")
 # Marks the line of a run.flags with the run's id: a comment, so that the file is a flagfile still.
 _RUN_ID = "# run "
 # What a run leaves that would be taken for its successor's.
@@ -185,8 +187,16 @@ def _same_cache(cache: str | None) -> str:
     return "somewhere" if cache else "none"
 
 
+def _same_place(path: str | None) -> str | None:
+    return None if path is None else os.path.abspath(os.path.expanduser(path))
+
+
 # Settings with several values that mean the same run.
-_SAME: dict[str, Callable[[Any], Any]] = {"dataset": same_dataset, "cache": _same_cache}
+_SAME: dict[str, Callable[[Any], Any]] = {
+    "dataset": same_dataset,
+    "cache": _same_cache,
+    **dict.fromkeys(PLACES, _same_place),
+}
 
 
 def load_run(workdir: str) -> PretrainConfig:

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from instcls_tf.config import PretrainConfig
+from instcls_tf.data.sources import open_source
 from instcls_tf.errors import UserError
+from instcls_tf.pretraining.opening import origin_of
 from instcls_tf.run.checkpoint_choice import choose
+from instcls_tf.run.checkpoint_manifest import Origin, difference
 from instcls_tf.run.workdir import (
     NOT_RECIPE,
     begin_run,
@@ -120,6 +123,24 @@ def test_a_folder_is_the_same_under_all_its_names(tmp_path, monkeypatch):
     write_run(tmp_path, VALID.replace(dataset="folder:/data/x/"))
     save_something(tmp_path)
     assert refuse_other_recipe(VALID.replace(workdir=str(tmp_path), dataset="folder:/data/x"))
+
+
+@pytest.mark.parametrize("flag", ["init", "extend_from"])
+def test_what_a_run_began_from_is_the_same_under_all_its_names(tmp_path, monkeypatch, flag):
+    """Also to a checkpoint, of an earlier version as well, which has the name that it was saved under."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = VALID.replace(workdir=str(tmp_path))
+    write_run(tmp_path, config.replace(**{flag: "a/start"}))
+    save_something(tmp_path)
+    for name in ("./a/start", f"{tmp_path}/a//start/", "~/a/start"):
+        again = config.replace(**{flag: name})
+        assert refuse_other_recipe(again)
+        wanted = origin_of(again, open_source("digits"))
+        assert not difference(Origin(recipe={**wanted.recipe, flag: "a/start"}), wanted)
+    for other in ("a/other", None):
+        with pytest.raises(UserError, match=f"belongs to a run with --{flag}=a/start, this one has --{flag}={other}:"):
+            refuse_other_recipe(config.replace(**{flag: other}))
 
 
 def test_each_run_has_an_id(tmp_path):

@@ -11,6 +11,7 @@ from instcls_tf.distributed import workers
 from instcls_tf.errors import UserError, shown, some_of
 from instcls_tf.evaluation.features import extract
 from instcls_tf.evaluation.recipes import BACKBONE, KINDS
+from instcls_tf.evaluation.subject import refuse_untrained
 from instcls_tf.run.encoder import load_encoder
 from instcls_tf.run.workdir import load_run
 
@@ -27,10 +28,12 @@ def embed(paths: Paths, workdir: str, *, features: str = BACKBONE) -> np.ndarray
       `[n, F]` float32, in the order of `paths`.
 
     Raises:
-      UserError: there is no run, or a file is missing or cannot be read; names it.
+      UserError: there is no run, its method has not trained such features, or a file is missing or cannot be read;
+        names it.
     """
     require_value("features", features, features in KINDS, "one of " + ", ".join(KINDS))
     config = load_run(workdir)
+    refuse_untrained(config, features)
     paths = listed(paths)
     if not paths:
         raise UserError("embed: wanted at least one path")

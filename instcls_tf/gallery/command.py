@@ -10,7 +10,7 @@ import numpy as np
 from instcls_tf.config import INSTANCE, PretrainConfig
 from instcls_tf.data.folder import refuse_picture_among_images
 from instcls_tf.data.source import notes_of
-from instcls_tf.data.sources import open_training_source
+from instcls_tf.data.sources import chosen_split, open_training_source
 from instcls_tf.distributed import collectives, workers
 from instcls_tf.errors import UserError, shown
 from instcls_tf.evaluation import feature_store
@@ -61,7 +61,7 @@ def gallery_of_run(workdir: str, data_dir: str | None, output: str | None, setti
         workdir,
         load_encoder(workdir),
         source,
-        "train",
+        chosen_split(config, None, None),
         image_size=config.image_size,
         center_crop_fraction=config.center_crop_fraction,
         progress=progress,

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import instcls_tf
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.labelled import take
 from instcls_tf.data.prepare import prepare
@@ -109,7 +110,26 @@ def test_features_that_the_method_has_not_trained(tmp_path):
     begin_run(PretrainConfig(workdir=str(tmp_path), dataset="digits", method="diet"))
     with pytest.raises(UserError, match=r"^--features=projection: must be backbone: --method=diet leaves"):
         command.gallery_of_run(str(tmp_path), None, None, GallerySettings(features="projection"))
+    with pytest.raises(UserError, match=r"^--features=projection: must be backbone: --method=diet leaves"):
+        instcls_tf.embed(["a.jpg"], str(tmp_path), features="projection")
     assert [path.name for path in tmp_path.iterdir()] == ["run.flags"]
+
+
+def test_features_are_kept_under_the_split_that_the_run_was_trained_on(tmp_path, monkeypatch):
+    """As those of `search`, `duplicates` and `extract`, which need not compute them again then."""
+    begin_run(PretrainConfig(workdir=str(tmp_path), dataset="some_of_tfds", tfds_split="train[:10%]"))
+    asked = []
+
+    def stored_features(workdir, encoder, source, split, **settings):
+        asked.append(split)
+        raise UserError("asked")
+
+    monkeypatch.setattr(command, "open_training_source", lambda *given: open_source("digits"))
+    monkeypatch.setattr(command, "load_encoder", lambda workdir: None)
+    monkeypatch.setattr(command.feature_store, "stored_features", stored_features)
+    with pytest.raises(UserError, match="asked"):
+        command.gallery_of_run(str(tmp_path), None, None, GallerySettings(layout="pca"))
+    assert asked == ["train[:10%]"]
 
 
 def test_images_of_records_have_the_names_of_their_files(tmp_path):

@@ -39,8 +39,8 @@ def _take_unless_late(take_part: Callable[[], None]) -> None:
         if collectives.size() > 1:
             raise UserError(
                 "TensorFlow has its devices already, before the workers could take theirs: with several workers"
-                " instcls_tf.init(), pretrain, embed or Index come before load_encoder and whatever else computes with"
-                " TensorFlow"
+                " instcls_tf.init(), pretrain, embed, Index.of_run or Index.load come before load_encoder and whatever"
+                " else computes with TensorFlow"
             ) from error
 
 

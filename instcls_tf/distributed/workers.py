@@ -30,13 +30,15 @@ def init() -> None:
 
     `mpirun -np 2 python train.py` or `horovodrun` starts the workers. From here on a `ShardedClassifier` has this
     worker's share of the classes. `horovod.tensorflow.init()` may have been called before, and is called here if it was
-    not. One worker needs no call; once more changes nothing. `pretrain`, `embed` and `Index` call it themselves.
+    not. One worker needs no call; once more changes nothing. `pretrain`, `embed`, `Index.of_run` and `Index.load` call
+    it themselves.
 
     Before TensorFlow's first operation, after which a process takes no other device: each worker takes one GPU, and the
     workers of a machine share its cores.
 
     Raises:
-      UserError: TensorFlow has its devices already, or workers share a GPU, which NCCL cannot.
+      UserError: of several workers, TensorFlow has its devices already, or workers share a GPU, which NCCL cannot; or
+        the environment's INSTCLS_THREADS is no number of threads.
     """
     collectives.init()
     device.take()

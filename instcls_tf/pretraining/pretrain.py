@@ -40,7 +40,9 @@ def pretrain(
 ) -> dict[str, float]:
     """Pretrains an encoder, or continues the run that the workdir holds; all workers call it.
 
-    `pretrain(dataset="folder:/data/photos", workdir="runs/photos", preset="photos")` needs nothing else.
+    `pretrain(dataset="folder:/data/photos", workdir="runs/photos", preset="photos")` needs nothing else. What the
+    command does beside it is left to the caller: to heed signals (`run.signals.heeded`), to end a job that stands still
+    (`distributed.watchdog.watching`), and to write the page about the run (`report.page.write_page`).
 
     Args:
       config: the recipe; it is checked as the command checks it.
@@ -52,7 +54,11 @@ def pretrain(
       The last line of `metrics.jsonl`, empty if no step was made.
 
     Raises:
-      UserError: a setting, the dataset or the workdir is not right; nothing has been written then.
+      UserError: before the start: a setting, the dataset or the workdir is not right; nothing has been written into the
+        workdir then. In the midst of the run: too many images cannot be read, a record file is damaged, or the disk is
+        full or not to be written to; the last checkpoint stays, from which the run goes on.
+      DivergedError: the numbers of a step are not finite; likewise. A `UserError`, too.
+      MachineError: a file system or a machine fails, before the start or later; likewise.
       Stopped: a worker had a signal within `signals.heeded`; the run is saved.
     """
     started = time.monotonic()

@@ -68,7 +68,7 @@ def search_in_run(
       queries: image files, or names of images of the index.
       k: how many for each.
       dataset: what is searched; None for the run's own.
-      split: which part; None for `train`.
+      split: which part; None for what the run was trained on, `train` of another dataset.
       data_dir: TFDS's folder; None for the run's own.
       kind: of features; None for `backbone`.
       center_crop_fraction: what is seen of an image; None for the run's own.

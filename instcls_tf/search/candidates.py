@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from instcls_tf.search.signatures import Signatures
 
 # Correlation of two tiny pictures from which their pixels are compared: a copy cut by 5 % has 0.77 and more.
 _LOOKS_ALIKE = 0.7
-# Pairs whose tiny pictures are compared at a time.
+# Pairs that are made, and whose tiny pictures are compared, at a time.
 _BLOCK_PAIRS = 100_000
 
 
@@ -51,15 +52,19 @@ def _nearest_shared_out(rows: np.ndarray, queries: np.ndarray, k: int) -> list[n
     return [collectives.all_gather(tf.constant(part), "nearest_rows").numpy() for part in own]
 
 
-def pairs_of_neighbours(places: np.ndarray) -> np.ndarray:
-    """Each pair once, the lower place first, in rising order: `[p, 2]`.
+def pairs_of_neighbours(places: np.ndarray) -> Iterator[np.ndarray]:
+    """Each pair once, the lower place first, in blocks `[p, 2]`: all together take several times what `places` does.
 
     Args:
       places: `[n, k]` neighbours of the images 0 .. n-1; an image that is its own neighbour is left out.
     """
-    firsts = np.repeat(np.arange(len(places)), places.shape[1])
-    pairs = np.sort(np.stack([firsts, places.ravel()], axis=1), axis=1)
-    return np.unique(pairs[pairs[:, 0] < pairs[:, 1]], axis=0)
+    images = max(1, _BLOCK_PAIRS // places.shape[1])
+    for start in range(0, len(places), images):
+        others = places[start : start + images].ravel()
+        own = np.repeat(np.arange(start, min(start + images, len(places))), places.shape[1])
+        # A pair that both of its images name is told with the first of them.
+        is_told = (places[others] == own[:, None]).any(axis=1) & (others < own)
+        yield np.unique(np.sort(np.stack([own, others], axis=1)[(own != others) & ~is_told], axis=1), axis=0)
 
 
 def pairs_to_compare(signatures: Signatures, by_features: np.ndarray, k: int) -> Candidates:
@@ -72,11 +77,14 @@ def pairs_to_compare(signatures: Signatures, by_features: np.ndarray, k: int) ->
     """
     hashes, mirrored = unit_rows(signatures.hashes), unit_rows(signatures.mirrored_hashes)
     found = [by_features, *(_nearest_shared_out(hashes, queries, k)[1] for queries in (hashes, mirrored))]
-    pairs = pairs_of_neighbours(np.concatenate(found, axis=1))
-    blocks = [pairs[start : start + _BLOCK_PAIRS] for start in range(0, len(pairs), _BLOCK_PAIRS)]
-    correlations = np.concatenate([np.empty([0, 2], np.float32), *(_correlations(signatures.tiny, b) for b in blocks)])
-    kept = correlations.max(axis=1, initial=-1) >= _LOOKS_ALIKE
-    return Candidates(pairs[kept], correlations[kept])
+    kept = [Candidates(np.empty([0, 2], np.int64), np.empty([0, 2], np.float32))]
+    for pairs in pairs_of_neighbours(np.concatenate(found, axis=1)):
+        correlations = _correlations(signatures.tiny, pairs)
+        looks_alike = correlations.max(axis=1, initial=-1) >= _LOOKS_ALIKE
+        kept.append(Candidates(pairs[looks_alike], correlations[looks_alike]))
+    candidates = Candidates(*map(np.concatenate, zip(*kept)))
+    order = np.lexsort(candidates.pairs.T[::-1])
+    return Candidates(*(part[order] for part in candidates))
 
 
 def orientations(correlations: np.ndarray) -> list[bool]:

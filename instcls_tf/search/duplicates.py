@@ -255,7 +255,7 @@ def _alike(
 ) -> list[Pair]:
     """Neighbours from the threshold on, near-duplicates left out."""
     places = np.where(neighbours.cosines >= threshold, neighbours.places, np.arange(len(images.ids))[:, None])
-    pairs = pairs_of_neighbours(places)
+    pairs = np.concatenate([*pairs_of_neighbours(places)])
     own = pairs[_is_own(pairs, images.of_source)].tolist()
     return [_pair(images, usual, first, second) for first, second in own if (first, second) not in near]
 

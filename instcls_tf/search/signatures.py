@@ -55,17 +55,27 @@ def signatures_of(source: Source, progress: OnProgress = no_progress) -> Signatu
     """
     library = hashing()
     begin, end = collectives.own_bounds(source.num_instances)
-    rows = []
+    own, count = _empty(end - begin), 0
     for square in squares_of(source, np.arange(begin, end), SIDE):
         hashes = [hash_of(library, pixels) for pixels in (square.pixels, square.pixels[:, ::-1])]
-        rows.append((square.instance_id, *hashes, tiny_of(square.pixels), (square.height, square.width)))
+        row = square.instance_id, *hashes, tiny_of(square.pixels), (square.height, square.width)
+        for part, value in zip(own, row):
+            part[count] = value
+        count += 1
         progress(f"hashes of {source.name}", square.instance_id + 1 - begin, end - begin)
     refuse_damage(source)
-    shapes: tuple[list[int], ...] = ([], [HASH_BITS], [HASH_BITS], [_TINY, _TINY], [2])
-    dtypes = (np.int32, np.int8, np.int8, np.uint8, np.int32)
-    columns = zip(*rows) if rows else [[]] * len(shapes)
-    own = [np.array([*column], dtype).reshape([-1, *shape]) for column, dtype, shape in zip(columns, dtypes, shapes)]
-    return Signatures(*(collectives.all_gather(tf.constant(part), "signatures").numpy() for part in own))
+    return Signatures(*(collectives.all_gather(tf.constant(part[:count]), "signatures").numpy() for part in own))
+
+
+def _empty(count: int) -> Signatures:
+    """To be filled: a list of each image's values would take three times as much."""
+    return Signatures(
+        np.empty([count], np.int32),
+        np.empty([count, HASH_BITS], np.int8),
+        np.empty([count, HASH_BITS], np.int8),
+        np.empty([count, _TINY, _TINY], np.uint8),
+        np.empty([count, 2], np.int32),
+    )
 
 
 def hash_of(library: Any, pixels: np.ndarray) -> np.ndarray:

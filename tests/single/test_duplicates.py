@@ -10,7 +10,6 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
 
 from instcls_tf.benchmark.duplicate_peers import Told
 from instcls_tf.benchmark.duplicates import judged
@@ -26,7 +25,7 @@ from instcls_tf.run.workdir import begin_run
 from instcls_tf.search import age
 from instcls_tf.search.age import Age
 from instcls_tf.search.age import judged as judged_age
-from instcls_tf.search.candidates import Neighbours, neighbours_by_features, pairs_of_neighbours, pairs_to_compare
+from instcls_tf.search.candidates import Neighbours, neighbours_by_features, pairs_to_compare
 from instcls_tf.search.duplicates import _refuse_common_images, duplicates_of_run, find, usual_cosines
 from instcls_tf.search.images import Images, joined
 from instcls_tf.search.neighbours import unit_rows
@@ -38,17 +37,6 @@ from tests.single.test_verify import scene
 
 OLD_ENOUGH = Age(0.8, 0.1, 100, False)
 QUIET = Progress(visible=False)
-
-
-def test_neighbours_leave_out_the_image_itself():
-    rows = unit_rows(np.array([[1, 0], [1, 0], [1, 0], [0, 1], [1, 0.1]]))
-    found = neighbours_by_features(rows, 2)
-    assert found.places.tolist() == [[1, 2], [0, 2], [0, 1], [4, 0], [0, 1]]
-    assert neighbours_by_features(rows, 4).places[3].tolist() == [4, 0, 1, 2]
-
-
-def test_each_pair_once():
-    assert pairs_of_neighbours(np.array([[1, 0], [0, 2], [2, 2]])).tolist() == [[0, 1], [1, 2]]
 
 
 def test_usual_cosines_leave_copies_and_the_other_set_out():
@@ -238,15 +226,6 @@ def test_mirrored_copies_are_candidates_by_their_hash_alone(folder):
     assert pair in pairs_to_compare(images.signatures, nobody, 2).pairs.tolist()
     unmirrored = images.signatures._replace(mirrored_hashes=images.signatures.hashes)
     assert pair not in pairs_to_compare(unmirrored, nobody, 2).pairs.tolist()
-
-
-def test_unreadable_images_have_no_signature(tmp_path):
-    for name in "abc":
-        Image.new("RGB", (9, 7), (50, 60, 70)).save(tmp_path / f"{name}.png")
-    (tmp_path / "b.png").write_bytes(b"no image")
-    signatures = signatures_of(open_source(f"folder:{tmp_path}"))
-    assert signatures.ids.tolist() == [0, 2]
-    assert signatures.sizes.tolist() == [[7, 9], [7, 9]]
 
 
 @pytest.mark.parametrize(

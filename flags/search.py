@@ -54,7 +54,7 @@ def define_duplicates() -> None:
         "neighbors", _DEFAULTS.neighbors, "Neighbours of each image, by features and by hashes, that are looked at."
     )
     flags.DEFINE_integer(
-        "listed", _DEFAULTS.listed, "How many groups, leaks, contradictions and outliers the answer lists."
+        "listed", _DEFAULTS.listed, "How many groups, alike pairs, leaks, contradictions and outliers the answer lists."
     )
 
 

@@ -93,10 +93,8 @@ def summary(found: Duplicates, settings: Settings) -> dict[str, Any]:
         "other_views": {**age, "images": found.age.images},
         "listed_groups": [[_called(found, place) for place in group] for group in by_size[:listed]],
         "listed_one_file": [[names[place] for place in group] for group in found.one_file[:listed]],
-        "listed_leaks": [
-            {**_of_a_set(found, "first", pair.first), **_of_a_set(found, "second", pair.second)}
-            for pair in leaks[:listed]
-        ],
+        "listed_alike": [{**_both(found, pair), "cosine": round(pair.cosine, 4)} for pair in found.alike[:listed]],
+        "listed_leaks": [_both(found, pair) for pair in leaks[:listed]],
         "listed_conflicts": [_with_labels(found, group) for group in found.conflicts[:listed]],
         "outliers": outliers,
     }
@@ -110,6 +108,10 @@ def _called(found: Duplicates, place: int) -> str:
 
 def _of_a_set(found: Duplicates, key: str, place: int) -> dict[str, str]:
     return {key: found.images.names[place], f"{key}_set": found.images.set_of(place)}
+
+
+def _both(found: Duplicates, pair: Pair) -> dict[str, str]:
+    return {**_of_a_set(found, "first", pair.first), **_of_a_set(found, "second", pair.second)}
 
 
 def _with_labels(found: Duplicates, group: list[int]) -> list[dict[str, str]]:

@@ -201,7 +201,13 @@ def _refuse_early(queries: list[str], k: int, source: Source, split: str, added:
     require_value("k", k, k <= total, f"between 1 and the {total} images that are searched")
     for query in unknown:
         if source.random_access and query not in names:
-            raise UserError(f"--query={shown(query)}: no such file, and no image of {source.name} has this name")
+            raise _unknown_query(query, source.name)
+
+
+def _unknown_query(query: str, among: str) -> UserError:
+    if os.path.isdir(query):
+        return UserError(f"--query={shown(query)}: is a folder, wanted image files, or names of images of {among}")
+    return UserError(f"--query={shown(query)}: no such file, and no image of {among} has this name")
 
 
 def _ask(index: Index, queries: list[str], k: int) -> list[list[Hit]]:
@@ -212,7 +218,7 @@ def _ask(index: Index, queries: list[str], k: int) -> list[list[Hit]]:
     for row, query in enumerate(queries):
         if not is_file[row]:
             if query not in place_of:
-                raise UserError(f"--query={shown(query)}: no such file, and no image of the index has this name")
+                raise _unknown_query(query, "the index")
             vectors[row] = index.vectors[place_of[query]]
     vectors[is_file] = index.embed([query for query, there in zip(queries, is_file) if there])
     return index.search(vectors, k)

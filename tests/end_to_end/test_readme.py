@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,18 @@ def test_shell_scripts_exist_and_can_be_run():
     assert {"scripts/demo.sh", "scripts/test.sh", "scripts/setup.sh"} <= scripts
     for script in scripts:
         assert (ROOT / script).stat().st_mode & 0o111, script
+
+
+def test_what_could_go_is_listed_from_where_the_commands_are_given(tmp_path):
+    (line,) = re.findall(r"`([^`]* < runs/photos/duplicates_drop\.txt)`", PAGES["docs/find.md"])
+    folder = tmp_path / "runs" / "photos"
+    folder.mkdir(parents=True)
+    (folder / "duplicates_drop.txt").write_text("a b.jpg\n")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "a b.jpg").touch()
+    line = line.replace("/data/photos/", f"{tmp_path}/")
+    finished = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, text=True)
+    assert finished.stdout.endswith(" a b.jpg\n"), finished.stderr
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -168,6 +168,12 @@ def test_files_and_page(found, tmp_path):
     assert json.loads(json.dumps(answer)) == answer
     assert (answer["groups"], answer["near_duplicates"], answer["leaks"], answer["label_conflicts"]) == (6, 8, 3, 1)
     assert (answer["examples"], answer["against"], answer["drop"]) == (35, 6, 7)
+    first, *_ = found.alike
+    assert len(answer["listed_alike"]) == min(3, answer["alike"]) and answer["listed_alike"][0] == {
+        "first": found.images.names[first.first], "first_set": found.images.set_of(first.first),
+        "second": found.images.names[first.second], "second_set": found.images.set_of(first.second),
+        "cosine": round(first.cosine, 4),
+    }  # fmt: skip
     young = found._replace(age=Age(0.1, 0.1, 50, True))
     report.write_duplicates(str(tmp_path / "page.html"), young)
     page = (tmp_path / "page.html").read_text()

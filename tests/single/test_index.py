@@ -241,6 +241,7 @@ def test_mistakes(workdir, photos, tmp_path):
     before = sorted(os.listdir(workdir))
     for query, k, sentence in [
         ("no.jpg", 3, f"--query=no.jpg: no such file, and no image of folder:{photos} has this name"),
+        (str(photos), 3, f"--query={photos}: is a folder, wanted image files, or names of images of folder:{photos}"),
         (str(tmp_path / "broken.jpg"), 3, f"--query={tmp_path / 'broken.jpg'}: cannot be read ("),
         ("a/1.png", 0, "--k=0: must be at least 1"),
         ("a/1.png", 9, "--k=9: must be between 1 and the 8 images that are searched"),

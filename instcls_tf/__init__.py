@@ -29,7 +29,7 @@ The parts:
   hard_negatives       hard_negatives(classifier, k): of each class the k with the most similar weights
   init                 joins the workers that mpirun or horovodrun has started: first in a script of your own
   build_encoder        build_encoder(encoder="resnet18", stem="small"): backbone and projection head
-  resnet18, resnet50   backbones, with torchvision's layers and padding
+  resnet50, resnet18   backbones, with torchvision's layers and padding; resnet10 has one block a stage
   projection_head      projection_head(512, 128): features to embeddings
   UserError            what is raised for a wrong setting, file or folder: one sentence
 
@@ -50,7 +50,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test compares it with
     from instcls_tf.classifier.sharded_classifier import ShardedClassifier
     from instcls_tf.config import PretrainConfig
     from instcls_tf.distributed.workers import init
-    from instcls_tf.encoder.networks import build_encoder, projection_head, resnet18, resnet50
+    from instcls_tf.encoder.networks import build_encoder, projection_head, resnet10, resnet18, resnet50
     from instcls_tf.errors import UserError
     from instcls_tf.evaluation.embed import embed
     from instcls_tf.evaluation.knn import knn_accuracy
@@ -87,6 +87,7 @@ _HOMES = {
     "load_encoder": "run.encoder",
     "pretrain": "pretraining.pretrain",
     "projection_head": "encoder.networks",
+    "resnet10": "encoder.networks",
     "resnet18": "encoder.networks",
     "resnet50": "encoder.networks",
 }
@@ -104,6 +105,7 @@ __all__ = [
     "load_encoder",
     "pretrain",
     "projection_head",
+    "resnet10",
     "resnet18",
     "resnet50",
 ]

@@ -27,8 +27,9 @@ from instcls_tf.checks import (
 )
 from instcls_tf.errors import UserError
 
-RESNET50, RESNET18 = ENCODERS = ("resnet50", "resnet18")
-RESNET_DEPTHS = {RESNET50: (3, 4, 6, 3), RESNET18: (2, 2, 2, 2)}  # residual blocks of the four stages
+RESNET50, RESNET18, RESNET10 = ENCODERS = ("resnet50", "resnet18", "resnet10")
+# Residual blocks of the four stages.
+RESNET_DEPTHS = {RESNET50: (3, 4, 6, 3), RESNET18: (2, 2, 2, 2), RESNET10: (1, 1, 1, 1)}
 IMAGENET_STEM, SMALL_STEM = STEMS = ("imagenet", "small")
 SIMCLR_VIEWS, DIGIT_VIEWS, PLAIN_VIEWS = AUGMENTATIONS = ("simclr", "digits", "none")
 MARGINAL, CROSS_ENTROPY = SMOOTHING_LOSSES = ("marginal", "cross_entropy")

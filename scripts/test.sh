@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sets everything up, then checks code, types and pages and runs the tests. Arguments go to pytest: ./scripts/test.sh -k softmax
-# Tests run in two processes, the long ones first, file by file; -n 0 as an argument runs them one after the other.
+# Tests run in three processes, the long ones first, file by file: many wait for workers that they have started. -n 0 as
+# an argument runs them one after the other.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -27,5 +28,5 @@ timed shellcheck scripts/*.sh .ci/run
 timed codespell
 timed clang-format --dry-run -Werror instcls_tf/{classifier,data}/kernels/*.{cc,h} tests/kernels/*.cc
 timed mkdocs build --strict --site-dir build/site
-timed pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+timed pytest -n 3 --dist loadfile --no-loadscope-reorder "$@"
 echo "== all passed in $SECONDS s"

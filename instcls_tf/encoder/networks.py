@@ -21,6 +21,7 @@ from instcls_tf.checks import require_argument
 from instcls_tf.config import (
     BN_MOMENTUM,
     FLOAT32,
+    RESNET10,
     RESNET18,
     RESNET50,
     RESNET_DEPTHS,
@@ -78,8 +79,23 @@ def resnet18(
     return _resnet(_basic_block, RESNET_DEPTHS[RESNET18], width_multiplier, stem, zero_init_last_gamma, seed, name)
 
 
+def resnet10(
+    *,
+    width_multiplier: float = PretrainConfig.width_multiplier,
+    stem: str = PretrainConfig.stem,
+    zero_init_last_gamma: bool = PretrainConfig.zero_init_last_gamma,
+    seed: int = PretrainConfig.seed,
+    name: str = "backbone",
+) -> tf.keras.Model:
+    """ResNet-10, one block a stage, without its classifier: 4,905,792 trainable parameters at width 1.
+
+    Args, input, features and errors as for `resnet18`.
+    """
+    return _resnet(_basic_block, RESNET_DEPTHS[RESNET10], width_multiplier, stem, zero_init_last_gamma, seed, name)
+
+
 # Name (as in --encoder) -> the function that builds the backbone.
-BACKBONES: dict[str, Callable[..., tf.keras.Model]] = {RESNET50: resnet50, RESNET18: resnet18}
+BACKBONES: dict[str, Callable[..., tf.keras.Model]] = {RESNET50: resnet50, RESNET18: resnet18, RESNET10: resnet10}
 
 
 def projection_head(
@@ -133,7 +149,7 @@ def build_encoder(
     """Backbone and projection head as one model (step 1 of the method).
 
     Args:
-      encoder: "resnet50" or "resnet18".
+      encoder: "resnet50", "resnet18" or "resnet10".
       width_multiplier, stem, zero_init_last_gamma: See `resnet50`.
       mlp_head, embedding_size: See `projection_head`.
       seed: Fixes all initial weights.

@@ -67,14 +67,14 @@ def architecture_of(subject: Subject) -> str:
     backbone = subject.encoder.get_layer("backbone")
     found = {tuple(variable.shape) for variable in backbone.trainable_variables if "kernel" in variable.name}
     for name, build in networks.BACKBONES.items():
-        if backbone.count_params() == _PARAMETERS[name] and (7, 7, 3, 64) in found:
+        if backbone.count_params() == _PARAMETERS.get(name) and (7, 7, 3, 64) in found:
             return build.__name__
     raise UserError(
         "--format: PyTorch's libraries have no such network, wanted a run with --width_multiplier=1 and --stem=imagenet"
     )
 
 
-# All parameters of a backbone of width 1 with the imagenet stem, BN's statistics included.
+# All parameters of a backbone of width 1 with the imagenet stem, BN's statistics included. They have no ResNet-10.
 _PARAMETERS = {networks.RESNET50: 23_561_152, networks.RESNET18: 11_186_112}
 
 

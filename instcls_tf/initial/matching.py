@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from instcls_tf.config import IMAGENET_STEM, RESNET18, RESNET50, RESNET_DEPTHS, SMALL_STEM
+from instcls_tf.config import IMAGENET_STEM, RESNET50, RESNET_DEPTHS, SMALL_STEM
 from instcls_tf.errors import UserError, shown, some_of
 from instcls_tf.initial.arrays import HEAD, Arrays, from_torch, name_of_variable, to_torch
 
@@ -107,8 +107,8 @@ def _refuse_another_network(encoder: tf.keras.Model, own: Arrays, path: str) -> 
     if name is None or ("layer1.0.conv3.weight" in own) != (name == RESNET50):
         kind = "bottleneck" if "layer1.0.conv3.weight" in own else "basic"
         raise UserError(
-            f"--init={shown(path)}: is a ResNet of {', '.join(map(str, depths))} {kind} blocks, wanted {RESNET50} or"
-            f" {RESNET18}"
+            f"--init={shown(path)}: is a ResNet of {', '.join(map(str, depths))} {kind} blocks, wanted one of"
+            f" {', '.join(RESNET_DEPTHS)}"
         )
     about = (
         name,

@@ -17,7 +17,7 @@ TINY = {
     "dataset": "digits",
     "augmentation": "digits",
     "image_size": 16,
-    "encoder": "resnet18",
+    "encoder": "resnet10",
     "width_multiplier": 0.25,
     "stem": "small",
     "batch_size": 360,

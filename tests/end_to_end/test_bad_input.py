@@ -39,7 +39,7 @@ def sentence_of(finished: Finished, workers: int = 1) -> str:
         (["--temperature=-1"], "--temperature=-1.0: must be a number above 0"),
         (["--temperature=nan"], "--temperature=nan: must be a number above 0"),
         (["--smoothing=1.5"], "--smoothing=1.5: must be 0 or more and below 1"),
-        (["--encoder=vgg"], "--encoder=vgg: must be one of resnet50, resnet18"),
+        (["--encoder=vgg"], "--encoder=vgg: must be one of resnet50, resnet18, resnet10"),
         (["--max_steps=-1"], "--max_steps=-1: must be 0 or more"),
         (["--seed=-1"], "--seed=-1: must be 0 or more and below 2147483648"),
         (["--workdir="], "--workdir is missing: name the folder that receives the run"),

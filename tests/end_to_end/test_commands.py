@@ -88,7 +88,7 @@ def test_export_saved_model(workdir, tmp_path):
     assert finished.status == 0, finished.output
     assert json.loads(finished.stdout.splitlines()[-1])["error"] <= 1e-5
     origin = json.loads((tmp_path / "exported" / "1" / "assets.extra" / "model_card.json").read_text())["origin"]
-    assert (origin["step"], origin["recipe"]["encoder"]) == (8, "resnet18")
+    assert (origin["step"], origin["recipe"]["encoder"]) == (8, "resnet10")
     assert origin["data_digest"]
     assert "workdir" not in origin["recipe"]
 

@@ -27,7 +27,7 @@ HOSTILE = (
     "train/c/${alert(4)}');alert(5);('.png",
 )
 IMAGES, NEIGHBOURS = 48, 5
-RUN = {"image_size": 8, "encoder": "resnet18", "width_multiplier": 0.125, "stem": "small", "batch_size": 16}
+RUN = {"image_size": 8, "encoder": "resnet10", "width_multiplier": 0.125, "stem": "small", "batch_size": 16}
 # Ends in the second epoch, so that its checkpoint holds lists of hard negatives.
 RUN.update(micro_batch=8, epochs=2, log_every=1, hard_negatives=6, max_steps=5)
 

@@ -10,7 +10,7 @@ import yaml
 from tests.commands import ROOT, run_script
 
 TINY = {
-    "dataset": "digits", "augmentation": "digits", "image_size": 8, "encoder": "resnet18", "stem": "small",
+    "dataset": "digits", "augmentation": "digits", "image_size": 8, "encoder": "resnet10", "stem": "small",
     "width_multiplier": 0.125, "batch_size": 480, "hard_negatives": 5,
 }  # fmt: skip
 ARMS = {"table4_prior": ("prior", "random"), "table6_rivals": ("SimCLR",)}

@@ -29,7 +29,7 @@ NUM_INSTANCES, STEPS = 997, 50
 RECIPE = {
     "augmentation": "digits",
     "image_size": 32,
-    "encoder": "resnet18",
+    "encoder": "resnet10",
     "width_multiplier": 0.25,
     "stem": "small",
     "batch_size": 58,

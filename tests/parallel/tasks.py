@@ -224,7 +224,7 @@ def prior(folder: Path) -> None:
     source = open_source("digits")
     for init in ("raw_running_bn", "raw_batch_bn", "raw_fixed_bn", "random"):
         config = PretrainConfig(
-            workdir=str(folder), dataset="digits", image_size=16, augmentation="digits", encoder="resnet18",
+            workdir=str(folder), dataset="digits", image_size=16, augmentation="digits", encoder="resnet10",
             width_multiplier=0.125, stem="small", embedding_size=16, batch_size=200, classifier_init=init,
         )  # fmt: skip
         encoder = networks.make_encoder(config)

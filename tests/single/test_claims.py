@@ -249,7 +249,9 @@ def test_a_row_of_the_page():
     assert "| `it` | small | 3 | A above B | +2.1 ± 1.4 (4) | +2.1 ± 1.4 (4) | holds |" in text
     assert "| B | 3 | 3,000 | 6.0 | 1.0 | Intel Xeon | 4 | 53.5 ± 6.4 | 53.5 ± 6.4 |" in text
     # What two values are apart is hardly an interval.
-    assert "| B | 3 | 3,000 | 6.0 | 1.0 | Intel Xeon | 2 | 50.5 | 50.5 |" in page.render(ledger, results_with([0.1, 0.1]))
+    assert "| B | 3 | 3,000 | 6.0 | 1.0 | Intel Xeon | 2 | 50.5 | 50.5 |" in page.render(
+        ledger, results_with([0.1, 0.1])
+    )
     assert "| A | 2.5 |" in text
 
 

@@ -32,7 +32,7 @@ A_CHANNEL = "above 1/128 (a channel), at most 64"
     ("changes", "sentence"),
     [
         ({"workdir": ""}, "--workdir is missing: name the folder that receives the run"),
-        ({"encoder": "vgg"}, "--encoder=vgg: must be one of resnet50, resnet18"),
+        ({"encoder": "vgg"}, "--encoder=vgg: must be one of resnet50, resnet18, resnet10"),
         ({"stem": "big"}, "--stem=big: must be one of imagenet, small"),
         ({"augmentation": "moco"}, "--augmentation=moco: must be one of simclr, digits, none"),
         ({"smoothing_loss": "kl"}, "--smoothing_loss=kl: must be one of marginal, cross_entropy"),

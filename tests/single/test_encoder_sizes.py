@@ -28,6 +28,7 @@ def kept_values(model: tf.keras.Model, input_shape: tuple) -> list[int]:
     [
         ("resnet50", 1.0, "imagenet", True, 224),
         ("resnet18", 0.25, "small", True, 33),
+        ("resnet10", 0.25, "small", True, 33),
         ("resnet18", 0.5, "imagenet", False, 50),
         ("resnet50", 0.125, "small", False, 15),
     ],

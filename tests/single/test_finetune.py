@@ -20,7 +20,7 @@ from tests.end_to_end.runs import write_images
 
 QUIET = Progress(visible=False)
 CONFIG = PretrainConfig(
-    dataset="digits", image_size=8, encoder="resnet18", width_multiplier=0.25, stem="small", embedding_size=8
+    dataset="digits", image_size=8, encoder="resnet10", width_multiplier=0.25, stem="small", embedding_size=8
 )
 
 

@@ -18,7 +18,7 @@ from tests.recipes import PLANNED
 # No machine holds the weights of so many classes, a terabyte of them.
 TOO_MANY = "--num_instances=2147483647"
 MISFIT = r"does not fit: needs [\d.]+ GB of [\d.]+ GB free"
-RECIPE = ["--image_size=8", "--encoder=resnet18", "--width_multiplier=0.125", "--stem=small", "--batch_size=8"]
+RECIPE = ["--image_size=8", "--encoder=resnet10", "--width_multiplier=0.125", "--stem=small", "--batch_size=8"]
 
 
 @pytest.fixture

@@ -139,7 +139,7 @@ def run(environment: dict[str, str], name: str, *arguments: str) -> subprocess.C
         ),
         (["--data_dir=a\nb"], r"--data_dir='a\nb': wanted a path without control characters, in UTF-8"),
         (["--stem\x1b[2J=x"], r"--stem\x1b[2J: no such flag"),
-        (["--encoder=\x1b[2J", "--workdir=run"], r"--encoder='\x1b[2J': must be one of resnet50, resnet18"),
+        (["--encoder=\x1b[2J", "--workdir=run"], r"--encoder='\x1b[2J': must be one of resnet50, resnet18, resnet10"),
         (["--workdir=run", "--stem=big"], "--stem=big: must be one of imagenet, small"),
     ],
     ids=lambda value: "_".join(value) if isinstance(value, list) else "",

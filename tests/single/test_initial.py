@@ -174,7 +174,9 @@ def test_another_network_is_told_by_its_flags(plain):
         " --width_multiplier=0.125 --stem=small"
     )
     deeper = {**small_state(), "layer1.2.conv1.weight": np.zeros([8, 8, 3, 3], np.float32)}
-    assert refusal(encoder, deeper) == "is a ResNet of 3, 2, 2, 2 basic blocks, wanted resnet50 or resnet18"
+    assert (
+        refusal(encoder, deeper) == "is a ResNet of 3, 2, 2, 2 basic blocks, wanted one of resnet50, resnet18, resnet10"
+    )
     assert refusal(encoder, {"stem.0.weight": np.ones([3], np.float32)}).startswith("holds no ResNet, wanted one")
     both = {f"{prefix}{name}": value for prefix in ("a.", "b.") for name, value in small_state().items()}
     assert refusal(encoder, both).startswith("holds 2 networks (a., b.), wanted one whose weights have torchvision's")

@@ -25,7 +25,7 @@ from instcls_tf.progress import Progress
 QUIET = Progress(visible=False)
 # With zeroed gammas an untrained network would see nothing of 8 x 8 pixels but a corner.
 CONFIG = PretrainConfig(
-    dataset="digits", image_size=8, encoder="resnet18", width_multiplier=0.125, stem="small", embedding_size=16,
+    dataset="digits", image_size=8, encoder="resnet10", width_multiplier=0.125, stem="small", embedding_size=16,
     zero_init_last_gamma=False,
 )  # fmt: skip
 SEEN = {"image_size": 8, "center_crop_fraction": 1.0}

@@ -9,7 +9,7 @@ import tensorflow as tf
 from instcls_tf.encoder import networks
 from instcls_tf.errors import UserError
 
-DEPTHS = {"resnet50": (3, 4, 6, 3), "resnet18": (2, 2, 2, 2)}
+DEPTHS = {"resnet50": (3, 4, 6, 3), "resnet18": (2, 2, 2, 2), "resnet10": (1, 1, 1, 1)}
 NARROW = 1 / 16  # 4 channels in the first stage: the oracle below is slow
 
 
@@ -94,7 +94,7 @@ class NumpyResNet:
 
 @pytest.mark.parametrize("size", [(32, 32), (37, 50)], ids=["even", "odd"])
 @pytest.mark.parametrize("stem", ["imagenet", "small"])
-@pytest.mark.parametrize("encoder", ["resnet50", "resnet18"])
+@pytest.mark.parametrize("encoder", list(DEPTHS))
 def test_backbone_equals_numpy_resnet(encoder, stem, size):
     backbone = networks.BACKBONES[encoder](width_multiplier=NARROW, stem=stem)
     randomize_batch_norm(backbone)
@@ -105,13 +105,15 @@ def test_backbone_equals_numpy_resnet(encoder, stem, size):
     np.testing.assert_allclose(features, expected, rtol=1e-3, atol=1e-4 * expected.max())
 
 
-@pytest.mark.parametrize(("encoder", "parameters"), [("resnet50", 23_508_032), ("resnet18", 11_176_512)])
+@pytest.mark.parametrize(
+    ("encoder", "parameters"), [("resnet50", 23_508_032), ("resnet18", 11_176_512), ("resnet10", 4_905_792)]
+)
 def test_parameter_counts_are_torchvisions(encoder, parameters):
     backbone = networks.BACKBONES[encoder]()
     assert sum(int(np.prod(w.shape)) for w in backbone.trainable_weights) == parameters
 
 
-@pytest.mark.parametrize("encoder", ["resnet50", "resnet18"])
+@pytest.mark.parametrize("encoder", list(DEPTHS))
 def test_layers_with_weights_have_torchvisions_names(encoder):
     backbone = networks.BACKBONES[encoder](width_multiplier=NARROW)
     expected = {"conv1", "bn1"}
@@ -322,7 +324,7 @@ def test_checkpoint_round_trip(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"encoder": "resnet51"}, "encoder='resnet51': must be one of resnet50, resnet18"),
+        ({"encoder": "resnet51"}, "encoder='resnet51': must be one of resnet50, resnet18, resnet10"),
         ({"stem": "tiny"}, "stem='tiny': must be one of imagenet, small"),
         ({"width_multiplier": 0.001}, "width_multiplier=0.001: must be above 1/128, so that a channel is left"),
         ({"embedding_size": 0}, "embedding_size=0: must be at least 1"),

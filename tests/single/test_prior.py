@@ -22,7 +22,7 @@ from tests.reference import relative_error
 
 NUM_INSTANCES = 72
 CONFIG = PretrainConfig(
-    dataset="digits", image_size=16, encoder="resnet18", width_multiplier=0.125, stem="small", embedding_size=16,
+    dataset="digits", image_size=16, encoder="resnet10", width_multiplier=0.125, stem="small", embedding_size=16,
     batch_size=24, seed=3,
 )  # fmt: skip
 

@@ -2,8 +2,7 @@
 
 Prints a table, a line for each checkpoint, and draws WORKDIR/dynamics.png:
   alignment, uniformity   of embeddings (Wang and Isola, 2020); lower is better of both
-  norm                    mean length of a class weight
-  turn                    mean angle between a class weight now and at the checkpoint before, degrees
+  norm, turn              mean length of a class weight, and degrees between it now and at the checkpoint before
   visit_turn              how much of that one visit of its image would make now, momentum included, degrees
   own_cosine, hard_cosine of a view to its own class weight and to its class' hard negatives
   own_share, hard_share, rest_share  of the classification's pull: own class, hard ones, all others
@@ -21,11 +20,10 @@ evaluation.define_dynamics()
 
 def main() -> None:
     refuse_several("dynamics")
-    workdir = evaluation.required("workdir")
+    workdir, values = evaluation.required("workdir"), evaluation.FLAGS
     from instcls_tf.report.dynamics import dynamics_with_picture
 
-    answer = dynamics_with_picture(workdir, evaluation.FLAGS.data_dir, evaluation.FLAGS.instances)
-    command.give(answer, "dynamics", workdir)
+    command.give(dynamics_with_picture(workdir, values.data_dir, values.instances), "dynamics", workdir)
 
 
 if __name__ == "__main__":

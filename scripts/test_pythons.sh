@@ -26,7 +26,7 @@ try() { # try PYTHON FOLDER PYTEST_ARGUMENTS...: sets $result
   git clone -q . "$folder"
   if PYTHON=$python "$folder/scripts/setup.sh"; then
     result="tests failed"
-    if (cd "$folder" && PATH=$folder/.venv/bin:$PATH pytest -n 2 --dist loadfile -q --durations=0 --durations-min=60 \
+    if (cd "$folder" && PATH=$folder/.venv/bin:$PATH pytest -n 3 --dist loadfile -q --durations=0 --durations-min=60 \
       tests/single "$@"); then
       result=passed
     fi

@@ -238,6 +238,7 @@ def test_files_are_shown_as_the_run_reads_them(workdir, photos, tmp_path):
 
 def test_mistakes(workdir, photos, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 no image")
+    search_in_run(workdir, ["a/1.png"], 1, **ALL)  # keeps its features
     before = sorted(os.listdir(workdir))
     for query, k, sentence in [
         ("no.jpg", 3, f"--query=no.jpg: no such file, and no image of folder:{photos} has this name"),

@@ -22,6 +22,7 @@ from tests.torch_layout import random_state_dict
 # Two epochs of one step, for 40 of the digits' scans.
 CHANGES = {
     "width_multiplier": 0.125,
+    "encoder": "resnet18",
     "batch_size": 64,
     "micro_batch": 64,
     "epochs": 2,

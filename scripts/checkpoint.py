@@ -1,7 +1,7 @@
 """Says what checkpoints a run has, and whether they are whole.
 
 `inspect` lists them with their steps, sizes and origin. `verify` also reads every byte and compares it with the
-checksums; it ends with status 2 if a checkpoint is damaged, with 1 if the file system does not read one. The last line
+checksums. Both end with status 2 if a checkpoint is damaged, with 1 if the file system does not read one. The last line
 of standard output is one JSON object.
 
 Examples:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-DEPTHS = {"resnet50": (3, 4, 6, 3), "resnet18": (2, 2, 2, 2)}
+DEPTHS = {"resnet50": (3, 4, 6, 3), "resnet18": (2, 2, 2, 2), "resnet10": (1, 1, 1, 1)}
 
 
 def random_state_dict(architecture: str, width: int, stem: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Weights by torchvision's names, `fc` included; BN as training leaves it.
 
     Args:
-      architecture: resnet18 or resnet50.
+      architecture: resnet18 or resnet50, or what a ResNet-10 of theirs would be.
       width: channels of the first convolution.
       stem: side of its kernel, 7 or 3.
       seed: of the draws.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from instcls_tf.claims.ledger import KNN, Claim, Scale
-from instcls_tf.claims.verdicts import values_of, verdicts_of
+from instcls_tf.claims.verdicts import FEWEST, values_of, verdicts_of
 from instcls_tf.report.figures import new_figure, save_figure
 
 _ROW, _MARGIN = 0.34, 0.9  # inches
@@ -35,7 +35,8 @@ def draw_orderings(path: str, claim: Claim, scale: Scale, results: dict[str, dic
         axes.plot(points, [row] * len(points), "o", color="0.65", markersize=4)
         if verdict.difference is not None:
             mean, interval = verdict.difference
-            axes.errorbar(100 * mean, row, xerr=100 * (interval or 0), fmt="o", color="#0072b2", capsize=4)
+            half = 0.0 if interval is None or verdict.pairs < FEWEST else interval
+            axes.errorbar(100 * mean, row, xerr=100 * half, fmt="o", color="#0072b2", capsize=4)
     names = [f"{v.better} above {v.worse}, {v.epochs} epochs: {v.word}" for v in verdicts]
     axes.set_yticks(range(len(verdicts)), names, parse_math=False)
     axes.set_ylim(len(verdicts) - 0.5, -0.5)

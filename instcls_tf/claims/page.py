@@ -83,7 +83,8 @@ def _difference(verdict: Verdict) -> str:
     if verdict.difference is None:
         return ""
     pairs = f"{verdict.pairs}, {verdict.diverged} diverged" if verdict.diverged else f"{verdict.pairs}"
-    return f"{_percent(verdict.difference, '+')} ({pairs})" + (r" \*" if verdict.is_mixed else "")
+    difference = _percent(verdict.difference, "+", has_interval=verdict.pairs >= FEWEST)
+    return f"{difference} ({pairs})" + (r" \*" if verdict.is_mixed else "")
 
 
 def _elsewhere(one: dict[str, str]) -> str:

@@ -70,7 +70,8 @@ def architecture_of(subject: Subject) -> str:
         if backbone.count_params() == _PARAMETERS.get(name) and (7, 7, 3, 64) in found:
             return build.__name__
     raise UserError(
-        "--format: PyTorch's libraries have no such network, wanted a run with --width_multiplier=1 and --stem=imagenet"
+        "--format: PyTorch's libraries have no such network, wanted a run with --encoder=resnet50 or resnet18,"
+        " --width_multiplier=1 and --stem=imagenet"
     )
 
 

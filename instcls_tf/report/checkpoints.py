@@ -34,12 +34,16 @@ def describe(workdir: str, step: int | None, whole: bool) -> Answer:
     found = [_facts(prefix, whole) for prefix in prefixes]
     good = "whole" if whole else "complete"
     lines = [
-        f"step {facts['step']}: {(facts['bytes'] or 0) / 1e6:.1f} MB, {facts['instances'] or 'no'} classes, written by"
+        f"step {facts['step']}: {_size(facts['bytes'])}, {facts['instances'] or 'no'} classes, written by"
         f" {facts['workers'] or 'unknown'} worker(s) of run {facts['run_id'] or '(of an earlier version)'}:"
         f" {facts['problem'] or good}"
         for facts in found
     ]
     return Answer({"workdir": workdir, "checkpoints": found}, "\n".join(lines))
+
+
+def _size(count: int | None) -> str:
+    return "of unknown size" if count is None else f"{count / 1e6:.1f} MB"
 
 
 def refuse_damage(answer: Answer) -> None:

@@ -188,7 +188,7 @@ def _same_cache(cache: str | None) -> str:
 
 
 def _same_place(path: str | None) -> str | None:
-    return None if path is None else os.path.abspath(os.path.expanduser(path))
+    return None if path is None else os.path.realpath(os.path.expanduser(path))
 
 
 # Settings with several values that mean the same run.

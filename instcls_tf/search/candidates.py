@@ -64,7 +64,8 @@ def pairs_of_neighbours(places: np.ndarray) -> Iterator[np.ndarray]:
         own = np.repeat(np.arange(start, min(start + images, len(places))), places.shape[1])
         # A pair that both of its images name is told with the first of them.
         is_told = (places[others] == own[:, None]).any(axis=1) & (others < own)
-        yield np.unique(np.sort(np.stack([own, others], axis=1)[(own != others) & ~is_told], axis=1), axis=0)
+        first, second = np.sort(np.stack([own, others])[:, (own != others) & ~is_told], axis=0).astype(np.int64)
+        yield np.stack(np.divmod(np.unique(first * len(places) + second), len(places)), axis=1)
 
 
 def pairs_to_compare(signatures: Signatures, by_features: np.ndarray, k: int) -> Candidates:

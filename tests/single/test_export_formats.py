@@ -148,10 +148,11 @@ def test_a_wrong_layout_is_found_before_it_is_written(subjects, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("changes", [{"width_multiplier": 0.5, "stem": "imagenet"}, {"width_multiplier": 1}])
+@pytest.mark.parametrize("changes", [{"width_multiplier": 0.5}, {"stem": "small"}, {"encoder": "resnet10"}])
 def test_networks_that_torchvision_has_not_are_refused(tmp_path, changes):
-    encoder = networks.build_encoder(**{"encoder": "resnet18", "stem": "small", **changes})
-    with pytest.raises(UserError, match="wanted a run with --width_multiplier=1 and --stem=imagenet"):
+    encoder = networks.build_encoder(**{"encoder": "resnet18", "stem": "imagenet", **changes})
+    wanted = "wanted a run with --encoder=resnet50 or resnet18, --width_multiplier=1 and --stem=imagenet"
+    with pytest.raises(UserError, match=wanted):
         export(FORMATS["torchvision"], Subject(encoder, 32), str(tmp_path / "model"))
     assert list(tmp_path.iterdir()) == []
 

@@ -57,7 +57,8 @@ def refusal(encoder: tf.keras.Model, state: dict[str, np.ndarray]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "stem", "side"), [("resnet18", "imagenet", 45), ("resnet50", "imagenet", 32), ("resnet50", "small", 21)]
+    ("name", "stem", "side"),
+    [("resnet18", "imagenet", 45), ("resnet50", "imagenet", 32), ("resnet50", "small", 21), ("resnet10", "small", 21)],
 )
 def test_features_are_those_of_torchvisions_layout(tmp_path, name, stem, side):
     state = random_state_dict(name, 8, {"imagenet": 7, "small": 3}[stem])

@@ -108,7 +108,7 @@ def test_backbone_equals_numpy_resnet(encoder, stem, size):
 @pytest.mark.parametrize(
     ("encoder", "parameters"), [("resnet50", 23_508_032), ("resnet18", 11_176_512), ("resnet10", 4_905_792)]
 )
-def test_parameter_counts_are_torchvisions(encoder, parameters):
+def test_parameter_counts_are_those_of_torchvisions_blocks(encoder, parameters):
     backbone = networks.BACKBONES[encoder]()
     assert sum(int(np.prod(w.shape)) for w in backbone.trainable_weights) == parameters
 

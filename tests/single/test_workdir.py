@@ -133,7 +133,9 @@ def test_what_a_run_began_from_is_the_same_under_all_its_names(tmp_path, monkeyp
     config = VALID.replace(workdir=str(tmp_path))
     write_run(tmp_path, config.replace(**{flag: "a/start"}))
     save_something(tmp_path)
-    for name in ("./a/start", f"{tmp_path}/a//start/", "~/a/start"):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "a", target_is_directory=True)
+    for name in ("./a/start", f"{tmp_path}/a//start/", "~/a/start", "link/start"):
         again = config.replace(**{flag: name})
         assert refuse_other_recipe(again)
         wanted = origin_of(again, open_source("digits"))

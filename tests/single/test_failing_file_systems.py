@@ -227,7 +227,7 @@ def test_a_run_is_read_again_and_then_it_is_no_mistake(begun, monkeypatch, name,
     ("name", "look"),
     [
         ("run.flags", lambda run, _: kinds.kind_of(run.workdir)),
-        ("manifest.tsv", lambda run, source: preflight._refuse_added_files(run, source)),
+        ("manifest.tsv", lambda run, source: preflight._refuse_other_files(run, source)),
         ("results.jsonl", lambda run, _: read_lines(run.workdir, "results.jsonl")),
         ("metrics.jsonl", lambda run, _: load_metrics(run.workdir)),
     ],

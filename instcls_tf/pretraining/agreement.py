@@ -20,7 +20,7 @@ from instcls_tf import files, stamps
 from instcls_tf.classifier.kernels import passes, streamed_softmax
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.kernels import views
-from instcls_tf.data.source import Source
+from instcls_tf.data.source import Source, digest_of_ids
 from instcls_tf.distributed import collectives, cores, device, workers
 from instcls_tf.errors import MachineError, UserError, shown
 from instcls_tf.run import checkpoint_choice, checkpoint_manifest
@@ -85,8 +85,10 @@ def _facts(config: PretrainConfig, source: Source) -> dict[str, str]:
 
 
 def _gone(source: Source) -> str:
+    """How many are gone since the run began, and which: each worker leaves its own out of account."""
     vanished = source.changes.vanished
-    return f", {len(vanished)} of them gone" if vanished else ""
+    digest = digest_of_ids(len(vanished), map(os.fsencode, vanished)).hex()
+    return f", {len(vanished)} of them gone (digest {digest})" if vanished else ""
 
 
 def refuse_other_workdirs(workdir: str) -> None:

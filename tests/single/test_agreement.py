@@ -39,14 +39,22 @@ def test_workers_that_differ_are_refused(monkeypatch, name, value, sentence):
 def test_files_that_are_gone_for_one_worker_only_are_a_difference(monkeypatch):
     """Of a run that goes on: ids and names come from its list, also of what a worker does not see any more."""
     config, source = PretrainConfig(workdir="here", dataset="digits"), open_source("digits")
-    changes = Changes(vanished=("a.jpg",))
-    blind = SimpleNamespace(num_instances=source.num_instances, ids_digest=source.ids_digest, changes=changes)
-    facts = agreement._facts(config, blind)
+
+    def without(name: str) -> SimpleNamespace:
+        changes = Changes(vanished=(name,))
+        return SimpleNamespace(
+            name="digits", num_instances=source.num_instances, ids_digest=source.ids_digest, changes=changes
+        )
+
+    facts = agreement._facts(config, without("a.jpg"))
     monkeypatch.setattr(workers, "everybodys", lambda mine: [mine, facts])
     with pytest.raises(
-        UserError, match=r"worker 1 does not see the .* \(1437 images, 1 of them gone, digest .*, 1437 i"
+        UserError, match=r"worker 1 does not see the .* \(1437 images, 1 of them gone \(digest .*\), digest .*, 1437 i"
     ):
         agreement.refuse_differences(config, source)
+    with pytest.raises(UserError, match=r"worker 1 does not see the same images as worker 0"):
+        agreement.refuse_differences(config, without("\udcff.jpg"))
+    agreement.refuse_differences(config, without("a.jpg"))
 
 
 def test_workdirs_may_have_other_names(monkeypatch):

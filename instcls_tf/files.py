@@ -253,6 +253,12 @@ def missing_folders(folder: str) -> tuple[str, ...]:
     return tuple(missing)
 
 
+def nearest_existing(folder: str) -> str:
+    """A folder, or of those above it the nearest that is there."""
+    missing = missing_folders(folder)
+    return os.path.dirname(missing[-1]) if missing else os.path.abspath(folder)
+
+
 def remove_made(folders: tuple[str, ...]) -> None:
     """Removes what was `missing_folders` before, as far as nothing is in it."""
     for folder in folders:

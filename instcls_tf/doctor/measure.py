@@ -109,8 +109,7 @@ def workdir(folder: str) -> dict[str, Any]:
             path.unlink(missing_ok=True)
             files.remove_made(made)
     figures = [max(column) for column in zip(*workers.everybodys([written, read]))]
-    missing = files.missing_folders(folder)
-    status = os.statvfs(os.path.dirname(missing[-1]) if missing else folder)
+    status = os.statvfs(files.nearest_existing(folder))
     free = status.f_bavail * status.f_frsize
     return {
         "problem": "",

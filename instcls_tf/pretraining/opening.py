@@ -17,7 +17,7 @@ from instcls_tf.run.checkpoint_manifest import Origin
 from instcls_tf.run.lock import WorkdirLock
 from instcls_tf.run.log import RunClock
 from instcls_tf.run.workdir import (
-    PLACES,
+    BEGUN_FROM,
     continue_run,
     load_run,
     recipe_of,
@@ -118,7 +118,7 @@ def _step(prefix: str | None) -> int | None:
 
 def origin_of(config: PretrainConfig, source: Source) -> Origin:
     """What the checkpoints of this run are of; once the run has begun."""
-    recipe = {name: value for name, value in recipe_of(config).items() if name not in PLACES}
+    recipe = {name: value for name, value in recipe_of(config).items() if name not in BEGUN_FROM}
     return Origin(run_id(config.workdir), recipe, source.ids_digest().hex())
 
 

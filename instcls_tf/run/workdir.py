@@ -45,7 +45,7 @@ NOT_RECIPE = (
 # Of these, what its recipe follows: how long the run is, and where its images lie for those who look at it later.
 _FOLLOWED = ("extend_epochs", "max_steps", "data_dir")
 # Of the recipe, what names a place, which has many names: this is compared with `run.flags` alone.
-PLACES = ("init", "extend_from")
+BEGUN_FROM = ("init", "extend_from")
 # Marks the line of a run.flags with the run's id: a comment, so that the file is a flagfile still.
 _RUN_ID = "# run "
 # What a run leaves that would be taken for its successor's.
@@ -195,7 +195,7 @@ def _same_place(path: str | None) -> str | None:
 _SAME: dict[str, Callable[[Any], Any]] = {
     "dataset": same_dataset,
     "cache": _same_cache,
-    **dict.fromkeys(PLACES, _same_place),
+    **dict.fromkeys(BEGUN_FROM, _same_place),
 }
 
 
@@ -310,8 +310,6 @@ def _refuse_files_of_others(workdir: str) -> None:
 
 
 def _refuse_unwritable(folder: str) -> None:
-    existing = os.path.abspath(folder)
-    while not os.path.exists(existing):
-        existing = os.path.dirname(existing)
+    existing = files.nearest_existing(folder)
     if not os.path.isdir(existing) or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"--workdir={folder}: cannot write to {existing}")

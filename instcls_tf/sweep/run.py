@@ -97,17 +97,17 @@ def plan_of_sweep(spec: Spec, final: bool = False) -> Answer:
     """
     _refuse_unfit_images(spec, final)
     results = read_lines(spec.workdir, RESULTS_NAME)
-    finished = {result["key"] for result in results}
     trials = [*trials_before_final(spec), *final_trials(spec, results)] if final else search_trials(spec)
     open_arms = len(spec.arms) * len(spec.seeds) - sum(trial.stage != SEARCH for trial in trials) if final else 0
+    to_do = {trial.key for trial in _unfinished(trials, results)}
     lines = []
     for trial in trials:
         flags = " ".join(f"--{name}={value}" for name, value in trial.setting.flags.items())
-        state = "finished" if trial.key in finished else "to do"
+        state = "to do" if trial.key in to_do else "finished"
         lines.append(f"{trial.stage} {trial.setting.arm} seed {trial.seed}: {flags} ({state})")
     if open_arms:
         lines.append(f"final: {open_arms} trial(s) of the best settings, which are not known yet (to do)")
-    left = sum(trial.key not in finished for trial in trials) + open_arms
+    left = sum(trial.key in to_do for trial in trials) + open_arms
     # A trial takes its place to its end: those that are left over share nothing.
     hours = None if spec.minutes is None else -(-left // spec.side_by_side) * spec.minutes / 60
     length = f"{spec.epochs} epochs each" if hours is None else f"about {hours:.2f} hours, and calibrations before"

@@ -244,5 +244,6 @@ def _about(examples: float, subject: Subject | None, files: tuple[str, str] | No
         return {"train_features": files[0], "test_features": files[1]}
     subject = _given(subject)
     unreadable = subject.splits.test.num_instances - examples
-    about = {"dataset": subject.dataset, "test_split": subject.test_split, "unreadable": unreadable}
+    splits = {"train_split": subject.train_split, "test_split": subject.test_split}
+    about = {"dataset": subject.dataset, **splits, "unreadable": unreadable}
     return {**about, "center_crop_fraction": subject.config.center_crop_fraction}

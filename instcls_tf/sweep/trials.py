@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from instcls_tf.config import PretrainConfig
+from instcls_tf.data.labelled import bank_split
 from instcls_tf.run.workdir import NOT_RECIPE
 from instcls_tf.sweep.held_out import held_out_folder
 from instcls_tf.sweep.spec import Setting, Spec
@@ -114,6 +115,8 @@ def _trial(spec: Spec, setting: Setting, seed: int, stage: str) -> Trial:
     if stage == SEARCH:
         about |= {"validation": spec.validation, "slice": spec.seed}
         dataset = "folder:" + held_out_folder(spec.workdir, config, spec.validation, spec.seed)
+    elif (bank := bank_split(config)) != "train":
+        about["bank"] = bank  # lines without it were judged by all of train
     key = digest(about)
     folder = os.path.join(spec.workdir, stage, f"{setting.arm}-{key}-seed{seed}")
     return Trial(setting, seed, stage, dataset, folder, key)

@@ -127,6 +127,7 @@ def test_a_run_says_what_is_seen_of_images(workdir, subject, tmp_path):
     settings = {"k": 20, "temperature": 0.07}
     by_run = commands.knn_of_run(subject, "backbone", **settings)
     assert by_run["center_crop_fraction"] == 0.875
+    assert (by_run["train_split"], by_run["test_split"]) == ("train", "test")
     finished = run_script("knn_eval", f"--workdir={workdir}", "--center_crop_fraction=1")
     whole = json.loads(finished.stdout)
     assert whole["center_crop_fraction"] == 1.0 and whole["top1"] != by_run["top1"]

@@ -249,7 +249,7 @@ def test_the_best_setting_is_chosen_by_its_mean_and_runs_with_all_seeds(read):
     assert best_setting(spec, "ours", failed) is None
 
 
-def test_the_part_of_a_dataset_is_in_the_slice_already(read):
+def test_the_part_of_a_dataset_is_in_the_slice_already(read, monkeypatch):
     """Trials of the search see a folder that was made of the part, the final ones take it from the dataset."""
     part = ('dataset = "digits"', 'dataset = "cifar10"\ntfds_split = "train[:80%]"')
     spec = read(part)
@@ -260,6 +260,11 @@ def test_the_part_of_a_dataset_is_in_the_slice_already(read):
             assert config.tfds_split == split
     other = read(("digits", "cifar10"))
     assert not {trial.dataset for trial in search_trials(spec)} & {trial.dataset for trial in search_trials(other)}
+    # Judged by another bank, it is another trial; the bank of the search is all of the slice's train.
+    searched, final = search_trials(spec), final_trials(spec, results)
+    monkeypatch.setattr("instcls_tf.sweep.trials.bank_split", lambda config: "train")
+    assert search_trials(spec) == searched
+    assert not {trial.key for trial in final_trials(spec, results)} & {trial.key for trial in final}
 
 
 @pytest.mark.parametrize(("epochs", "before", "prior_every"), [(5, 0, 0), (6, 0, 5), (7, 2, 0), (8, 2, 5)])

@@ -120,12 +120,18 @@ def _refuse_unfit_images(spec: Spec, final: bool) -> None:
     """Before hours are spent, or planned, on what could not be judged; of stages that are finished nothing is asked.
 
     Raises:
-      UserError: the dataset is not there, or has no labels; or no test split, for the final stage.
+      UserError: the dataset is not there, or has no labels; for the search, the split is no part of train; for the
+        final stage, there is no test split.
     """
     results = read_lines(spec.workdir, RESULTS_NAME)
     config = next(iter(spec.arms.values()))[0].config  # all arms have their images in common
     search = _unfinished(trials_before_final(spec) if final else search_trials(spec), results)
-    if search:
+    if search and bank_split(config) != chosen_split(config, None, None):
+        raise UserError(
+            f"--tfds_split={config.tfds_split}: is not within train, a part of which judges the search: wanted train,"
+            f" or a part of it such as 'train[:10%]', or arms of one setting each, with --final"
+        )
+    if search and not final:
         open_labelled(config.dataset, chosen_split(config, None, None), config.data_dir)
     if final and (search or _unfinished(final_trials(spec, results), results)):
         splits_of_run(config)
@@ -253,6 +259,7 @@ class _Sweep:
             "images_per_second": float(np.median([line["images_per_second"] for line in lines])) if lines else None,
             "accuracy": accuracy and accuracy["top1"],
             "split": "validation" if trial.stage == SEARCH else accuracy and accuracy["test_split"],
+            "train_split": accuracy and accuracy["train_split"],
             "examples": accuracy and accuracy["examples"],
             "folder": trial.folder,
             "commit": commit_of(ended.job),

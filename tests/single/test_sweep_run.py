@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,7 @@ import json, os, sys
 with open(os.path.join(sys.argv[1], "metrics.jsonl")) as file:
     accuracy = json.loads(file.readline())["knn_top1"]
 with open(os.path.join(sys.argv[1], "knn_eval.json"), "w") as file:
-    json.dump({"top1": accuracy, "test_split": "test", "examples": 7}, file)
+    json.dump({"top1": accuracy, "train_split": "train", "test_split": "test", "examples": 7}, file)
 """
 
 
@@ -99,7 +100,7 @@ def test_search_and_final(make_spec):
     trained = [config for config in recorder.trained if "calibrations" not in config.workdir]
     assert [(c.learning_rate, c.seed) for c in trained] == [(0.5, 4), (0.3, 4), (0.5, 5), (0.3, 5)]
     assert {config.dataset for config in recorder.trained} == {"digits"}
-    assert {line["split"] for line in results_of(spec)[4:]} == {"test"}
+    assert {(line["train_split"], line["split"]) for line in results_of(spec)[4:]} == {("train", "test")}
     recorder.trained.clear()
     assert run_sweep(spec, final=True, commands=recorder.commands()).result == found
     assert recorder.trained == []
@@ -206,15 +207,32 @@ def test_a_file_system_that_fails_is_no_mistake_of_the_specification(make_spec, 
     ("names", "final", "sentence"),
     [
         ([], False, "no such folder"),
+        ([], True, "no such folder"),
         (["0.jpg", "1.jpg", "2.jpg"], False, "the train split has no labels, wanted PATH/{train,test}/CLASS/"),
         (["train/x/0.jpg", "train/x/1.jpg", "train/y/2.jpg"], True, "no test split"),
     ],
 )
-def test_images_that_cannot_judge_are_neither_planned_nor_trained_on(make_spec, tmp_path, names, final, sentence):
+def test_images_that_cannot_judge_are_neither_planned_nor_trained_on(
+    make_spec, tmp_path, monkeypatch, names, final, sentence
+):
     write_images(tmp_path / "photos", names) if names else None
+    if final:  # its splits hold what the search needs, and are opened once
+        monkeypatch.delattr("instcls_tf.sweep.run.open_labelled")
     spec = make_spec([0.1, 0.2], base={"dataset": f"folder:{tmp_path}/photos", "hard_negatives": 2})
     for begin in (plan_of_sweep, partial(run_sweep, commands=Recorder().commands())):
         with pytest.raises(UserError) as refusal:
             begin(spec, final=final)
         assert str(refusal.value).startswith(f"--dataset=folder:{tmp_path}/photos: {sentence}")
         assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize("split", ["unlabelled", "train+test"])
+def test_a_search_needs_a_part_of_train(make_spec, tmp_path, split):
+    """The slice would be without labels, or of test images."""
+    base = {"dataset": "stl10", "tfds_split": split}
+    spec = make_spec([0.1, 0.2], base=base)
+    for begin in (plan_of_sweep, partial(run_sweep, commands=Recorder().commands())):
+        for final in (False, True):
+            with pytest.raises(UserError, match=rf"^--tfds_split={re.escape(split)}: is not within train, a part of"):
+                begin(spec, final=final)
+    assert not (tmp_path / "sweep").exists()

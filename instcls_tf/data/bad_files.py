@@ -47,7 +47,7 @@ class BadFiles:
         elif files.is_there(self._path):
             text = files.content_of(self._path).decode("utf-8", "surrogateescape")
             self._remember(line for line in text.split("\n") if line)
-        self._told = 0
+        self._told = 0  # reasons of this worker, in the order in which they came
 
     def __len__(self) -> int:
         """Bad files so far."""
@@ -65,13 +65,13 @@ class BadFiles:
           UserError: a record file is damaged, or too many images are bad; on all workers alike.
         """
         reasons, damage = self._source.bad.reasons, self._source.bad.damage
-        news = len(reasons) + len(damage)
+        news = dict(itertools.islice(reasons.items(), self._told, None))
         # A few bytes in the ordinary case, in which nobody has found anything.
-        counts = collectives.all_gather(tf.constant([news - self._told], tf.int32), "bad_files").numpy()
+        counts = collectives.all_gather(tf.constant([len(news) + len(damage)], tf.int32), "bad_files").numpy()
         if not counts.any():
             return
-        self._told = news
-        mine = sorted(damage.values()), sorted(map(_line, reasons, reasons.values()))
+        self._told = len(reasons)
+        mine = sorted(damage.values()), sorted(map(_line, news, news.values()))
         sentences, lines = (list(itertools.chain(*parts)) for parts in zip(*workers.everybodys(mine)))
         if sentences:
             raise UserError(f"--dataset={self._source.name}: {sentences[0]}")

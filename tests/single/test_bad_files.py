@@ -10,6 +10,7 @@ from instcls_tf.data.bad_files import BadFiles
 from instcls_tf.data.decoding import BadImages
 from instcls_tf.data.manifest import Changes
 from instcls_tf.data.sources import DigitsSource
+from instcls_tf.distributed import workers
 from instcls_tf.errors import UserError
 from instcls_tf.workdir_files import BAD_FILES_NAME
 
@@ -48,6 +49,18 @@ def test_a_run_without_a_past_forgets_the_list(tmp_path):
     source.bad.add("b.jpg", "empty")
     afresh.check()
     assert (tmp_path / BAD_FILES_NAME).read_text() == "b.jpg\tempty\n"
+
+
+def test_what_was_told_is_not_told_again(tmp_path, monkeypatch):
+    """Where many images are bad, each check would cost as much as all before it."""
+    source = DigitsSource("dark", None, np.zeros([8, 8, 8, 3], np.uint8), np.full([8], -1, np.int32))
+    bad_files, told = BadFiles(str(tmp_path), source, 0.5), []
+    monkeypatch.setattr(workers, "everybodys", lambda mine: told.append(mine[1]) or [mine, ([], ["f.jpg\tempty"])])
+    for name in ("c.jpg", "a.jpg", "c.jpg", "b.jpg"):
+        source.bad.add(name, "empty")
+        bad_files.check()
+    assert told == [["c.jpg\tempty"], ["a.jpg\tempty"], ["b.jpg\tempty"]]
+    assert (tmp_path / BAD_FILES_NAME).read_text() == "".join(f"{name}.jpg\tempty\n" for name in "abcf")
 
 
 def test_only_what_is_met_again_counts(tmp_path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections import Counter
 from typing import Any
 
 from instcls_tf import flagfiles
 from instcls_tf.config import INSTANCE, MIXED_FLOAT16, PretrainConfig
-from instcls_tf.data.folder import of_files
+from instcls_tf.data.folder import FolderSource, of_files
 from instcls_tf.data.labelled import splits_of_run
 from instcls_tf.data.source import Source
 from instcls_tf.data.sources import open_training_source
@@ -140,12 +142,32 @@ def _refuse_other_files(config: PretrainConfig, source: Source) -> None:
             f" {before} images, now there are {source.num_instances}: take the new files away to continue the run, or"
             f" {another}"
         )
+    gone = (
+        f"--dataset={config.dataset}: {len(vanished)} of the {source.num_instances} images of the run in"
+        f" --workdir={config.workdir} are gone"
+    )
+    bring = "bring them back to continue the run (is a disk not mounted?)"
     if len(vanished) > _MOST_VANISHED * source.num_instances:
+        raise UserError(f"{gone}, such as {vanished[0]!r}: {bring}, or {another}")
+    folder = _folder_that_is_gone(source, config.max_bad_fraction)
+    if folder is not None:
+        enough = math.ceil(100 * len(vanished) / source.num_instances) / 100
         raise UserError(
-            f"--dataset={config.dataset}: {len(vanished)} of the {source.num_instances} images of the run in"
-            f" --workdir={config.workdir} are gone, such as {vanished[0]!r}: bring them back to continue the run (is a"
-            f" disk not mounted?), or {another}"
+            f"{gone}, among them all below {folder!r}: {bring}, give --max_bad_fraction={enough} to go on without them,"
+            f" or {another}"
         )
+
+
+def _folder_that_is_gone(source: Source, max_fraction: float) -> str | None:
+    """A folder right below that of the images, none of which is there any more, of more than this fraction of all."""
+    vanished = source.changes.vanished
+    if not isinstance(source, FolderSource) or len(vanished) / source.num_instances <= max_fraction:
+        return None
+    had, gone = (
+        Counter(path.partition(os.sep)[0] for path in paths if os.sep in path) for paths in (source.paths, vanished)
+    )
+    whole = (folder for folder, count in gone.items() if count == had[folder])
+    return next((folder for folder in whole if gone[folder] / source.num_instances > max_fraction), None)
 
 
 def _refuse_another_network(config: PretrainConfig, other: str) -> None:

@@ -120,7 +120,7 @@ def _pretrain(
         forget_images(config.workdir)
     run = run._replace(origin=opening.origin_of(config, source), clock=opening.clock_of(prefix, started))
     if is_chief:
-        _report_changes(source, source.write_manifest(config.workdir), progress)
+        _report_changes(config, source, source.write_manifest(config.workdir), progress)
         if hashes is not None:
             contents.write(contents.contents_path(config.workdir), hashes)
     bad_files = BadFiles(config.workdir, source, config.max_bad_fraction, goes_on=prefix is not None)
@@ -257,11 +257,15 @@ def _announce(source: Source, steps: Steps, note_of_method: str, first_step: int
         progress.say(f"continuing {config.workdir} from step {first_step}")
 
 
-def _report_changes(source: Source, changed: tuple[str, ...], progress: Progress) -> None:
-    for paths, what in [
-        (source.changes.vanished, "are gone, their ids stay unused"),
-        (source.changes.added, "are new and have ids at the end"),
-        (changed, "have another size now"),
+def _report_changes(config: PretrainConfig, source: Source, changed: tuple[str, ...], progress: Progress) -> None:
+    vanished = source.changes.vanished
+    share, warning = "", ""
+    if len(vanished) > config.max_bad_fraction * source.num_instances:
+        share, warning = f" ({len(vanished) / source.num_instances:.1%}: is a disk not mounted?)", "warning: "
+    for begin, paths, what in [
+        (warning, vanished, f"are gone{share}, their ids stay unused"),
+        ("", source.changes.added, "are new and have ids at the end"),
+        ("", changed, "have another size now"),
     ]:
         if paths:
-            progress.say(f"since the run began, {len(paths)} file(s) {what}: {some_of(map(repr, paths))}")
+            progress.say(f"{begin}since the run began, {len(paths)} file(s) {what}: {some_of(map(repr, paths))}")

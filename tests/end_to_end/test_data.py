@@ -55,7 +55,9 @@ def test_files_that_come_and_go(tmp_path, capsys):
     instcls_tf.pretrain(config.replace(max_steps=1))
     os.remove(tmp_path / "photos" / "3.jpg")
     instcls_tf.pretrain(config.replace(max_steps=3))
-    assert "since the run began, 1 file(s) are gone, their ids stay unused: '3.jpg'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    gone = "1 file(s) are gone (10.0%: is a disk not mounted?), their ids stay unused: '3.jpg'"
+    assert f"warning: since the run began, {gone}" in said
     assert listed(tmp_path / "run") == {"3.jpg"}
     write_images(tmp_path / "photos", ["a new one.jpg"])
     with pytest.raises(UserError) as refusal:

@@ -71,6 +71,15 @@ class Claim:
 
 
 @dataclasses.dataclass(frozen=True)
+class Minutes:
+    """What the picture of accuracy against minutes shows: flags of recipes by their names, at a scale."""
+
+    scale: str
+    title: str
+    series: dict[str, dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Ledger:
     """All of it. `elsewhere` are quantities that are no comparison of runs, with the page that has ours,
     and a `note` where that is of something else, or nothing."""
@@ -79,6 +88,7 @@ class Ledger:
     scales: dict[str, Scale]
     claims: dict[str, Claim]
     elsewhere: tuple[dict[str, str], ...]
+    minutes: Minutes | None = None
 
     def chosen(self, claim: str) -> list[Claim]:
         """The claim of that id, or every one for `all`.
@@ -129,7 +139,10 @@ def _ledger(path: str, content: dict[str, Any]) -> Ledger:
     claims = {about["id"]: _claim(about, tuple(scales)) for about in content["claims"]}
     if len(claims) < len(content["claims"]):
         raise ValueError("two claims have the same id")
-    return Ledger(path, scales, claims, tuple(content["elsewhere"]))
+    minutes = Minutes(**content["minutes"]) if "minutes" in content else None
+    if minutes is not None and minutes.scale not in scales:
+        raise ValueError(f"minutes: {minutes.scale!r} is no scale")
+    return Ledger(path, scales, claims, tuple(content["elsewhere"]), minutes)
 
 
 def _claim(about: dict[str, Any], scales: tuple[str, ...]) -> Claim:

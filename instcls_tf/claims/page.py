@@ -11,6 +11,7 @@ from instcls_tf.claims.runs import run_of
 from instcls_tf.claims.verdicts import FEWEST, NOT_RUN, Verdict, estimate_of, values_of, verdicts_of
 from instcls_tf.sweep.summary import Estimate
 
+MINUTES_FIGURE = "claims/minutes.png"  # beside the page
 _TITLES = {KNN: "20-NN", LINEAR: "linear"}
 _HEAD = """# The paper's claims, and ours
 
@@ -50,6 +51,8 @@ def render(ledger: Ledger, results: dict[str, dict[str, Any]]) -> str:
       results: lines of `results.jsonl` by their keys.
     """
     lines = [_HEAD, *_summary(ledger, results)]
+    if ledger.minutes is not None:
+        lines += ["", f"![Accuracy against minutes of one core]({MINUTES_FIGURE})"]
     for claim in ledger.claims.values():
         lines += ["", f"## {claim.where}: `{claim.id}`", "", claim.says, "", *_paper(claim)]
         for scale in ledger.scales.values():

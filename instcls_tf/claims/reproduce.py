@@ -15,7 +15,8 @@ import numpy as np
 from instcls_tf import files
 from instcls_tf.claims.figure import draw_orderings, has_orderings
 from instcls_tf.claims.ledger import KNN, LINEAR, Claim, Ledger, Scale
-from instcls_tf.claims.page import cpu_seconds_of, figure_name, render
+from instcls_tf.claims.minutes import draw_minutes
+from instcls_tf.claims.page import MINUTES_FIGURE, cpu_seconds_of, figure_name, render
 from instcls_tf.claims.runs import Run, hours_of, passes_per_image, runs_of
 from instcls_tf.claims.verdicts import verdicts_of
 from instcls_tf.config import PretrainConfig
@@ -221,4 +222,7 @@ def ledger_page(ledger: Ledger, results: str, page: str) -> Answer:
         for scale in ledger.scales.values():
             if has_orderings(claim, scale, found):
                 draw_orderings(os.path.join(os.path.dirname(page), figure_name(claim, scale)), claim, scale, found)
+    if ledger.minutes is not None:
+        place = os.path.join(os.path.dirname(page), MINUTES_FIGURE)
+        draw_minutes(place, ledger.minutes, ledger.scales[ledger.minutes.scale], found)
     return Answer({"page": page, "runs": len(found)}, f"{page} is written")

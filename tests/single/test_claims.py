@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from scipy import stats
 
 from flags.sweep import config_of
-from instcls_tf.claims import page, reproduce, verdicts
-from instcls_tf.claims.ledger import KNN, LINEAR, Arm, Claim, Scale, read_ledger
+from instcls_tf.claims import minutes, page, reproduce
+from instcls_tf.claims.ledger import KNN, LINEAR, Arm, Scale, read_ledger
 from instcls_tf.claims.runs import Run, hours_of, passes_per_image, run_of, runs_of
 from instcls_tf.config import PretrainConfig
 from instcls_tf.errors import UserError
 from instcls_tf.plan import planner
 from instcls_tf.run.workdir import begin_run
 from instcls_tf.sweep.jobs import Ended, Job
-from instcls_tf.sweep.summary import Estimate
 from tests.commands import ROOT, run_script
 
 CLAIMS, RESULTS, PAGE = (str(ROOT / "docs" / name) for name in ("claims.yaml", "results.jsonl", "results.md"))
@@ -91,9 +88,9 @@ def test_runs_of_other_images_are_not_taken_for_made(tmp_path):
 
 
 def test_an_arm_may_have_longer_runs_than_its_claim_says():
-    longer = Arm("longer", {"small": {}}, {}, {"small": 1.5})
-    assert run_of(longer, SCALE, 25, 0).epochs == 38
-    assert run_of(longer, SCALE, 25, 0).key == run_of(Arm("plain", {"small": {}}, {}), SCALE, 38, 0).key
+    longer, scale = Arm("longer", {"small": {}}, {}, {"small": 1.5}), Scale("small", "few images", {})
+    assert run_of(longer, scale, 25, 0).epochs == 38
+    assert run_of(longer, scale, 25, 0).key == run_of(Arm("plain", {"small": {}}, {}), scale, 38, 0).key
     assert longer.epochs("another scale", 25) == 25
 
 
@@ -106,74 +103,6 @@ def test_passes_per_image():
     assert passes(epochs=10, classifier_init="raw_fixed_bn") == 6 + 1 / 10  # no burn-in
     assert passes(method="moco_v2") == 1 + 2 + 1
     assert passes(method="pic", views=1) == 3
-
-
-# ------------------------------------------------------------------------------------------------- what runs say
-
-
-MADE = {"commit": "abc", "processor": "Intel(R) Xeon(R) Processor"}
-SCALE = Scale("small", "few images", {})
-ARMS = {name: Arm(name, {"small": {"momentum": momentum}}, {1: 2.5}) for name, momentum in (("A", 0.1), ("B", 0.2))}
-CLAIM = Claim("it", "Table 0", "A is above B.", "nobody's", ARMS, (("A", "B"),), {"small": (3,)}, {"small": 4})
-
-
-def results_with(differences: list[float]) -> dict[str, dict]:
-    lines = {}
-    for seed, difference in enumerate(differences):
-        base = 0.5 + 0.01 * seed**2
-        for name, value in (("A", base + difference), ("B", base)):
-            run = run_of(CLAIM.arms[name], SCALE, 3, seed)
-            facts = {"cpu_seconds": 60.0, "epochs": 3, "instances": 1000, "passes_per_image": 6.0, **MADE}
-            lines[run.key] = {"key": run.key, KNN: value, LINEAR: value, **facts}
-    return lines
-
-
-def results_of_scale(results: dict[str, dict]) -> dict[str, dict]:
-    """With a line of another scale."""
-    named = {key: {**line, "scale": SCALE.name} for key, line in results.items()}
-    return {**named, "of another": {"scale": "large", KNN: 0.1, LINEAR: 0.1}}
-
-
-@pytest.mark.parametrize(
-    ("differences", "word"),
-    [
-        ([0.02, 0.03, 0.025, 0.01], "holds"),
-        ([-0.02, -0.03, -0.025, -0.01], "does not hold"),
-        ([0.02, -0.03, 0.025, 0.01], "not resolved"),
-        ([0.02], "not resolved"),
-        ([], "not run"),
-    ],
-)
-def test_the_verdict_is_that_of_a_paired_t_test(differences, word):
-    (verdict,) = verdicts.verdicts_of(CLAIM, SCALE, KNN, results_with(differences))
-    assert (verdict.word, verdict.pairs) == (word, len(differences))
-    if len(differences) > 1:
-        test = stats.ttest_1samp(differences, 0)
-        assert verdict.difference.mean == pytest.approx(np.mean(differences))
-        assert verdict.difference.interval == pytest.approx(test.confidence_interval().high - np.mean(differences))
-        assert (test.pvalue < 0.05) == (word != "not resolved")
-
-
-def test_pairs_are_of_the_same_seed():
-    results = results_with([0.02, 0.03, 0.025, 0.01])
-    results.pop(run_of(CLAIM.arms["B"], SCALE, 3, 2).key)
-    (verdict,) = verdicts.verdicts_of(CLAIM, SCALE, KNN, results)
-    assert verdict.pairs == 3
-    assert verdict.difference.mean == pytest.approx(0.02)
-
-
-def test_a_run_that_has_diverged_has_no_accuracy():
-    results = results_with([0.02, 0.03, 0.025, 0.01])
-    results[run_of(CLAIM.arms["B"], SCALE, 3, 2).key].update({KNN: None, LINEAR: None})
-    (verdict,) = verdicts.verdicts_of(CLAIM, SCALE, KNN, results)
-    assert (verdict.pairs, verdict.word) == (3, "not resolved")
-    assert verdict.diverged == 1
-    text = page.render(type(LEDGER)("claims.yaml", {"small": SCALE}, {"it": CLAIM}, ()), results)
-    assert "8 runs, 0.1 hours of one core of training, of which 1 diverged" in text
-    assert "(3, 1 diverged) |" in text
-    answer = reproduce.answer_of([CLAIM], SCALE, results_of_scale(results))
-    assert "3 pair(s), 1 with a run that has diverged: not resolved" in answer.text
-    assert answer.result["runs"] == 8
 
 
 def test_a_line_of_a_run_that_diverged_before_its_first_log_line(tmp_path):
@@ -190,68 +119,10 @@ def test_a_line_of_a_run_that_diverged_before_its_first_log_line(tmp_path):
         reproduce._line(run, Ended(job, 1, "error: no space left"))
 
 
-def test_pairs_of_different_versions_are_marked():
-    """What another version rounds otherwise, or counts otherwise, is not the method's; nor is another processor's."""
-    for name in MADE:
-        results = results_with([0.02, 0.03, 0.025, 0.01])
-        results[run_of(CLAIM.arms["B"], SCALE, 3, 2).key][name] = "another"
-        (verdict,) = verdicts.verdicts_of(CLAIM, SCALE, KNN, results)
-        assert verdict.is_mixed
-        text = page.render(type(LEDGER)("claims.yaml", {"small": SCALE}, {"it": CLAIM}, ()), results)
-        assert r"| +2.1 ± 1.4 (4) \* | +2.1 ± 1.4 (4) \* |" in text
-        # A pair of which one run is missing is none, and no pair that is there is mixed.
-        del results[run_of(CLAIM.arms["A"], SCALE, 3, 2).key]
-        (verdict,) = verdicts.verdicts_of(CLAIM, SCALE, KNN, results)
-        assert (verdict.pairs, verdict.is_mixed) == (3, False)
-
-
-def test_a_trial_of_fewer_seeds_is_one_so_far():
-    results = results_with([0.02, 0.03, 0.025])
-    words = {
-        seeds: verdicts.verdicts_of(CLAIM.tried("small", seeds=seeds), SCALE, KNN, results)[0].word for seeds in (3, 4)
-    }
-    assert words == {3: "holds, so far", 4: "holds, so far"}
-    whole = results_with([0.02, 0.03, 0.025, 0.02])
-    assert verdicts.verdicts_of(CLAIM.tried("small", seeds=4), SCALE, KNN, whole)[0].word == "holds"
-
-
-def test_an_interval_that_just_reaches_nothing():
-    assert verdicts.word_of(Estimate(0.01, 0.01), 3, True) == "not resolved"
-    assert verdicts.word_of(Estimate(0.01, 0.0099), 3, True) == "holds"
-
-
-def test_a_verdict_of_fewer_pairs_than_the_claim_asks_for_is_one_so_far():
-    assert verdicts.word_of(Estimate(0.01, 0.002), 3, False) == "holds, so far"
-    assert verdicts.word_of(Estimate(-0.01, 0.002), 4, False) == "does not hold, so far"
-    assert verdicts.word_of(Estimate(0.01, 0.02), 3, False) == "not resolved"
-    (verdict,) = verdicts.verdicts_of(CLAIM, SCALE, KNN, results_with([0.02, 0.03, 0.025]))
-    assert verdict.word == "holds, so far"
-
-
-def test_a_verdict_without_the_pair_of_a_run_that_has_diverged_is_no_longer_so_far():
-    results = results_with([0.02, 0.03, 0.025, 0.02])
-    results[run_of(CLAIM.arms["B"], SCALE, 3, 2).key].update({KNN: None, LINEAR: None})
-    (verdict,) = verdicts.verdicts_of(CLAIM, SCALE, KNN, results)
-    assert (verdict.pairs, verdict.word) == (3, "holds")
-
-
-def test_two_pairs_resolve_nothing():
-    """That both differ by the same number of test images is no wonder."""
-    assert verdicts.word_of(Estimate(0.01, 0.0), 2, True) == "not resolved"
-    assert verdicts.word_of(Estimate(0.01, None), 1, True) == "not resolved"
-    assert verdicts.word_of(None, 0, False) == "not run"
-
-
-def test_a_row_of_the_page():
-    ledger = type(LEDGER)("claims.yaml", {"small": SCALE}, {"it": CLAIM}, ())
-    text = page.render(ledger, results_with([0.02, 0.03, 0.025, 0.01]))
-    assert "8 runs, 0.1 hours" in text
-    assert "| `it` | small | 3 | A above B | +2.1 ± 1.4 (4) | +2.1 ± 1.4 (4) | holds |" in text
-    assert "| B | 3 | 3,000 | 6.0 | 1.0 | Intel Xeon | 4 | 53.5 ± 6.4 | 53.5 ± 6.4 |" in text
-    assert "| A | 2.5 |" in text
-    text = page.render(ledger, results_with([0.02, 0.03]))  # what two values are apart is hardly an interval
-    assert "| B | 3 | 3,000 | 6.0 | 1.0 | Intel Xeon | 2 | 50.5 | 50.5 |" in text
-    assert "| A above B | +2.5 (2) | +2.5 (2) | not resolved |" in text
+def test_what_the_picture_of_minutes_shows_was_measured():
+    shown, results = LEDGER.minutes, reproduce.read_results(RESULTS)
+    for name, flags in shown.series.items():
+        assert minutes.points_of(flags, LEDGER.scales[shown.scale], results), name
 
 
 def test_the_page_is_that_of_the_results():
@@ -293,6 +164,7 @@ def written(tmp_path, change) -> str:
         (lambda content: content["claims"][0]["arms"]["prior"].update(cifar=3), "'cifar' is no scale"),
         (lambda content: content["claims"][0]["arms"]["prior"].update(stretch={"cifar": 2}), "stretch names a scale"),
         (lambda content: content["claims"][0]["seeds"].pop("digits"), "epochs and seeds are not of the same scales"),
+        (lambda content: content["minutes"].update(scale="cifar"), "minutes: 'cifar' is no scale"),
     ],
 )
 def test_a_wrong_ledger_is_refused(tmp_path, change, problem):
@@ -367,11 +239,13 @@ def test_figures_stand_beside_the_page(tmp_path):
     for run in runs_of(ledger.claims["table4_prior"].tried("digits", 2, 6), scale):
         value = 0.5 + 0.1 * ("classifier_init" not in run.flags) + 0.01 * run.seed
         facts = {"cpu_seconds": 1.0, "instances": 1437, "passes_per_image": 6.0, "epochs": run.epochs, "seed": run.seed}
-        facts.update(MADE)
+        facts.update(commit="abc", processor="a processor")
         lines.append(json.dumps({"key": run.key, "scale": "digits", KNN: value, LINEAR: value, **facts}))
     (tmp_path / "results.jsonl").write_text("\n".join(lines) + "\n")
     answer = reproduce.ledger_page(ledger, str(tmp_path / "results.jsonl"), str(tmp_path / "results.md"))
     assert answer.result["runs"] == 4
     text = (tmp_path / "results.md").read_text()
-    assert "(claims/table4_prior_digits.png)" in text and text.count(".png") == 1
-    assert [path.name for path in (tmp_path / "claims").iterdir()] == ["table4_prior_digits.png"]
+    assert "(claims/table4_prior_digits.png)" in text and "(claims/minutes.png)" in text and text.count(".png") == 2
+    pictures = {path.name: path.read_bytes() for path in (tmp_path / "claims").iterdir()}
+    assert sorted(pictures) == ["minutes.png", "table4_prior_digits.png"]
+    assert all(picture.startswith(b"\x89PNG") for picture in pictures.values())

@@ -1,0 +1,69 @@
+"""Accuracy against minutes: the mean of each recipe of the ledger at each length that it was run for."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from instcls_tf.claims.ledger import KNN, Minutes, Scale
+from instcls_tf.claims.page import cpu_seconds_of
+from instcls_tf.claims.runs import Run
+from instcls_tf.report.figures import add_legend, new_figure, save_figure
+
+
+class Point(NamedTuple):
+    """The runs of one recipe and length, of all seeds that have not diverged."""
+
+    epochs: int
+    minutes: float  # CPU time of one core, mean
+    accuracies: list[float]  # 20-NN, fractions
+
+
+def points_of(flags: dict[str, Any], scale: Scale, results: dict[str, dict[str, Any]]) -> list[Point]:
+    """What was measured of a recipe, the shortest runs first.
+
+    Args:
+      flags: added to those of the scale.
+      scale: of the runs.
+      results: lines of `results.jsonl` by their keys.
+    """
+    recipe = Run(scale.name, {**scale.flags, **flags}, 1, 0).recipe
+    lines = [line for line in results.values() if line["scale"] == scale.name and line["recipe"] == recipe]
+    points = []
+    for epochs in sorted({line["epochs"] for line in lines}):
+        made = [line for line in lines if line["epochs"] == epochs and line[KNN] is not None]
+        if made:
+            minutes = float(np.mean([cpu_seconds_of(line) / 60 for line in made]))
+            points.append(Point(epochs, minutes, [line[KNN] for line in made]))
+    return points
+
+
+def draw_minutes(path: str, about: Minutes, scale: Scale, results: dict[str, dict[str, Any]]) -> None:
+    """Writes the picture to a PNG file: means as lines, single runs as dots.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    figure = new_figure(7.5, 4.5)
+    axes: Any = figure.subplots()
+    lines, names = [], []
+    for name, flags in about.series.items():
+        points = points_of(flags, scale, results)
+        if not points:
+            continue
+        means = [100 * np.mean(point.accuracies) for point in points]
+        (line,) = axes.plot([point.minutes for point in points], means, marker="o", markersize=4)
+        for point in points:
+            dots = [point.minutes] * len(point.accuracies)
+            axes.plot(dots, 100 * np.array(point.accuracies), ".", color=line.get_color(), alpha=0.4, markersize=4)
+        lines.append(line)
+        names.append(f"{name} ({', '.join(str(len(point.accuracies)) for point in points)})")
+    axes.set_xscale("log")
+    ticks = [3, 5, 8, 15, 30]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.set(xlabel="minutes of one core", ylabel="20-NN on the test images, %", title=about.title)
+    axes.grid(alpha=0.3)
+    add_legend(axes, lines, names, title="method (seeds at each length)", fontsize="small", loc="upper left")
+    save_figure(path, figure)

@@ -259,7 +259,7 @@ class _Sweep:
             "images_per_second": float(np.median([line["images_per_second"] for line in lines])) if lines else None,
             "accuracy": accuracy and accuracy["top1"],
             "split": "validation" if trial.stage == SEARCH else accuracy and accuracy["test_split"],
-            "train_split": accuracy and accuracy["train_split"],
+            "train_split": accuracy and accuracy.get("train_split"),  # earlier answers have none
             "examples": accuracy and accuracy["examples"],
             "folder": trial.folder,
             "commit": commit_of(ended.job),

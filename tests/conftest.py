@@ -17,9 +17,10 @@ import pytest
 os.environ["TF_NUM_INTRAOP_THREADS"] = "1"
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as the package does, which many tests import after TensorFlow
 
-# Shells start what runs in the background with Ctrl-C ignored, and children would inherit that.
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Shells start what runs in the background with Ctrl-C ignored, nohup ignores SIGHUP, and children would inherit that.
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 
 @pytest.fixture(scope="session")

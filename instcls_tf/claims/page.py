@@ -35,11 +35,11 @@ differ by a factor of two.
 
 What was chosen on which images: the batches, rates and views of runs with NT-Xent or eight views on other training
 images ([how](measurements.md#short-runs)), 15 settings of ours and 4 of SimCLR; the rates and lengths of the preset
-`cifar10` on test images; the views and the class weights' rate of the preset `digits` with an eye on its test digits;
-all else by the published defaults. Presets are made for the paper's method: the rate factor of the class weights is
-4, and smoothing on digits over K = 20; NT-Xent of batches of 128 has two BN groups; MoCo's key encoder, at its
-momentum of 0.999, is after 6 epochs of digits nearly the random one, and after 24 of CIFAR-10 still by 38 %; PIC's
-windows leave out 16 % of the digits in 6 epochs.
+`cifar10` with its views, on images that are not recorded; the views and the class weights' rate of the preset
+`digits` with an eye on its test digits; all else by the published defaults. Presets are made for the paper's method:
+the rate factor of the class weights is 4, and smoothing on digits over K = 20; NT-Xent of batches of 128 has two BN
+groups; MoCo's key encoder, at its momentum of 0.999, is after 6 epochs of digits nearly the random one, and after 24
+of CIFAR-10 still by 38 %; PIC's windows leave out 16 % of the digits in 6 epochs.
 """
 
 

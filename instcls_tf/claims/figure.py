@@ -23,7 +23,7 @@ def draw_orderings(path: str, claim: Claim, scale: Scale, results: dict[str, dic
       UserError: the file cannot be written.
     """
     verdicts = [verdict for verdict in verdicts_of(claim, scale, KNN, results) if verdict.pairs]
-    figure = new_figure(7.5, _MARGIN + _ROW * len(verdicts))
+    figure = new_figure(10, _MARGIN + _ROW * len(verdicts))
     axes: Any = figure.subplots()
     axes.axvline(0, color="0.6", linewidth=1)
     for row, verdict in enumerate(verdicts):
@@ -37,7 +37,7 @@ def draw_orderings(path: str, claim: Claim, scale: Scale, results: dict[str, dic
             mean, interval = verdict.difference
             half = 0.0 if interval is None or verdict.pairs < FEWEST else interval
             axes.errorbar(100 * mean, row, xerr=100 * half, fmt="o", color="#0072b2", capsize=4)
-    names = [f"{v.better} above {v.worse}, {v.epochs} epochs: {v.word}" for v in verdicts]
+    names = [f"{v.better} above {v.worse}, {v.told_epochs} epochs: {v.word}" for v in verdicts]
     axes.set_yticks(range(len(verdicts)), names, parse_math=False)
     axes.set_ylim(len(verdicts) - 0.5, -0.5)
     axes.set_xlabel("difference in 20-NN accuracy, points")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from instcls_tf.claims.ledger import KNN, Minutes, Scale
-from instcls_tf.claims.page import cpu_seconds_of
+from instcls_tf.claims.page import cpu_seconds_of, short_name
 from instcls_tf.claims.runs import Run
 from instcls_tf.report.figures import add_legend, new_figure, save_figure
 
@@ -16,8 +16,9 @@ class Point(NamedTuple):
     """The runs of one recipe and length, of all seeds that have not diverged."""
 
     epochs: int
-    minutes: float  # CPU time of one core, mean
+    minutes: list[float]  # CPU time of one core
     accuracies: list[float]  # 20-NN, fractions
+    processors: list[str]
 
 
 def points_of(flags: dict[str, Any], scale: Scale, results: dict[str, dict[str, Any]]) -> list[Point]:
@@ -34,8 +35,10 @@ def points_of(flags: dict[str, Any], scale: Scale, results: dict[str, dict[str, 
     for epochs in sorted({line["epochs"] for line in lines}):
         made = [line for line in lines if line["epochs"] == epochs and line[KNN] is not None]
         if made:
-            minutes = float(np.mean([cpu_seconds_of(line) / 60 for line in made]))
-            points.append(Point(epochs, minutes, [line[KNN] for line in made]))
+            minutes = [cpu_seconds_of(line) / 60 for line in made]
+            points.append(
+                Point(epochs, minutes, [line[KNN] for line in made], [short_name(line["processor"]) for line in made])
+            )
     return points
 
 
@@ -47,23 +50,28 @@ def draw_minutes(path: str, about: Minutes, scale: Scale, results: dict[str, dic
     """
     figure = new_figure(7.5, 4.5)
     axes: Any = figure.subplots()
-    lines, names = [], []
+    lines, names, processors = [], [], set()
     for name, flags in about.series.items():
         points = points_of(flags, scale, results)
         if not points:
             continue
         means = [100 * np.mean(point.accuracies) for point in points]
-        (line,) = axes.plot([point.minutes for point in points], means, marker="o", markersize=4)
+        (line,) = axes.plot([np.mean(point.minutes) for point in points], means, marker="o", markersize=4)
         for point in points:
-            dots = [point.minutes] * len(point.accuracies)
-            axes.plot(dots, 100 * np.array(point.accuracies), ".", color=line.get_color(), alpha=0.4, markersize=4)
+            dots = 100 * np.array(point.accuracies)
+            axes.plot(point.minutes, dots, ".", color=line.get_color(), alpha=0.4, markersize=4)
+            processors.update(point.processors)
         lines.append(line)
         names.append(f"{name} ({', '.join(str(len(point.accuracies)) for point in points)})")
     axes.set_xscale("log")
-    ticks = [3, 5, 8, 15, 30]
+    ticks = [3, 5, 8, 15, 30, 90]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
-    axes.set(xlabel="minutes of one core", ylabel="20-NN on the test images, %", title=about.title)
+    axes.set(
+        xlabel=f"minutes of one core ({' or '.join(sorted(processors))})",
+        ylabel="20-NN on the test images, %",
+        title=about.title,
+    )
     axes.grid(alpha=0.3)
     add_legend(axes, lines, names, title="method (seeds at each length)", fontsize="small", loc="upper left")
     save_figure(path, figure)

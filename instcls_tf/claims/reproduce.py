@@ -197,7 +197,7 @@ def answer_of(claims: list[Claim], scale: Scale, results: dict[str, dict[str, An
             found.append({"claim": claim, **verdict._asdict()})
             text = "" if verdict.difference is None else f" by {100 * verdict.difference.mean:+.1f} points of 20-NN"
             lines.append(
-                f"{claim}, {verdict.epochs} epochs: {verdict.better} above {verdict.worse}{text},"
+                f"{claim}, {verdict.told_epochs} epochs: {verdict.better} above {verdict.worse}{text},"
                 f" {verdict.pairs} pair(s)"
                 + (f", {verdict.diverged} with a run that has diverged" if verdict.diverged else "")
                 + f": {verdict.word}"

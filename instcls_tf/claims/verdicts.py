@@ -18,6 +18,7 @@ SO_FAR = ", so far"
 class Verdict(NamedTuple):
     """Of one ordering at one length; `difference` is of those seeds that both arms have.
 
+    `epochs` is the claim's length, `lengths` are those of the better's and the worse's runs, which may be stretched.
     `diverged` counts the pairs that are missing because a run of them has diverged; `is_mixed` says that the two runs
     of a pair are by different versions of the code, or from different processors.
     """
@@ -25,12 +26,18 @@ class Verdict(NamedTuple):
     better: str
     worse: str
     epochs: int
+    lengths: tuple[int, int]
     metric: str
     difference: Estimate | None
     pairs: int
     diverged: int
     is_mixed: bool
     word: str
+
+    @property
+    def told_epochs(self) -> str:
+        """`24`, or `36 and 24` where the two are of different lengths."""
+        return " and ".join(str(length) for length in dict.fromkeys(self.lengths))
 
 
 def values_of(
@@ -86,12 +93,13 @@ def _verdict(
     return Verdict(
         *names,
         epochs,
+        (arms[0].epochs(scale.name, epochs), arms[1].epochs(scale.name, epochs)),
         metric,
         difference,
         pairs=len(of_pairs),
         diverged=diverged,
         is_mixed=any(len({(line["commit"], line["processor"]) for line in lines}) > 1 for lines in of_pairs),
-        word=word_of(difference, len(of_pairs), is_whole),
+        word=NOT_RESOLVED if difference is None and diverged else word_of(difference, len(of_pairs), is_whole),
     )
 
 

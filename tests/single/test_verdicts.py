@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -78,6 +79,16 @@ def test_a_run_that_has_diverged_has_no_accuracy():
     assert answer.result["runs"] == 8
 
 
+def test_pairs_that_have_all_diverged_are_told():
+    results = results_with([0.02, 0.03])
+    for seed in range(2):
+        results[run_of(CLAIM.arms["B"], SCALE, 3, seed).key].update({KNN: None, LINEAR: None})
+    text = page.render(Ledger("claims.yaml", {"small": SCALE}, {"it": CLAIM}, ()), results)
+    assert "| `it` | small | 3 | A above B | (0, 2 diverged) | (0, 2 diverged) | not resolved |" in text
+    answer = reproduce.answer_of([CLAIM], SCALE, results_of_scale(results))
+    assert "A above B, 0 pair(s), 2 with a run that has diverged: not resolved" in answer.text
+
+
 def test_pairs_of_different_versions_are_marked():
     """What another version rounds otherwise, or counts otherwise, is not the method's; nor is another processor's."""
     for name in MADE:
@@ -142,13 +153,34 @@ def test_a_row_of_the_page():
     assert "| A above B | +2.5 (2) | +2.5 (2) | not resolved |" in text
 
 
+def test_epochs_are_those_of_the_runs():
+    """Of a claim about 3 epochs whose one arm is twice as long, the other too, and neither."""
+    told = []
+    for stretched in (("A",), ("A", "B"), ()):
+        arms = {
+            name: Arm(name, arm.flags, arm.paper, {"small": 2.0} if name in stretched else {})
+            for name, arm in ARMS.items()
+        }
+        claim = dataclasses.replace(CLAIM, arms=arms)
+        lines = [
+            {"key": run_of(arm, SCALE, 3, 0).key, KNN: 0.5, LINEAR: 0.5, "cpu_seconds": 60.0, "epochs": 3}
+            | {"instances": 1000, "passes_per_image": 6.0, **MADE}
+            for arm in arms.values()
+        ]
+        text = page.render(
+            Ledger("claims.yaml", {"small": SCALE}, {"it": claim}, ()), {line["key"]: line for line in lines}
+        )
+        told.append(text.partition("| `it` | small | ")[2].partition(" |")[0])
+    assert told == ["6 and 3", "6", "3"]
+
+
 def test_points_of_accuracy_against_minutes():
-    """Of one recipe, whatever its claim: lengths in order, means of minutes, none of a run that has diverged."""
+    """Of one recipe, whatever its claim: lengths in order, none of a run that has diverged."""
     scale = Scale("digits", "digits", {"momentum": 0.5})
 
     def line(flags: dict, epochs: int, seed: int, value: float | None, seconds: float) -> dict:
         run = Run("digits", {**scale.flags, **flags}, epochs, seed)
-        facts = {"scale": "digits", "recipe": run.recipe, "epochs": epochs, "cpu_seconds": seconds, KNN: value}
+        facts = {"scale": "digits", "recipe": run.recipe, "epochs": epochs, "cpu_seconds": seconds, KNN: value, **MADE}
         return {run.key: json.loads(json.dumps(facts))}
 
     results = {
@@ -160,5 +192,8 @@ def test_points_of_accuracy_against_minutes():
         **line({"smoothing": 0.1}, 8, 0, 0.75, 60.0),
     }
     results["elsewhere"] = {**next(iter(results.values())), "scale": "cifar10"}
-    assert minutes.points_of({"smoothing": 0}, scale, results) == [(2, 0.5, [0.125]), (8, 2.0, [0.5, 0.25])]
+    assert minutes.points_of({"smoothing": 0}, scale, results) == [
+        (2, [0.5], [0.125], ["Intel Xeon"]),
+        (8, [1.0, 3.0], [0.5, 0.25], ["Intel Xeon"] * 2),
+    ]
     assert minutes.points_of({"smoothing": 0.5}, scale, results) == []

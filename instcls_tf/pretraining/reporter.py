@@ -65,7 +65,8 @@ class EpochReporter:
         self._outputs: list[LossOutput] = []
         self._images = self._skipped = 0
         self._has_views = False
-        self._judged = first_step >= steps.per_epoch
+        self._judged_from = (config.contrast_epochs + 1) * steps.per_epoch  # after the first of the classification
+        self._judged = first_step >= self._judged_from
         self._step = first_step + 1  # counted from 1, as people are told
         self._refresh: Refresh | None = None
         self._epoch_started = 0.0
@@ -167,7 +168,7 @@ class EpochReporter:
 
     def _judge_loss(self, step: int) -> None:
         """Once, after the first epoch: figures that cannot be right are easily taken for a good run."""
-        if self._judged or not self._expected or step + 1 < self._steps.per_epoch or self._steps.contrasts(step):
+        if self._judged or not self._expected or step + 1 < self._judged_from:
             return
         self._judged = True
         warning = unexpected(self.metrics["loss"], self._steps.num_instances, self._steps.config)

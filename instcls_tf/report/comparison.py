@@ -64,7 +64,7 @@ def compare_runs(runs: dict[str, str], output: str) -> Answer:
         seen = _seen(model, configs[name], splits)
         table[name] = _accuracies(*seen)
     picture = Picture(
-        os.path.join(output, "comparison.png"), lambda path: _draw(path, runs, config, *splits, seen[0], seen[1])
+        os.path.join(output, "comparison.png"), lambda path: _draw(path, runs, configs, *splits, seen[0], seen[1])
     )
     return Answer(table, format_table(table), "comparison.md", picture)
 
@@ -116,7 +116,7 @@ def format_table(table: dict[str, dict[str, float]]) -> str:
 def _draw(
     path: str,
     runs: dict[str, str],
-    config: PretrainConfig,
+    configs: dict[str, PretrainConfig],
     train: Source,
     test: Source,
     train_features: features.Features,
@@ -129,11 +129,12 @@ def _draw(
     queries = queries[:: max(1, len(queries) // _PICTURED_QUERIES)][:_PICTURED_QUERIES]
     _, neighbours = nearest(train_features.vectors, test_features.vectors[queries], _PICTURED_NEIGHBOURS)
     is_same_class = train_features.labels[neighbours] == test_features.labels[queries][:, np.newaxis]
-    query_images = _images(test, config.image_size, queries, len(test_features.labels))
-    neighbour_images = _images(train, config.image_size, neighbours.ravel(), len(train_features.labels)).reshape(
+    image_size = [*configs.values()][-1].image_size
+    query_images = _images(test, image_size, queries, len(test_features.labels))
+    neighbour_images = _images(train, image_size, neighbours.ravel(), len(train_features.labels)).reshape(
         *neighbours.shape, *query_images.shape[1:]
     )
-    pictures.draw_run(path, curves, config, train.num_instances, query_images, neighbour_images, is_same_class)
+    pictures.draw_run(path, curves, configs, train.num_instances, query_images, neighbour_images, is_same_class)
 
 
 def _images(source: Source, image_size: int, rows: np.ndarray, num_rows: int) -> np.ndarray:

@@ -23,7 +23,7 @@ def load_metrics(workdir: str) -> dict[str, np.ndarray]:
 def draw_run(
     path: str,
     curves: dict[str, dict[str, np.ndarray]],
-    config: PretrainConfig,
+    configs: dict[str, PretrainConfig],
     num_instances: int,
     queries: np.ndarray,
     neighbours: np.ndarray,
@@ -34,7 +34,7 @@ def draw_run(
     Args:
       path: the file.
       curves: metrics by the name of a run.
-      config: the recipe, for the two marks of `classifier.expected_loss`.
+      configs: their recipes, for the part of the loss that is Eq. 1's and its marks, `classifier.expected_loss`.
       num_instances: N.
       queries: `[Q, S, S, 3]` uint8.
       neighbours: `[Q, K, S, S, 3]` uint8, the nearest first.
@@ -43,24 +43,37 @@ def draw_run(
     figure = new_figure(13, 5.2)
     parts: Any = figure.subfigures(1, 2, width_ratios=[1, 1.15])
     left, right = parts
-    _draw_curves(left.subplots(), curves, config, num_instances)
+    _draw_curves(left.subplots(), curves, configs, num_instances)
     _draw_neighbours(right, queries, neighbours, is_same_class)
     save_figure(path, figure)
 
 
 def _draw_curves(
-    axes: Any, curves: dict[str, dict[str, np.ndarray]], config: PretrainConfig, num_instances: int
+    axes: Any, curves: dict[str, dict[str, np.ndarray]], configs: dict[str, PretrainConfig], num_instances: int
 ) -> None:
-    sizes = (num_instances, config.embedding_size, config.temperature, config.sampled_classes)
-    lines = [axes.plot(metrics["epoch"], metrics["loss"])[0] for metrics in curves.values()]
-    title, names = f"{num_instances} images, {config.method}", [*curves]
-    if config.method == INSTANCE:
+    lines = [axes.plot(curves[name]["epoch"], _loss(curves[name], configs[name]))[0] for name in curves]
+    methods = sorted({configs[name].method for name in curves})
+    title, names = f"{num_instances} images, {', '.join(methods)}", [*curves]
+    if methods == [INSTANCE]:
         title = f"{num_instances}-way instance classification"
-        names += ["expected start (Gaussian class weights)", "floor of Eq. 1"]
-        for value, style in zip(expected_losses(*sizes).values(), (":", "--")):
-            lines.append(axes.axhline(value, color="grey", linestyle=style))
+        marks = {tuple(_expected(configs[name], num_instances).values()) for name in curves}
+        if len(marks) == 1:
+            names += ["expected start (Gaussian class weights)", "floor of Eq. 1"]
+            for value, style in zip(marks.pop(), (":", "--")):
+                lines.append(axes.axhline(value, color="grey", linestyle=style))
     axes.set(xlabel="epoch", ylabel="loss", title=title, ylim=(0, None))
     add_legend(axes, lines, names)
+
+
+def _loss(metrics: dict[str, np.ndarray], config: PretrainConfig) -> np.ndarray:
+    """The classification's own, where NT-Xent is added to it."""
+    if config.batch_contrast and "contrast_loss" in metrics:
+        return metrics["loss"] - config.batch_contrast * metrics["contrast_loss"]
+    return metrics["loss"]
+
+
+def _expected(config: PretrainConfig, num_instances: int) -> dict[str, float]:
+    return expected_losses(num_instances, config.embedding_size, config.temperature, config.sampled_classes)
 
 
 def _draw_neighbours(figure: Any, queries: np.ndarray, neighbours: np.ndarray, is_same_class: np.ndarray) -> None:

@@ -13,7 +13,7 @@ from instcls_tf.data.sources import open_source
 from instcls_tf.distributed import collectives
 from instcls_tf.errors import UserError
 from instcls_tf.evaluation import features
-from instcls_tf.report import comparison
+from instcls_tf.report import comparison, figures, pictures
 from instcls_tf.run.workdir import begin_run
 from tests.end_to_end.runs import write_images
 
@@ -106,3 +106,19 @@ def test_raw_pixels_of_large_images_are_averaged_down():
     means = tf.constant(images.reshape(2, 32, 3, 32, 3, 3).mean(axis=(2, 4), dtype=np.float32))
     np.testing.assert_allclose(features.pixels_of(96)(images), features.pixels(means), rtol=1e-4, atol=1e-3)
     np.testing.assert_array_equal(features.pixels_of(8)(images[:, :8, :8]), features.pixels(images[:, :8, :8]))
+
+
+def test_curves_are_those_that_the_marks_of_eq_1_are_for(tmp_path):
+    """The classification's own loss where NT-Xent is added to it; no marks beside another method, or another tau."""
+    metrics = {"epoch": np.arange(3.0), "loss": np.array([9.0, 8.0, 7.0]), "contrast_loss": np.array([4.0, 3.0, 2.0])}
+    plain = PretrainConfig(workdir=str(tmp_path))
+    for changes, losses, num_lines in (
+        ({}, [9, 8, 7], 4),
+        ({"batch_contrast": 0.5}, [7, 6.5, 6], 4),
+        ({"temperature": 0.3}, [9, 8, 7], 2),
+        ({"method": "simclr"}, [9, 8, 7], 2),
+    ):
+        axes = figures.new_figure(4, 3).subplots()
+        pictures._draw_curves(axes, {"a": metrics, "b": metrics}, {"a": plain, "b": plain.replace(**changes)}, 1000)
+        assert len(axes.get_lines()) == num_lines, changes
+        np.testing.assert_allclose(axes.get_lines()[1].get_ydata(), losses)

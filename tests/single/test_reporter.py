@@ -11,6 +11,7 @@ import tensorflow as tf
 from instcls_tf.classifier.hard_negatives import Refresh
 from instcls_tf.classifier.output import LossOutput
 from instcls_tf.config import PretrainConfig
+from instcls_tf.pretraining import reporter
 from instcls_tf.pretraining.reporter import EpochReporter
 from instcls_tf.pretraining.steps import Steps
 from instcls_tf.progress import Progress
@@ -102,6 +103,16 @@ def test_marks_of_eq_1_are_for_eq_1(tmp_path, clock):
         lines = lines_of(workdir)
         assert [line["step"] for line in lines] == ([3, 6] if "contrast_epochs" in changes else [6])
         assert ["loss_floor" in line for line in lines] == marked[-len(lines) :]
+
+
+@pytest.mark.parametrize("first_step", [0, 4, 6])
+def test_the_loss_is_judged_after_the_first_epoch_of_the_classification(tmp_path, clock, monkeypatch, first_step):
+    """Once, when that epoch is whole: not at its first line, and also where the run goes on before its end."""
+    judged = []
+    monkeypatch.setattr(reporter, "unexpected", lambda loss, *_: judged.append(loss) or "")
+    steps = steps_of(tmp_path, log_every=1, contrast_epochs=1)
+    run(EpochReporter(steps, first_step, Progress(visible=False), None), clock, range(first_step, 8), {})
+    assert judged == ([5.0] if first_step < 6 else [])
 
 
 def run(reporter: EpochReporter, clock: Clock, steps: range, refreshes: dict[int, Refresh]) -> None:

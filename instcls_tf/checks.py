@@ -121,11 +121,13 @@ def refuse_given(settings: Any, names: tuple[str, ...], why: str) -> None:
     """Refuses settings, fields of a dataclass, that are not their defaults.
 
     Raises:
-      UserError: names the first one and its value, and says why.
+      UserError: names the first one and its value, says why, and how to do without a flagfile's.
     """
     for field in dataclasses.fields(settings):
         if field.name in names and getattr(settings, field.name) != field.default:
-            raise UserError(f"--{field.name}={getattr(settings, field.name)}: {why}")
+            default = f"{field.default:g}" if isinstance(field.default, float) else field.default
+            instead = "" if default is None else f", or add --{field.name}={default} after a flagfile that has it"
+            raise UserError(f"--{field.name}={getattr(settings, field.name)}: {why}: leave it out{instead}")
 
 
 def refuse_without_effect(settings: Any, begins: bool) -> None:
@@ -145,9 +147,7 @@ def refuse_without_effect(settings: Any, begins: bool) -> None:
     if settings.dataset == "digits" or settings.dataset.startswith(("folder:", "records:")):
         refuse_given(settings, ("tfds_split",), f"is of TFDS datasets, --dataset={shown(settings.dataset)} is none")
     if settings.method == "diet" and settings.diet_optimizer == "adamw":
-        refuse_given(
-            settings, ("class_momentum",), "is of SGD, add --diet_optimizer=sgd: adamw has averages of its own"
-        )
+        refuse_given(settings, ("class_momentum",), "is of --diet_optimizer=sgd, adamw has averages of its own")
     if settings.pic_window == 0:
         refuse_given(settings, ("pic_stride",), "is of a window that slides, --pic_window=0 has none")
 

@@ -40,18 +40,21 @@ def test_a_method_has_its_temperature_unless_told_otherwise(tmp_path, method):
         ),
         (
             {"method": "simclr", "batch_contrast": 1.0},
-            "--batch_contrast=1.0: is of --method=instance, --method=simclr has nothing of the kind",
+            "--batch_contrast=1.0: is of --method=instance, --method=simclr has nothing of the kind: leave it out, or add"
+            " --batch_contrast=0 after a flagfile that has it",
         ),
         (
             {"method": "pic", "class_weights_dtype": "bfloat16"},
-            "--class_weights_dtype=bfloat16: is of --method=instance, --method=pic has nothing of the kind",
+            "--class_weights_dtype=bfloat16: is of --method=instance, --method=pic has nothing of the kind: leave it"
+            " out, or add --class_weights_dtype=float32 after a flagfile that has it",
         ),
         ({"batch_contrast": -1.0}, "--batch_contrast=-1.0: must be 0 or more"),
         ({"batch_contrast_temperature": 0.0}, "--batch_contrast_temperature=0.0: must be a number above 0"),
         ({"prior_every": -1}, "--prior_every=-1: must be 0 or more"),
         (
             {"prior_every": 2, "classifier_init": "random"},
-            "--prior_every=2: takes the contrastive prior again, but --classifier_init=random has none",
+            "--prior_every=2: takes the contrastive prior again, but --classifier_init=random has none: leave it out, or"
+            " add --prior_every=0 after a flagfile that has it",
         ),
         (
             {"contrast_epochs": 10, "epochs": 10},
@@ -93,7 +96,8 @@ def test_what_only_another_method_has_is_refused(method, owner, name, value):
         return
     with pytest.raises(UserError) as refusal:
         config.validate()
-    assert str(refusal.value) == f"--{name}={value}: is of --method={owner}, --method={method} has nothing of the kind"
+    sentence = f"--{name}={value}: is of --method={owner}, --method={method} has nothing of the kind: leave it out"
+    assert str(refusal.value).startswith(sentence)
 
 
 @pytest.mark.parametrize("method", recipe.METHODS)
@@ -105,7 +109,7 @@ def test_class_weights_have_settings_where_there_are_some(method, name):
         return
     with pytest.raises(UserError) as refusal:
         config.validate()
-    assert str(refusal.value) == f"--{name}=0.0: is of class weights, --method={method} has none"
+    assert str(refusal.value) == f"--{name}=0.0: is of class weights, --method={method} has none: leave it out"
     config.validate(begins=False)
 
 
@@ -113,6 +117,12 @@ def test_class_weights_have_settings_where_there_are_some(method, name):
 def test_presets_of_the_papers_method_are_for_the_others_too(preset):
     for method in recipe.METHODS:
         PretrainConfig.from_flagfile(preset, workdir="run", method=method).validate()
+
+
+@pytest.mark.parametrize("preset", ["photos", "small_images"])
+def test_presets_for_laptops_are_for_the_others_without_their_own_contrast(preset):
+    for method in recipe.METHODS:
+        PretrainConfig.from_flagfile(preset, workdir="run", method=method, batch_contrast=0).validate()
 
 
 def test_cifar10_preset_fits_all_methods():

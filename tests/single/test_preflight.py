@@ -130,19 +130,20 @@ def test_home_is_expanded_from_python_too(tmp_path, monkeypatch):
     [
         (
             {"method": "simclr", "moco_queue": 5},
-            "--moco_queue=5: is of --method=moco_v2, --method=simclr has nothing of the kind",
+            "--moco_queue=5: is of --method=moco_v2, --method=simclr has nothing of the kind: leave it out",
         ),
         (
             {"tfds_split": "train[:10%]"},
-            "--tfds_split=train[:10%]: is of TFDS datasets, --dataset=digits is none",
+            "--tfds_split=train[:10%]: is of TFDS datasets, --dataset=digits is none: leave it out, or add"
+            " --tfds_split=train after a flagfile that has it",
         ),
         (
             {"method": "diet", "class_momentum": 0.5},
-            "--class_momentum=0.5: is of SGD, add --diet_optimizer=sgd: adamw has averages of its own",
+            "--class_momentum=0.5: is of --diet_optimizer=sgd, adamw has averages of its own: leave it out",
         ),
         (
             {"method": "pic", "pic_window": 0, "pic_stride": 5},
-            "--pic_stride=5: is of a window that slides, --pic_window=0 has none",
+            "--pic_stride=5: is of a window that slides, --pic_window=0 has none: leave it out",
         ),
         (
             {"prior_every": 7, "epochs": 7},

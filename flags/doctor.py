@@ -8,7 +8,7 @@ from absl import flags
 
 from flags import given, paths, pretraining
 from instcls_tf.benchmark.sizes import SYNTHETIC
-from instcls_tf.checks import require, require_value
+from instcls_tf.checks import refuse_idle, require, require_value
 from instcls_tf.config import INSTANCE, PretrainConfig
 from instcls_tf.data.folder import of_files
 from instcls_tf.data.sources import open_training_source
@@ -44,6 +44,7 @@ def asked() -> Asked | None:
     _, workers = launched_rank_and_size() or (0, 1)
     config = pretraining.config_from_flags(workdir=FLAGS.workdir or "unused")
     config.validate(workers)
+    refuse_idle(config, given.by_user())
     if FLAGS.step:
         require(
             config, "method", config.method == INSTANCE, f"{INSTANCE}, or --nostep: steps of others are not measured"

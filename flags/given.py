@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 from absl import flags
 
+from instcls_tf import flagfiles
 from instcls_tf.checks import require_value
 
 
@@ -22,3 +25,8 @@ def refuse(names: tuple[str, ...], wanted: str, flag_values: flags.FlagValues = 
         value = flag_values[name].value
         told = ",".join(value) if isinstance(value, list) else value
         require_value(name, told, not flag_values[name].present, wanted)
+
+
+def by_user() -> list[str]:
+    """The flags that stand on the command line itself, not in a flagfile."""
+    return flagfiles.names_in(sys.argv[1:])

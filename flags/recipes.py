@@ -8,6 +8,7 @@ from typing import TypeVar
 from absl import flags
 
 from flags import from_dataclass, given
+from instcls_tf.checks import require
 from instcls_tf.evaluation import recipes
 
 FLAGS = flags.FLAGS
@@ -81,4 +82,7 @@ def _refuse_others(theirs: type, own: type, wanted: str, flag_values: flags.Flag
 
 def _checked(recipe: Recipe) -> Recipe:
     recipe.validate()
+    if not isinstance(recipe, recipes.CachedRecipe) and "crop_min_area" in given.by_user():
+        wanted = f"left out with --augmentation={recipe.augmentation}, which cuts nothing"
+        require(recipe, "crop_min_area", recipe.augmentation == recipes.CROP_FLIP, wanted)
     return recipe

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import unicodedata
+from collections.abc import Collection
 from typing import Any, Callable
 
 from instcls_tf.errors import UserError, shown
@@ -144,12 +145,55 @@ def refuse_without_effect(settings: Any, begins: bool) -> None:
     refuse_given(settings, ("prior_every",) if settings.classifier_init == "random" else (), why)
     if not begins:
         return
-    if settings.dataset == "digits" or settings.dataset.startswith(("folder:", "records:")):
-        refuse_given(settings, ("tfds_split",), f"is of TFDS datasets, --dataset={shown(settings.dataset)} is none")
+    if _is_no_tfds(settings):
+        refuse_given(settings, ("tfds_split",), _of_tfds(settings))
     if settings.method == "diet" and settings.diet_optimizer == "adamw":
         refuse_given(settings, ("class_momentum",), "is of --diet_optimizer=sgd, adamw has averages of its own")
     if settings.pic_window == 0:
         refuse_given(settings, ("pic_stride",), "is of a window that slides, --pic_window=0 has none")
+
+
+def _is_no_tfds(settings: Any) -> bool:
+    return settings.dataset == "digits" or settings.dataset.startswith(("folder:", "records:"))
+
+
+def _of_tfds(settings: Any) -> str:
+    return f"is of TFDS datasets, --dataset={shown(settings.dataset)} is none"
+
+
+def without_effect(settings: Any) -> dict[str, str]:
+    """Which settings of a `PretrainConfig` another one leaves without any effect, and why, beside those refused above.
+
+    A preset may have them all the same: what another flag chooses there is not what it was made for.
+    """
+    idle: dict[str, str] = {}
+    if settings.augmentation != "simclr":
+        why = f"is of --augmentation=simclr, --augmentation={settings.augmentation} has nothing of the kind"
+        idle |= dict.fromkeys(("crop_min_area", "color_strength", "blur_probability"), why)
+    if not settings.smoothing:
+        idle["smoothing_loss"] = "is of smoothing, --smoothing=0 has none"
+    if not settings.batch_contrast and not settings.contrast_epochs:
+        idle["batch_contrast_temperature"] = (
+            "is of NT-Xent, without --batch_contrast or --contrast_epochs there is none"
+        )
+    if _is_no_tfds(settings):
+        idle["data_dir"] = _of_tfds(settings)
+    return idle
+
+
+def refuse_idle(settings: Any, given: Collection[str]) -> None:
+    """Refuses settings `without_effect` that a run's user has given himself.
+
+    Args:
+      settings: a `PretrainConfig`, of a run that begins.
+      given: the names that do not come from a flagfile.
+
+    Raises:
+      UserError: names the first one and its value, and says why.
+    """
+    for name, why in without_effect(settings).items():
+        if name in given:
+            raise UserError(f"--{name}={shown(getattr(settings, name))}: {why}: leave it out")
 
 
 def refuse_beyond_epochs(settings: Any, begins: bool) -> None:

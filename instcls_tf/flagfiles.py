@@ -56,7 +56,7 @@ def expand(arguments: list[str], _within: tuple[str, ...] = ()) -> list[str]:
             return [*expanded, word, *words]
         if not found:
             expanded += _meant([word], longer_by_file)
-            longer_by_file = longer_by_file and _LONGER not in _names([word])
+            longer_by_file = longer_by_file and _LONGER not in names_in([word])
             continue
         path = found[1] if found[1] is not None else next(words, "")
         if not path:
@@ -66,17 +66,17 @@ def expand(arguments: list[str], _within: tuple[str, ...] = ()) -> list[str]:
             raise UserError(f"--flagfile: {shown(path)} names itself")
         of_file = expand(_lines(path), (*_within, os.path.realpath(path)))
         expanded += _meant(of_file, longer_by_file)
-        longer_by_file = longer_by_file or _LONGER in _names(of_file)
+        longer_by_file = longer_by_file or _LONGER in names_in(of_file)
     return expanded
 
 
 def _meant(words: list[str], longer_by_file: bool) -> list[str]:
     """A flag or those of a file, after a file's exposures or not: with these at 0 where it gives the length alone."""
-    is_length = longer_by_file and _LENGTH in _names(words) and _LONGER not in _names(words)
+    is_length = longer_by_file and _LENGTH in names_in(words) and _LONGER not in names_in(words)
     return [f"--{_LONGER}=0", *words] if is_length else words  # before it: its value may be the next word
 
 
-def _names(words: list[str]) -> list[str]:
+def names_in(words: list[str]) -> list[str]:
     """The flags among words of a command line."""
     return [found[1] for found in map(_NAME.match, words) if found]
 

@@ -6,7 +6,7 @@ Examples:
   python -m scripts.launch -np 8 pretrain --dataset=folder:/data/photos --workdir=runs/photos --epochs=200
 """
 
-from flags import command, pretraining
+from flags import command, given, pretraining
 from instcls_tf.distributed import watchdog
 from instcls_tf.pretraining.preflight import open_training_data
 from instcls_tf.run import signals
@@ -17,7 +17,7 @@ pretraining.define()
 def main() -> None:
     with signals.heeded():
         config = pretraining.config_from_flags()
-        source = open_training_data(config)
+        source = open_training_data(config, given=given.by_user())
         with watchdog.watching(config.stall_timeout, config.workdir):
             from instcls_tf.pretraining.pretrain import pretrain
             from instcls_tf.report.page import picture_of

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 from instcls_tf import flagfiles
+from instcls_tf.checks import refuse_idle
 from instcls_tf.config import INSTANCE, MIXED_FLOAT16, PretrainConfig
 from instcls_tf.data.folder import FolderSource, of_files
 from instcls_tf.data.labelled import splits_of_run
@@ -47,7 +49,7 @@ def recipe_of_call(config: PretrainConfig | None, preset: str | None, settings: 
     return with_length_begun(config)
 
 
-def open_training_data(config: PretrainConfig, source: Source | None = None) -> Source:
+def open_training_data(config: PretrainConfig, source: Source | None = None, given: Collection[str] = ()) -> Source:
     """Checks a recipe, opens its training images and makes sure that the workdir is free or holds this very run.
 
     Nothing is written, and TensorFlow is imported only if TFDS has to be asked.
@@ -55,6 +57,7 @@ def open_training_data(config: PretrainConfig, source: Source | None = None) -> 
     Args:
       config: the recipe.
       source: its training images if they are open already; they are checked all the same.
+      given: names of the settings that do not come from a preset or a flagfile.
 
     Returns:
       The images, with the instance ids that they have in the run.
@@ -67,6 +70,8 @@ def open_training_data(config: PretrainConfig, source: Source | None = None) -> 
     config.validate(begins=not continues)
     if continues:
         _refuse_more_workers_than_groups(config, num_workers)
+    else:
+        refuse_idle(config, given)
     config.validate(num_workers, begins=not continues)
     # Before the data: a manifest in the workdir is of the run that it belongs to.
     resuming = refuse_other_recipe(config)

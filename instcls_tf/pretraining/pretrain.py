@@ -65,7 +65,7 @@ def pretrain(
 
     # ---- What the user asked for, before anything is touched
     config = with_precision(preflight.recipe_of_call(config, preset, settings))
-    source = preflight.open_training_data(config, source)
+    source = preflight.open_training_data(config, source, given=settings)
 
     # ---- Workers, which agree; and a workdir for this run alone
     stamps.stamp("joining the other workers")

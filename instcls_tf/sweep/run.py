@@ -13,6 +13,7 @@ from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
+from instcls_tf.checks import without_effect
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.labelled import bank_split, open_labelled, splits_of_run
 from instcls_tf.data.sources import chosen_split
@@ -42,10 +43,12 @@ class Commands(NamedTuple):
 
 
 def _pretrain(config: PretrainConfig) -> tuple[str, ...]:
+    # What a flagfile may have without any effect, the command line may not.
+    idle = () if can_continue(config.workdir) else without_effect(config)
     words = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if value != field.default and value is not None:
+        if value != field.default and value is not None and field.name not in idle:
             words.append(f"--{field.name}={str(value).lower() if isinstance(value, bool) else value}")
     return (sys.executable, "-m", "scripts.pretrain", *words)
 
@@ -287,7 +290,9 @@ def _as_begun(config: PretrainConfig) -> PretrainConfig:
     if not can_continue(config.workdir):
         return config
     run = load_run(config.workdir)
-    return config.replace(tfds_split=run.tfds_split, prior_every=run.prior_every)
+    return config.replace(
+        **{name: getattr(run, name) for name in ("tfds_split", "prior_every", *without_effect(config))}
+    )
 
 
 def _now() -> str:

@@ -40,8 +40,8 @@ def test_a_method_has_its_temperature_unless_told_otherwise(tmp_path, method):
         ),
         (
             {"method": "simclr", "batch_contrast": 1.0},
-            "--batch_contrast=1.0: is of --method=instance, --method=simclr has nothing of the kind: leave it out, or add"
-            " --batch_contrast=0 after a flagfile that has it",
+            "--batch_contrast=1.0: is of --method=instance, --method=simclr has nothing of the kind: leave it out, or"
+            " add --batch_contrast=0 after a flagfile that has it",
         ),
         (
             {"method": "pic", "class_weights_dtype": "bfloat16"},
@@ -53,8 +53,8 @@ def test_a_method_has_its_temperature_unless_told_otherwise(tmp_path, method):
         ({"prior_every": -1}, "--prior_every=-1: must be 0 or more"),
         (
             {"prior_every": 2, "classifier_init": "random"},
-            "--prior_every=2: takes the contrastive prior again, but --classifier_init=random has none: leave it out, or"
-            " add --prior_every=0 after a flagfile that has it",
+            "--prior_every=2: takes the contrastive prior again, but --classifier_init=random has none: leave it out,"
+            " or add --prior_every=0 after a flagfile that has it",
         ),
         (
             {"contrast_epochs": 10, "epochs": 10},

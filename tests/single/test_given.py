@@ -13,7 +13,7 @@ from tests.commands import ROOT, run_calls
 _ASK = """
 import sys
 from absl import flags
-from flags import benchmark, claims, command, doctor, evaluation, launch, sweep
+from flags import benchmark, claims, command, doctor, evaluation, launch, recipes, sweep
 from instcls_tf.errors import UserError
 name, *words = sys.argv[1:]
 asked = {
@@ -23,6 +23,8 @@ asked = {
     "similarity": (evaluation.define_similarity, evaluation.checked_similarity),
     "sweep": (sweep.define, sweep.checked),
     "reproduce": (claims.define, claims.answer),
+    "linear_eval": (evaluation.define_linear, recipes.linear),
+    "finetune": (evaluation.define_finetune, recipes.finetune),
 }
 define, ask = asked[name]
 define()
@@ -34,10 +36,14 @@ except UserError as error:
 """
 _RENDER = "must be left out with --render"
 _IMAGES = "must be left out with --dataset=folder:no/such, whose images are counted"
+_VIEWS = "is of --augmentation=simclr, --augmentation=none has nothing of the kind: leave it out"
+_CROP = "must be left out with --augmentation="
 REFUSED = {
     "doctor --dataset=folder:no/such --num_instances=7": f"--num_instances=7: {_IMAGES}",
     "doctor --dataset=folder:no/such": "--dataset=folder:no/such: no such folder",
     "doctor --dataset=synthetic --num_instances=700": "",
+    "doctor --augmentation=none --blur_probability=1": f"--blur_probability=1.0: {_VIEWS}",
+    "doctor --flagfile=flags/presets/photos.flags --augmentation=none --dataset=synthetic": "",
     "step --dataset=folder:no/such --num_instances=50000": f"--num_instances=50000: {_IMAGES}",
     "step --dataset=folder:no/such": "",
     "step --num_instances=7": "",
@@ -49,6 +55,9 @@ REFUSED = {
     "similarity --index --instances=5": "--instances=5: must be left out with --index, which looks at all",
     "similarity --index --threshold=0.9 --listed=5": "",
     "similarity --instances=5": "",
+    "linear_eval --augmentation=digits --crop_min_area=0.5": f"--crop_min_area=0.5: {_CROP}digits, which cuts nothing",
+    "finetune --augmentation=none --crop_min_area=0.5": f"--crop_min_area=0.5: {_CROP}none, which cuts nothing",
+    "finetune --crop_min_area=0.5": "",
     "sweep --dry_run --picture=a.png": "--picture=a.png: must be left out with --dry_run, which draws none",
     "sweep --final --picture=a.png": "--final=True: must be left out with --picture, which starts no trial",
     "sweep --final --dry_run": "",

@@ -31,9 +31,9 @@ def begin_and_save(config: PretrainConfig) -> PretrainConfig:
     return config
 
 
-def refusal_of(config: PretrainConfig) -> str:
+def refusal_of(config: PretrainConfig, given: tuple[str, ...] = ()) -> str:
     with pytest.raises(UserError) as refusal:
-        preflight.open_training_data(config)
+        preflight.open_training_data(config, given=given)
     return str(refusal.value)
 
 
@@ -163,6 +163,37 @@ def test_what_would_have_no_effect_is_refused_and_a_run_that_began_with_it_goes_
     config = begin_and_save(config_of(tmp_path / "run", **changes))
     assert preflight.open_training_data(config).num_instances == 1437
     assert refusal_of(config.replace(workdir=str(tmp_path / "new"))) == sentence
+
+
+@pytest.mark.parametrize(
+    ("given", "effect", "why"),
+    [
+        (
+            {"color_strength": 0.25, "augmentation": "digits"},
+            {"augmentation": "simclr"},
+            "is of --augmentation=simclr, --augmentation=digits has nothing of the kind",
+        ),
+        (
+            {"smoothing_loss": "cross_entropy", "smoothing": 0.0},
+            {"smoothing": 0.1},
+            "is of smoothing, --smoothing=0 has none",
+        ),
+        (
+            {"batch_contrast_temperature": 0.1, "method": "simclr"},
+            {"method": "instance", "batch_contrast": 1.0},
+            "is of NT-Xent, without --batch_contrast or --contrast_epochs there is none",
+        ),
+        ({"data_dir": "tfds"}, {}, "is of TFDS datasets, --dataset=digits is none"),
+    ],
+)
+def test_what_has_no_effect_is_refused_if_it_is_no_presets(tmp_path, given, effect, why):
+    """A preset may have it; a run that began with it goes on."""
+    new, name = config_of(tmp_path / "new", **given), next(iter(given))
+    assert refusal_of(new, (name,)) == f"--{name}={given[name]}: {why}: leave it out"
+    preflight.open_training_data(new, given=("augmentation", "smoothing", "method"))
+    preflight.open_training_data(begin_and_save(config_of(tmp_path / "run", **given)), given=given)
+    if effect:
+        preflight.open_training_data(new.replace(**effect), given=(*given, *effect))
 
 
 @pytest.mark.parametrize(

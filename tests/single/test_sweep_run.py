@@ -18,7 +18,7 @@ from instcls_tf.config import PretrainConfig
 from instcls_tf.errors import MachineError, UserError
 from instcls_tf.run.workdir import refuse_other_recipe
 from instcls_tf.sweep.ownership import locked
-from instcls_tf.sweep.run import Commands, plan_of_sweep, run_sweep
+from instcls_tf.sweep.run import COMMANDS, Commands, plan_of_sweep, run_sweep
 from instcls_tf.sweep.spec import Spec, read_spec
 from tests.end_to_end.runs import write_images
 
@@ -152,14 +152,15 @@ def test_a_length_that_is_measured_rules_no_trial_out(make_spec):
 def test_an_interrupted_trial_goes_on_with_what_it_was_given_without_effect(make_spec):
     spec = make_spec([0.1], minutes=0.5, arms={"a": {"flags": {"prior_every": 5}}})
     run_sweep(spec, commands=(first := Recorder()).commands())
-    begun = first.trained[-1].replace(prior_every=5, tfds_split="train[:80%]")
+    begun = first.trained[-1].replace(prior_every=5, tfds_split="train[:80%]", batch_contrast_temperature=0.1)
+    assert "--batch_contrast_temperature=0.1" not in COMMANDS.pretrain(begun), "a preset's, which a new run refuses"
     Path(spec.workdir, "results.jsonl").unlink()
     Path(begun.workdir, "run.flags").write_text(begun.as_flags())
     Path(begun.workdir, "checkpoints").mkdir()
     Path(begun.workdir, "checkpoints", "ckpt-00000004.index").touch()
     run_sweep(spec, commands=(second := Recorder()).commands())
     assert second.trained == [begun]
-    assert refuse_other_recipe(begun)
+    assert refuse_other_recipe(begun) and "--batch_contrast_temperature=0.1" in COMMANDS.pretrain(begun)
 
 
 def test_a_trial_that_fails_otherwise_stops_the_sweep_and_is_tried_again(make_spec, tmp_path):

@@ -44,6 +44,8 @@ NOT_RECIPE = (
 )
 # Of these, what its recipe follows: how long the run is, and where its images lie for those who look at it later.
 _FOLLOWED = ("extend_epochs", "max_steps", "data_dir")
+# Of the recipe, what a longer run has otherwise, and one that goes on may not: it is extended instead.
+_LENGTH = ("epochs", "exposures")
 # Of the recipe, what names a place, which has many names: this is compared with `run.flags` alone.
 BEGUN_FROM = ("init", "extend_from")
 # Marks the line of a run.flags with the run's id: a comment, so that the file is a flagfile still.
@@ -199,6 +201,12 @@ _SAME: dict[str, Callable[[Any], Any]] = {
 }
 
 
+def _same(name: str, before: Any, now: Any) -> bool:
+    """Whether two values of a setting mean the same run."""
+    same_of = _SAME.get(name, lambda value: value)
+    return same_of(before) == same_of(now)
+
+
 def load_run(workdir: str) -> PretrainConfig:
     """Reads the recipe of the run in `workdir`.
 
@@ -278,18 +286,17 @@ def refuse_other_recipe(config: PretrainConfig) -> bool:
         return False
     theirs, values = load_run(config.workdir), _values_of(config.workdir)
     free = NOT_RECIPE if flagfiles.LATER in values else (*NOT_RECIPE, flagfiles.LATER)
-    for field in dataclasses.fields(config):
-        before, now = getattr(theirs, field.name), getattr(config, field.name)
-        same_of = _SAME.get(field.name, lambda value: value)
-        same = same_of(before) == same_of(now)
-        if field.name not in free and not same:
-            if not has_checkpoints(config.workdir):
-                _refuse_unwritable(config.workdir)
-                return False
-            raise UserError(
-                f"--workdir={config.workdir} belongs to a run with --{field.name}={before}, this one has"
-                f" --{field.name}={now}: give the same flags to continue it, or another folder"
-            )
+    names = [field.name for field in dataclasses.fields(config) if field.name not in free]
+    other = [name for name in names if not _same(name, getattr(theirs, name), getattr(config, name))]
+    if other:
+        if not has_checkpoints(config.workdir):
+            _refuse_unwritable(config.workdir)
+            return False
+        longer = "" if set(other) - set(_LENGTH) else ", and --extend_epochs=N with them for N epochs more"
+        raise UserError(
+            f"--workdir={config.workdir} belongs to a run with --{other[0]}={getattr(theirs, other[0])}, this one has"
+            f" --{other[0]}={getattr(config, other[0])}: give the same flags to continue it{longer}, or another folder"
+        )
     if config.extend_epochs < theirs.extend_epochs:
         raise UserError(
             f"--workdir={config.workdir} belongs to a run with --extend_epochs={theirs.extend_epochs}, this one has"

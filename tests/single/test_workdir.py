@@ -200,10 +200,13 @@ def test_continues_the_same_recipe_only(tmp_path, field):
         return
     with pytest.raises(UserError) as refusal:
         refuse_other_recipe(config.replace(**{field: now}))
+    longer = ", and --extend_epochs=N with them for N epochs more" if field in ("epochs", "exposures") else ""
     assert str(refusal.value) == (
         f"--workdir={tmp_path} belongs to a run with --{field}={before}, this one has --{field}={now}:"
-        " give the same flags to continue it, or another folder"
+        f" give the same flags to continue it{longer}, or another folder"
     )
+    with pytest.raises(UserError, match=r"give the same flags to continue it, or another folder$"):
+        refuse_other_recipe(config.replace(**{field: now, "seed": 5, "momentum": 0.5}))
 
 
 def test_a_file_is_no_workdir(tmp_path):

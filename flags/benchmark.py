@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import flags
 
-from flags import data, evaluation, from_dataclass, given, paths, pretraining
+from flags import evaluation, from_dataclass, given, paths, pretraining
 from instcls_tf.benchmark.sizes import SHARE_ROWS, SYNTHETIC, ClassifierBenchmark
 from instcls_tf.checks import numbers_of, require
 from instcls_tf.config import CHOICES, INSTANCE, PretrainConfig
@@ -17,7 +17,7 @@ from instcls_tf.errors import UserError, shown
 
 FLAGS = flags.FLAGS
 
-# The whole recipe, so that presets can be given; what makes no difference to a step has no effect.
+# The whole recipe, so that presets can be given; what makes no difference to what is measured has no effect.
 _STEP_FLAGS = tuple(field.name for field in dataclasses.fields(PretrainConfig) if field.name != "workdir")
 _CHECKS_FLAGS = tuple(name for name in _STEP_FLAGS if name != "dataset")
 _ENCODER_FLAGS = (
@@ -49,7 +49,7 @@ _DESCRIPTIONS = {
 
 
 def _define_input() -> None:
-    pretraining.define(only=(*data.VIEW_FLAGS, "cache"))
+    pretraining.define(only=_STEP_FLAGS)
     flags.DEFINE_float("seconds", 10.0, "About how long each of the measurements takes, after its warm-up.")
     flags.DEFINE_integer("images_per_batch", 64, "Images per batch.")
     text = "The file tf2/data_util.py of a checkout of google-research/simclr, whose views are measured as well."
@@ -57,8 +57,10 @@ def _define_input() -> None:
 
 
 def _input() -> dict[str, Any]:
+    config = pretraining.config_from_flags(workdir="unused")
+    config.validate()
     return {
-        "config": data.view_config(),
+        "config": config,
         "seconds": FLAGS.seconds,
         "batch_size": FLAGS.images_per_batch,
         "simclr": FLAGS.simclr,

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from absl import flags
 
-from flags import paths, pretraining
+from flags import given, paths, pretraining
+from instcls_tf.checks import refuse_idle
 from instcls_tf.config import PretrainConfig
+from instcls_tf.run.workdir import load_run
+
+FLAGS = flags.FLAGS
 
 
 def define_prepare() -> None:
@@ -15,32 +21,30 @@ def define_prepare() -> None:
     flags.DEFINE_integer("shard_megabytes", 256, "Size at which a new shard begins, in 2^20 bytes.")
 
 
-def define_show_views() -> None:
-    """The flags of `show_views`: those of the recipe that views depend on, and what to draw."""
-    # The plain image beside its views is what a judgement of the run sees of it.
-    pretraining.define(only=(*VIEW_FLAGS, "center_crop_fraction"))
-    flags.DEFINE_integer("images", 8, "Rows of the picture: images, spread over the dataset by --seed.")
-    flags.DEFINE_integer("columns", 8, "Views of each image, besides the image itself.")
-    paths.define("output", None, "PNG file to write.")
+def define_show_views(flag_values: flags.FlagValues = FLAGS) -> None:
+    """The flags of `show_views`: those of the recipe, of which views depend on some, and what to draw."""
+    pretraining.define(flag_values=flag_values)
+    flag_values["workdir"].help = "Folder of a run: its views are drawn, with flags that are given besides."
+    text = "Rows of the picture: images, spread over the dataset by --seed."
+    flags.DEFINE_integer("images", 8, text, flag_values=flag_values)
+    text = "Views of each image, besides the image itself."
+    flags.DEFINE_integer("columns", 8, text, flag_values=flag_values)
+    paths.define("output", None, "PNG file to write.", flag_values)
 
 
-def view_config() -> PretrainConfig:
-    """Dataset and views as the parsed command line has them, checked."""
-    config = pretraining.config_from_flags(workdir="unused")
-    config.validate()
+def view_config(flag_values: flags.FlagValues = FLAGS) -> PretrainConfig:
+    """Dataset and views of a run, or as the parsed command line has them, checked.
+
+    Raises:
+      UserError: a flag is out of range, or left without any effect by another one; or there is no such run.
+    """
+    workdir = flag_values["workdir"].value
+    if workdir:
+        names = [field.name for field in dataclasses.fields(PretrainConfig) if flag_values[field.name].present]
+        config = load_run(workdir).replace(**{name: flag_values[name].value for name in names})
+    else:
+        config = pretraining.config_from_flags(flag_values)
+    config = config.replace(workdir="unused")
+    config.validate(begins=not workdir)
+    refuse_idle(config, given.by_user())
     return config
-
-
-VIEW_FLAGS = (
-    "dataset",
-    "data_dir",
-    "tfds_split",
-    "max_pixels",
-    "background",
-    "image_size",
-    "augmentation",
-    "crop_min_area",
-    "color_strength",
-    "blur_probability",
-    "seed",
-)

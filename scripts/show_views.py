@@ -1,7 +1,8 @@
 """Draws a grid of views: what the network will see. Each row is an image and then random views of it.
 
-Example:
-  python -m scripts.show_views --dataset=folder:/data/photos --color_strength=0.25 --output=views.png
+Examples:
+  python -m scripts.show_views --flagfile=flags/presets/photos.flags --dataset=folder:/data/photos --output=views.png
+  python -m scripts.show_views --workdir=runs/photos --output=views.png
 """
 
 from flags import command, data, evaluation

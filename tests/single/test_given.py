@@ -19,6 +19,7 @@ name, *words = sys.argv[1:]
 asked = {
     "doctor": (doctor.define, doctor.asked),
     "step": (benchmark._define_step, benchmark._step),
+    "input": (benchmark._define_input, benchmark._input),
     "launch": (launch.define, launch.options),
     "similarity": (evaluation.define_similarity, evaluation.checked_similarity),
     "sweep": (sweep.define, sweep.checked),
@@ -47,6 +48,8 @@ REFUSED = {
     "step --dataset=folder:no/such --num_instances=50000": f"--num_instances=50000: {_IMAGES}",
     "step --dataset=folder:no/such": "",
     "step --num_instances=7": "",
+    "input --flagfile=flags/presets/photos.flags --dataset=digits --image_size=0": "--image_size=0: must be at least 1",
+    "input --flagfile=flags/presets/photos.flags --dataset=digits": "",
     "launch -np 2 --min_workers=1": "--min_workers=1: must be left out without --max_restarts",
     "launch -np 2 --wait_for_hosts=600": "--wait_for_hosts=600.0: must be left out without --max_restarts",
     "launch -np 2 --wait_for_hosts=60 --min_workers=1 --max_restarts=1": "",

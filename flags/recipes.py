@@ -16,7 +16,8 @@ Recipe = TypeVar("Recipe", recipes.LinearRecipe, recipes.CachedRecipe, recipes.F
 
 DESCRIPTIONS = {
     "epochs": "Length of the training, in epochs; the result is the last epoch's.",
-    "batch_size": "Images per step, all workers together.",
+    "batch_size": "Images per step, all workers together. `finetune` leaves out the rest of an epoch that fills none:"
+    " few labels want a smaller one.",
     "learning_rate": "Of the linear classifier at the first step; a cosine leads it to 0. Not with --cached.",
     "relative_learning_rates": "With --cached: learning rates to try, times the mean squared length of the features.",
     "held_out": "With --cached: the part of the training images by which the learning rate is chosen.",
@@ -35,7 +36,8 @@ DESCRIPTIONS = {
     " SavedModel from images (0..255) to features.",
     "metric": "What is reported as `score`; some datasets' convention asks for `mean_per_class`.",
     "image_size": "Side of the images, in pixels; by default the run's.",
-    "encoder_learning_rate": "Of the encoder; by default by --fraction: 0.001 up to 0.1, else 0.01.",
+    "encoder_learning_rate": "Of the encoder; by default by --fraction: 0.001 up to 0.1, else 0.01. That is for trained"
+    " weights: those of --init=scratch hardly move, and want a larger one.",
     "classifier_learning_rate": "Of the classifier; by default by --fraction: 15 up to 0.01, 10 up to 0.1, else 0.1.",
     "seed": "Of the classifier's weights, of the order and of the views, and of the choice of labels.",
 }

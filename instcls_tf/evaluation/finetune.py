@@ -80,6 +80,8 @@ def finetuned_accuracy(
     Raises:
       UserError: the training diverged.
     """
+    for warning in recipe.warnings(train.num_instances, collectives.size()):
+        progress.say(f"warning: {warning}")
     classifier = new_classifier(backbone.output_shape[-1], splits.num_classes, recipe.seed)
     loss = _train(backbone, classifier, train, recipe, image_size, center_crop_fraction, progress)
     # Each worker's BN saw its own share of the batches.

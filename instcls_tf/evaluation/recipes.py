@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from instcls_tf.checks import (
@@ -34,6 +35,9 @@ CHECKPOINT, SCRATCH = INITS = ("checkpoint", "scratch")
 
 # Wu et al. 2018: neighbours that vote, and the temperature of their weights.
 KNN_NEIGHBORS, KNN_TEMPERATURE = 20, 0.07
+
+# An epoch should have several steps, of no fewer images than BN needs.
+_FEW_STEPS, _SMALLEST_BATCH = 4, 8
 
 # Learning rates of semi-supervised training, (encoder, classifier), by the largest fraction of labels they are for.
 _LEARNING_RATES = ((0.01, (0.001, 15.0)), (0.1, (0.001, 10.0)), (1.0, (0.01, 0.1)))
@@ -121,6 +125,25 @@ class FinetuneRecipe:
         given = self.encoder_learning_rate, self.classifier_learning_rate
         encoder, classifier = (default if value is None else value for value, default in zip(given, defaults))
         return encoder, classifier
+
+    def warnings(self, num_labels: int, num_workers: int = 1) -> Iterator[str]:
+        """What should be looked at before the training, one sentence each.
+
+        Args:
+          num_labels: images that are learned from.
+          num_workers: T, each of which needs a share of a batch.
+        """
+        size = max(num_workers, _SMALLEST_BATCH, 2 ** int(math.log2(max(1, num_labels / _FEW_STEPS))))
+        if 2 * size <= num_labels < 2 * self.batch_size:
+            yield (
+                f"--batch_size={self.batch_size} of {num_labels} labels: an epoch is a single step, and there are"
+                f" {self.epochs} in all; take --batch_size={size} ({num_labels // size} steps an epoch)"
+            )
+        if self.init == SCRATCH and self.encoder_learning_rate is None:
+            yield (
+                f"--init={SCRATCH}: the encoder's learning rate of {self.learning_rates[0]:g} is for trained weights,"
+                f" random ones hardly move: give a larger --encoder_learning_rate"
+            )
 
 
 def parse_learning_rates(text: str) -> tuple[float, ...]:

@@ -24,10 +24,12 @@ CONFIG = PretrainConfig(
 )
 
 
-def finetune(recipe: FinetuneRecipe, backbone: tf.keras.Model) -> dict:
+def finetune(recipe: FinetuneRecipe, backbone: tf.keras.Model, progress: Progress = QUIET) -> dict:
     splits = open_splits("digits")
     train = open_fraction(splits, "digits", None, recipe.fraction, recipe.seed)
-    return finetuned_accuracy(backbone, train, splits, recipe, image_size=8, center_crop_fraction=1.0, progress=QUIET)
+    return finetuned_accuracy(
+        backbone, train, splits, recipe, image_size=8, center_crop_fraction=1.0, progress=progress
+    )
 
 
 def test_learns_with_some_labels():
@@ -55,13 +57,14 @@ def test_rates_of_encoder_and_classifier_are_separate():
         np.testing.assert_array_equal(variable, value)
 
 
-def test_divergence_is_one_sentence():
+def test_divergence_is_one_sentence(capsys):
     recipe = FinetuneRecipe(epochs=3, fraction=0.1, encoder_learning_rate=0.5, classifier_learning_rate=1e38)
     sentence = (
         r"^--encoder_learning_rate=0.5 --classifier_learning_rate=1e\+38: diverged at step \d+, wanted lower ones$"
     )
     with pytest.raises(UserError, match=sentence):
-        finetune(recipe, initial_backbone("scratch", "", CONFIG))
+        finetune(recipe, initial_backbone("scratch", "", CONFIG), Progress(visible=True))
+    assert "warning: --batch_size=256 of 140 labels: an epoch is a single step" in capsys.readouterr().err
 
 
 def test_starts_from_an_exported_model(tmp_path):

@@ -53,6 +53,25 @@ def test_limits(recipe, sentence):
         recipe.validate()
 
 
+def test_few_labels_are_few_steps():
+    """What to take instead, for all workers; 15 are a step in any case."""
+    for labels, size in ((16, 8), (300, 64), (511, 64)):
+        (told,) = FinetuneRecipe().warnings(labels)
+        assert told == (
+            f"--batch_size=256 of {labels} labels: an epoch is a single step, and there are 20 in all; take"
+            f" --batch_size={size} ({labels // size} steps an epoch)"
+        )
+        assert not list(FinetuneRecipe(batch_size=size).warnings(labels))
+    assert "take --batch_size=9 (2 steps an epoch)" in next(FinetuneRecipe().warnings(20, num_workers=9))
+    assert not [*FinetuneRecipe().warnings(512), *FinetuneRecipe().warnings(15), *FinetuneRecipe().warnings(1)]
+
+
+def test_random_weights_want_another_rate():
+    (told,) = FinetuneRecipe(fraction=0.1, init="scratch").warnings(1000)
+    assert told.startswith("--init=scratch: the encoder's learning rate of 0.001 is for trained weights")
+    assert not list(FinetuneRecipe(fraction=0.1, init="scratch", encoder_learning_rate=0.1).warnings(1000))
+
+
 @pytest.fixture
 def values() -> absl_flags.FlagValues:
     """Flags apart from those of this process."""

@@ -19,6 +19,12 @@ def define_prepare() -> None:
     flags.DEFINE_string("dataset", None, "`folder:PATH`: the images to copy; PATH/{train,test,val} if there are any.")
     paths.define("output", None, "Folder that receives the shards and index.json.")
     flags.DEFINE_integer("shard_megabytes", 256, "Size at which a new shard begins, in 2^20 bytes.")
+    flags.DEFINE_float(
+        "max_bad_fraction",
+        PretrainConfig.max_bad_fraction,
+        "Write nothing when more than this fraction of the files of a split cannot be read; fewer are told, and their"
+        " records are empty. A run on the records counts these by its own flag of this name.",
+    )
 
 
 def define_show_views(flag_values: flags.FlagValues = FLAGS) -> None:

@@ -13,12 +13,12 @@ data.define_prepare()
 
 def main() -> None:
     refuse_several("prepare")
-    dataset, output = evaluation.required("dataset"), evaluation.required("output")
+    dataset, output, values = evaluation.required("dataset"), evaluation.required("output"), evaluation.FLAGS
     from instcls_tf.data.prepare import prepare
     from instcls_tf.progress import Progress
 
     progress = Progress(visible=True)
-    images = prepare(dataset, output, evaluation.FLAGS.shard_megabytes, progress, progress.say)
+    images = prepare(dataset, output, values.shard_megabytes, progress, progress.say, values.max_bad_fraction)
     command.give(Answer({"output": output, "images": images}))
 
 

@@ -27,6 +27,7 @@ def prepare(
     shard_megabytes: int,
     progress: OnProgress = no_progress,
     say: Callable[[str], None] = lambda text: None,
+    max_bad_fraction: float = PretrainConfig.max_bad_fraction,
 ) -> dict[str, int]:
     """Copies the images of a folder, with their names, ids and labels, into shards and writes an index of them.
 
@@ -40,19 +41,21 @@ def prepare(
       progress: called with a stage's name, images done and images in all.
       say: called with a line about what is not in the folder's listing, if anything is left out, and about files that
         could not be read.
+      max_bad_fraction: of the files of a split so many may be unreadable.
 
     Returns:
       Images per split.
 
     Raises:
       UserError: no folder, a split with class folders that the train split lacks, an output that holds something
-        already or cannot be written, or more than 1 % of the files of a split cannot be read; shards that were written
-        are removed then.
+        already or cannot be written, or more of the files of a split cannot be read than may be; shards that were
+        written are removed then.
     """
     if not dataset.startswith(folder.PREFIX):
         refuse_path(dataset)
         raise UserError(f"--dataset={dataset}: wanted folder:PATH")
     require_value("shard_megabytes", shard_megabytes, shard_megabytes >= 1, "at least 1")
+    require_value("max_bad_fraction", max_bad_fraction, 0 <= max_bad_fraction <= 1, "0 to 1")
     index_path = os.path.join(output, records.INDEX_NAME)
     if os.path.exists(index_path):
         raise UserError(f"--output={output}: holds prepared images already, name another folder")
@@ -73,7 +76,7 @@ def prepare(
             for split, source in sources.items()
         }
         for split, source in sources.items():
-            _tell_unreadable(source, split, say)
+            _tell_unreadable(source, split, say, max_bad_fraction)
     except BaseException:
         for path in written:
             with contextlib.suppress(OSError):
@@ -96,14 +99,17 @@ def _splits(dataset: str) -> Iterator[tuple[str, FolderSource]]:
         yield "test", folder.open_folder(dataset, "test")
 
 
-def _tell_unreadable(source: FolderSource, split: str, say: Callable[[str], None]) -> None:
+def _tell_unreadable(source: FolderSource, split: str, say: Callable[[str], None], max_fraction: float) -> None:
     reasons = source.bad.reasons
     if not reasons:
         return
     names = some_of(f"{shown(name)}: {reason}" for name, reason in sorted(reasons.items()))
     problem = f"{len(reasons)} of {source.num_instances} files of the {split} split cannot be read: {names}"
-    if len(reasons) > PretrainConfig.max_bad_fraction * source.num_instances:
-        raise UserError(f"--dataset={source.name}: {problem}")
+    if len(reasons) > max_fraction * source.num_instances:
+        raise UserError(
+            f"--dataset={source.name}: {problem}; mend them or take them away, or give a larger --max_bad_fraction than"
+            f" {max_fraction:g}"
+        )
     say(f"{problem}; their records are empty")
 
 

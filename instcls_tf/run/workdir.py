@@ -42,8 +42,9 @@ NOT_RECIPE = (
     "class_passes",  # the same up to rounding
     "extend_epochs",  # may only grow
 )
-# Of these, what its recipe follows: how long the run is, and where its images lie for those who look at it later.
-_FOLLOWED = ("extend_epochs", "max_steps", "data_dir")
+# Of these, what its recipe follows, for those who replay it or look at it later: how long the run is, where its images
+# lie, and how many of them may be unreadable.
+_FOLLOWED = ("extend_epochs", "max_steps", "data_dir", "max_bad_fraction")
 # Of the recipe, what a longer run has otherwise, and one that goes on may not: it is extended instead.
 _LENGTH = ("epochs", "exposures")
 # Of the recipe, what names a place, which has many names: this is compared with `run.flags` alone.
@@ -124,7 +125,7 @@ def _remove(folder: str, *names: str) -> None:
 
 
 def continue_run(config: PretrainConfig) -> bool:
-    """Writes another length, or place of the images, into the recipe of the run in the workdir, which stays the same.
+    """Writes another length, place of the images or share of bad ones into the recipe of the run, which stays the same.
 
     Returns:
       Whether its extension is longer than it was.

@@ -84,9 +84,9 @@ def test_the_recipe_follows_where_the_images_lie_and_where_the_run_ends(tmp_path
     begin_run(first)
     save_something(tmp_path)
     run = run_id(str(tmp_path))
-    config = first.replace(max_steps=None, data_dir="/new", log_every=7)
+    config = first.replace(max_steps=None, data_dir="/new", max_bad_fraction=0.05, log_every=7)
     assert refuse_other_recipe(config) and not continue_run(config)
-    assert load_run(str(tmp_path)) == first.replace(max_steps=None, data_dir="/new")
+    assert load_run(str(tmp_path)) == first.replace(max_steps=None, data_dir="/new", max_bad_fraction=0.05)
     assert run_id(str(tmp_path)) == run
     before = Path(run_flags_path(str(tmp_path))).stat()
     assert not continue_run(config.replace(log_every=9))

@@ -29,7 +29,9 @@ def define() -> None:
     paths.define_for_tensorflow("workdir", None, "Folder of the run: whether all workers share it, and how fast it is.")
     flags.DEFINE_integer("num_instances", 50_000, f"N of --dataset={SYNTHETIC}, the classes of all workers together.")
     flags.DEFINE_bool("step", True, "Measure a step of these flags. One of the paper's takes an hour or more on CPUs.")
-    flags.DEFINE_bool("quick", False, "This machine alone, without TensorFlow: a fraction of a second.")
+    flags.DEFINE_bool(
+        "quick", False, "This machine alone, without TensorFlow and flags of a run: a fraction of a second."
+    )
     flags.DEFINE_bool("json", False, "The JSON object alone.")
 
 
@@ -37,9 +39,10 @@ def asked() -> Asked | None:
     """What is to be examined; None for --quick.
 
     Raises:
-      UserError: a flag is out of range, or the images are not right.
+      UserError: a flag is out of range, or left without any effect by another one, or the images are not right.
     """
     if FLAGS.quick:
+        given.refuse((*_RECIPE, "workdir", "num_instances", "step"), "left out with --quick, which looks at no run")
         return None
     _, workers = launched_rank_and_size() or (0, 1)
     config = pretraining.config_from_flags(workdir=FLAGS.workdir or "unused")

@@ -38,11 +38,16 @@ except UserError as error:
 _RENDER = "must be left out with --render"
 _IMAGES = "must be left out with --dataset=folder:no/such, whose images are counted"
 _VIEWS = "is of --augmentation=simclr, --augmentation=none has nothing of the kind: leave it out"
+_QUICK = "must be left out with --quick, which looks at no run"
 _CROP = "must be left out with --augmentation="
 REFUSED = {
     "doctor --dataset=folder:no/such --num_instances=7": f"--num_instances=7: {_IMAGES}",
     "doctor --dataset=folder:no/such": "--dataset=folder:no/such: no such folder",
     "doctor --dataset=synthetic --num_instances=700": "",
+    "doctor --quick --dataset=folder:no/such --image_size=-5": f"--dataset=folder:no/such: {_QUICK}",
+    "doctor --quick --flagfile=flags/presets/digits.flags": f"--dataset=digits: {_QUICK}",
+    "doctor --quick --nostep": f"--step=False: {_QUICK}",
+    "doctor --quick --json": "",
     "doctor --augmentation=none --blur_probability=1": f"--blur_probability=1.0: {_VIEWS}",
     "doctor --flagfile=flags/presets/photos.flags --augmentation=none --dataset=synthetic": "",
     "step --dataset=folder:no/such --num_instances=50000": f"--num_instances=50000: {_IMAGES}",

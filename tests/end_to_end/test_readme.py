@@ -134,12 +134,16 @@ def test_what_could_go_is_listed_from_where_the_commands_are_given(tmp_path):
     (line,) = re.findall(r"`([^`]* < runs/photos/duplicates_drop\.txt)`", PAGES["docs/find.md"])
     folder = tmp_path / "runs" / "photos"
     folder.mkdir(parents=True)
-    (folder / "duplicates_drop.txt").write_text("a b.jpg\n")
     (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "a b.jpg").touch()
+    for name in ("a b.jpg", "-l.jpg", "other.jpg"):
+        (tmp_path / "train" / name).touch()
     line = line.replace("/data/photos/", f"{tmp_path}/")
-    finished = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, text=True)
-    assert finished.stdout.endswith(" a b.jpg\n"), finished.stderr
+    for names in ([], ["-l.jpg", "a b.jpg"]):
+        (folder / "duplicates_drop.txt").write_text("".join(f"{name}\n" for name in names))
+        finished = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, text=True)
+        shown = finished.stdout.splitlines()
+        assert len(shown) == len(names), finished
+        assert all(row.endswith(f" {name}") for row, name in zip(shown, names)), finished
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -162,9 +162,20 @@ def scratch_prefix(parent: str) -> str:
     with contextlib.suppress(OSError):
         for name in os.listdir(parent):
             begun = own.fullmatch(name)
-            if begun and not os.path.exists(f"/proc/{begun[1]}"):
+            if begun and not is_running(int(begun[1])):
                 shutil.rmtree(os.path.join(parent, name), ignore_errors=True)
     return f".writing-{_machine()}-{os.getpid()}-"
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process on this machine, whosever it is: `/proc` is not everywhere, and may hide some."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # to send it a signal, if it is another user's
+    return True
 
 
 def _machine() -> str:

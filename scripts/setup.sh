@@ -5,7 +5,7 @@
 #   PYTHON=/path/to/python3.10 ./scripts/setup.sh   with an interpreter of your choice, CPython 3.9 to 3.12; kept from then on
 #   HOROVOD_GPU_OPERATIONS=NCCL ./scripts/setup.sh  with NCCL, where CUDA (HOROVOD_CUDA_HOME) and NCCL (HOROVOD_NCCL_HOME) are
 #
-# CPython 3.12 gets TensorFlow 2.18 with tf_keras, and a Horovod that scripts/patches makes fit; others TensorFlow 2.15.
+# On Linux alone. CPython 3.12 gets TensorFlow 2.18 with tf_keras, and a Horovod that scripts/patches makes fit; others TensorFlow 2.15.
 # Root is never required: MPI and cmake come as wheels. It is used, when there, to install a missing compiler with apt.
 set -euo pipefail
 
@@ -22,6 +22,8 @@ fail() {
   echo "setup.sh: $*" >&2
   exit 1
 }
+
+[[ $(uname -s) == Linux ]] || fail "$(uname -s) is no Linux, on which alone this runs: take a virtual machine or a container."
 
 timed() { # timed TITLE COMMAND...: one line with the time it took; the command's output goes to the log
   local title=$1 start=$SECONDS status=0

@@ -53,6 +53,16 @@ def run_setup(folder: Path, **environment: object) -> subprocess.CompletedProces
     )
 
 
+def test_another_system_is_refused_before_anything_is_made(set_up):
+    system = set_up / "system" / "uname"
+    system.parent.mkdir()
+    system.write_text("#!/bin/sh\necho Darwin\n")
+    system.chmod(0o755)
+    finished = run_setup(set_up, PATH=f"{system.parent}:{os.environ['PATH']}")
+    sentence = "Darwin is no Linux, on which alone this runs: take a virtual machine or a container."
+    assert (finished.returncode, finished.stdout, finished.stderr) == (1, "", f"setup.sh: {sentence}\n")
+
+
 def test_a_compiler_that_refuses_the_kernels_is_a_warning(set_up):
     compiler = set_up / "compiler"
     compiler.write_text("#!/bin/sh\necho 'compiler: error: bad value for -march' >&2; echo terminated >&2; exit 1\n")

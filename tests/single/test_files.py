@@ -93,6 +93,21 @@ def test_what_a_killed_process_had_begun_goes_with_the_next_folder(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["one", "two"]
 
 
+def test_a_process_that_proc_does_not_show_is_running_all_the_same(tmp_path, monkeypatch):
+    """On other systems, and of other users where it is hidden: what it writes is not removed."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    pids = (os.getpid(), 1, gone.pid, 10**30)  # 1 is root's, whom tests need not be
+    of_machine = files.scratch_prefix(str(tmp_path)).removesuffix(f"{os.getpid()}-")
+    for pid in pids:
+        (tmp_path / f"{of_machine}{pid}-a").mkdir()
+    exists = os.path.exists
+    monkeypatch.setattr(os.path, "exists", lambda path: not str(path).startswith("/proc/") and exists(path))
+    files.scratch_prefix(str(tmp_path))
+    left = {int(path.name.split("-")[-2]) for path in tmp_path.iterdir()}
+    assert left == {os.getpid(), 1}
+
+
 def test_looking_again_lists_the_folders_on_the_way(tmp_path, monkeypatch):
     """As NFS has it: a new folder is seen once the one above it was listed."""
     folder, listed, really = tmp_path / "new" / "run", [], os.listdir

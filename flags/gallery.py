@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from absl import flags
+
 from flags import evaluation, from_dataclass, paths
 from instcls_tf.evaluation.recipes import KINDS
 from instcls_tf.gallery.settings import LAYOUTS, GallerySettings
@@ -20,6 +22,7 @@ def define() -> None:
     evaluation.define_run()
     paths.define("output", None, "Folder that receives the page; by default WORKDIR/gallery.")
     from_dataclass.define(GallerySettings, _DESCRIPTIONS, choices={"features": KINDS, "layout": LAYOUTS})
+    flags.DEFINE_alias("num_neighbors", "neighbors")
 
 
 def settings() -> GallerySettings:

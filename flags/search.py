@@ -28,6 +28,7 @@ def define_search() -> None:
         f"Image files, or names of images of the dataset, {_LIST}, other names with a comma in double quotes",
     )
     flags.DEFINE_integer("k", 20, "How many images are found for each query.")
+    flags.DEFINE_alias("num_neighbors", "k")
     evaluation.define_images()
     flags.DEFINE_string("features", BACKBONE, f"What is compared. One of: {', '.join(KINDS)}.")
     paths.define("index", None, "File that keeps the index: searched if it is there, written if not.")
@@ -53,6 +54,7 @@ def define_duplicates() -> None:
     flags.DEFINE_integer(
         "neighbors", _DEFAULTS.neighbors, "Neighbours of each image, by features and by hashes, that are looked at."
     )
+    flags.DEFINE_alias("num_neighbors", "neighbors")
     flags.DEFINE_integer(
         "listed", _DEFAULTS.listed, "How many groups, alike pairs, leaks, contradictions and outliers the answer lists."
     )

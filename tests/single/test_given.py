@@ -13,7 +13,7 @@ from tests.commands import ROOT, run_calls
 _ASK = """
 import sys
 from absl import flags
-from flags import benchmark, claims, command, doctor, evaluation, launch, recipes, sweep
+from flags import benchmark, claims, command, doctor, evaluation, gallery, launch, recipes, search, sweep
 from instcls_tf.errors import UserError
 name, *words = sys.argv[1:]
 asked = {
@@ -24,6 +24,9 @@ asked = {
     "similarity": (evaluation.define_similarity, evaluation.checked_similarity),
     "sweep": (sweep.define, sweep.checked),
     "reproduce": (claims.define, claims.answer),
+    "search": (search.define_search, search.search_settings),
+    "duplicates": (search.define_duplicates, search.duplicates_settings),
+    "gallery": (gallery.define, lambda: gallery.settings().validate()),
     "linear_eval": (evaluation.define_linear, recipes.linear),
     "finetune": (evaluation.define_finetune, recipes.finetune),
 }
@@ -66,6 +69,10 @@ REFUSED = {
     "linear_eval --augmentation=digits --crop_min_area=0.5": f"--crop_min_area=0.5: {_CROP}digits, which cuts nothing",
     "finetune --augmentation=none --crop_min_area=0.5": f"--crop_min_area=0.5: {_CROP}none, which cuts nothing",
     "finetune --crop_min_area=0.5": "",
+    # Neighbours have a name that all commands share.
+    "search --num_neighbors=7": "",
+    "duplicates --num_neighbors=0": "--neighbors=0: must be at least 1",
+    "gallery --num_neighbors=0": "--neighbors=0: must be 1 to 100",
     "sweep --dry_run --picture=a.png": "--picture=a.png: must be left out with --dry_run, which draws none",
     "sweep --final --picture=a.png": "--final=True: must be left out with --picture, which starts no trial",
     "sweep --final --dry_run": "",

@@ -32,8 +32,8 @@ DESCRIPTIONS = {
     "features": "What the classifier sees.",
     "fraction": "Part of the training labels that is used: 0.01 and 0.1 for semi-supervised learning. Class-balanced;"
     " ImageNet's is TFDS's imagenet2012_subset, others are drawn by --seed.",
-    "init": "`checkpoint` (the run's encoder), `scratch` (its architecture, random weights), or the folder of a Keras"
-    " SavedModel from images (0..255) to features.",
+    "init": "`checkpoint` (the run's encoder), `scratch` (its architecture, random weights), what `pretrain"
+    " --init` takes for this architecture, or the folder of any Keras SavedModel from images (0..255) to features.",
     "metric": "What is reported as `score`; some datasets' convention asks for `mean_per_class`.",
     "image_size": "Side of the images, in pixels; by default the run's.",
     "encoder_learning_rate": "Of the encoder; by default by --fraction: 0.001 up to 0.1, else 0.01. That is for trained"

@@ -184,7 +184,7 @@ def finetune_of_run(subject: Subject | None, recipe: FinetuneRecipe) -> dict:
     progress = workers.start(recipe.seed, notes_of(*subject.splits))
     reading = reading_of(subject.config)
     train = open_fraction(subject.splits, subject.dataset, subject.data_dir, recipe.fraction, recipe.seed, reading)
-    backbone = finetune.initial_backbone(recipe.init, subject.workdir, subject.config)
+    backbone = finetune.initial_backbone(recipe.init, subject.workdir, subject.config, progress.say)
     settings = _seen_of_images(subject.config)
     settings["image_size"] = recipe.image_size or settings["image_size"]
     result = finetune.finetuned_accuracy(backbone, train, subject.splits, recipe, progress=progress, **settings)

@@ -12,36 +12,49 @@ from instcls_tf.data.labelled import Splits, labels_of
 from instcls_tf.data.source import Source
 from instcls_tf.distributed import collectives
 from instcls_tf.encoder import networks
-from instcls_tf.errors import DivergedError, UserError
+from instcls_tf.errors import DivergedError, UserError, shown
 from instcls_tf.evaluation.accuracy import accuracy_of
 from instcls_tf.evaluation.linear import global_cross_entropy, labelled_batches, new_classifier
-from instcls_tf.evaluation.recipes import CHECKPOINT, SCRATCH, FinetuneRecipe
+from instcls_tf.evaluation.recipes import CHECKPOINT, INITS, SCRATCH, FinetuneRecipe
+from instcls_tf.files import is_there
+from instcls_tf.initial.start import initialize_encoder
 from instcls_tf.optimizer import MomentumSGD, WarmupCosine
 from instcls_tf.progress import Progress
 from instcls_tf.run.encoder import load_encoder
 
 
-def initial_backbone(init: str, workdir: str, config: PretrainConfig) -> tf.keras.Model:
-    """The network that fine-tuning starts from.
+def initial_backbone(
+    init: str, workdir: str, config: PretrainConfig, say: Callable[[str], None] = lambda text: None
+) -> tf.keras.Model:
+    """The network that fine-tuning starts from; all workers together.
 
     Args:
       init: `checkpoint` (of the run), `scratch` (the run's architecture with random weights), or the folder of a Keras
         SavedModel that maps images `[b, H, W, 3]` with pixel values 0..255 to features `[b, F]`; of one that holds a
-        part named "backbone", as `export` writes it, that part is taken.
+        part named "backbone", as `export` writes it, that part is taken. Or weights for the run's architecture: another
+        run or a file, see `initial.kinds`.
       workdir: the run's folder.
       config: its recipe.
+      say: called with a line for what is left out of such weights.
 
     Raises:
-      UserError: no such folder, or what lies there cannot be fine-tuned.
+      UserError: there is nothing, or what lies there cannot be fine-tuned.
     """
     if init == CHECKPOINT:
         return load_encoder(workdir).get_layer("backbone")
     if init == SCRATCH:
         return networks.make_encoder(config).get_layer("backbone")
+    if not is_there(init):
+        raise UserError(
+            f"--init={shown(init)}: no such file or folder, wanted {', '.join(INITS)}, a run, a SavedModel or weights"
+        )
     try:
         model = tf.keras.models.load_model(init, compile=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--init={init}: wanted checkpoint, scratch or the folder of a Keras SavedModel") from error
+    except (OSError, ValueError):  # no model: weights alone, of a file or of a run
+        encoder = networks.make_encoder(config)
+        for note in initialize_encoder(encoder, init):
+            say(f"--init={shown(init)}: {note}")
+        return encoder.get_layer("backbone")
     backbones = [layer for layer in getattr(model, "layers", []) if layer.name == "backbone"]
     model = backbones[0] if backbones else model
     shape = getattr(model, "output_shape", None)

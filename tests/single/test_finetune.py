@@ -15,6 +15,7 @@ from instcls_tf.evaluation.recipes import FinetuneRecipe
 from instcls_tf.export.saved_model import SAVED_MODEL
 from instcls_tf.export.subject import Subject
 from instcls_tf.export.writing import export
+from instcls_tf.initial.start import keep_starting_weights
 from instcls_tf.progress import Progress
 from tests.end_to_end.runs import write_images
 
@@ -67,7 +68,7 @@ def test_divergence_is_one_sentence(capsys):
     assert "warning: --batch_size=256 of 140 labels: an epoch is a single step" in capsys.readouterr().err
 
 
-def test_starts_from_an_exported_model(tmp_path):
+def test_starts_from_an_exported_model_or_from_weights_alone(tmp_path):
     encoder = networks.make_encoder(CONFIG)
     kernel = encoder.get_layer("backbone").trainable_variables[0]
     kernel.assign_add(tf.ones_like(kernel))
@@ -77,6 +78,11 @@ def test_starts_from_an_exported_model(tmp_path):
     expected = encoder.get_layer("backbone")(images, training=False)
     np.testing.assert_allclose(loaded(images, training=False), expected, atol=1e-5)
     assert loaded.output_shape == (None, 128)
+    keep_starting_weights(str(tmp_path), encoder)
+    notes, weights = [], str(tmp_path / "start.safetensors")
+    loaded = initial_backbone(weights, "", CONFIG.replace(seed=1), notes.append)
+    np.testing.assert_allclose(loaded(images, training=False), expected, atol=1e-5)
+    assert notes == [f"--init={weights}: its projection head is taken as well"]
 
 
 def test_starts_from_somebody_elses_model(tmp_path):
@@ -87,7 +93,9 @@ def test_starts_from_somebody_elses_model(tmp_path):
     tf.keras.Model(inputs, tf.keras.layers.Conv2D(5, 3)(inputs)).save(tmp_path / "map", save_format="tf")
     with pytest.raises(UserError, match=r"wanted a model whose output is \[batch, features\], this one's is \(None,"):
         initial_backbone(str(tmp_path / "map"), "", CONFIG)
-    with pytest.raises(UserError, match=r"wanted checkpoint, scratch or the folder of a Keras SavedModel$"):
+    with pytest.raises(
+        UserError, match=r"no such file or folder, wanted checkpoint, scratch, a run, a SavedModel or weights$"
+    ):
         initial_backbone(str(tmp_path / "none"), "", CONFIG)
 
 

@@ -192,8 +192,9 @@ def refuse_idle(settings: Any, given: Collection[str]) -> None:
       UserError: names the first one and its value, and says why.
     """
     for name, why in without_effect(settings).items():
-        if name in given:
-            raise UserError(f"--{name}={shown(getattr(settings, name))}: {why}: leave it out")
+        value = getattr(settings, name)
+        if name in given and value is not None:
+            raise UserError(f"--{name}={shown(value)}: {why}: leave it out")
 
 
 def refuse_beyond_epochs(settings: Any, begins: bool) -> None:

@@ -191,6 +191,7 @@ def test_what_has_no_effect_is_refused_if_it_is_no_presets(tmp_path, given, effe
     new, name = config_of(tmp_path / "new", **given), next(iter(given))
     assert refusal_of(new, (name,)) == f"--{name}={given[name]}: {why}: leave it out"
     preflight.open_training_data(new, given=("augmentation", "smoothing", "method"))
+    preflight.open_training_data(new.replace(data_dir=None), given=("data_dir",))
     preflight.open_training_data(begin_and_save(config_of(tmp_path / "run", **given)), given=given)
     if effect:
         preflight.open_training_data(new.replace(**effect), given=(*given, *effect))

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from instcls_tf import files
 from instcls_tf.detection.config import DetectConfig
-from instcls_tf.distributed import collectives
+from instcls_tf.distributed import collectives, workers
 from instcls_tf.errors import UserError, reason_of, shown
 from instcls_tf.run import checkpoint
 
@@ -42,7 +42,7 @@ def save(config: DetectConfig, origin: str, state: tf.train.Checkpoint, step: in
 
 
 def restore(config: DetectConfig, origin: str, state: tf.train.Checkpoint) -> int:
-    """Reads the state that a fine-tune with the same settings left.
+    """Reads the state that a fine-tune with the same settings left, the one that rank 0 sees; all workers together.
 
     Args:
       config: the settings.
@@ -54,15 +54,20 @@ def restore(config: DetectConfig, origin: str, state: tf.train.Checkpoint) -> in
       Its completed steps; 0 if there is none, or one with other settings, which the next `save` replaces.
 
     Raises:
-      UserError: the state is damaged.
+      UserError: the state is damaged; on all workers alike.
+      MachineError: the file system fails; likewise.
     """
-    if not os.path.exists(_record(config)):
+    step = workers.of_rank_0(lambda: _kept_step(config, origin))
+    if step:
+        workers.all_or_none(lambda: checkpoint.restore(_prefix(config, step), state, {}))
+    return step
+
+
+def _kept_step(config: DetectConfig, origin: str) -> int:
+    if not files.is_there(_record(config)):
         return 0
     step, settings, began = _read_record(config)
-    if settings != _recipe(config) or began != origin:
-        return 0
-    checkpoint.restore(_prefix(config, step), state, {})
-    return step
+    return step if settings == _recipe(config) and began == origin else 0
 
 
 def _read_record(config: DetectConfig) -> tuple[int, dict, str | None]:

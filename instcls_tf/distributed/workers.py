@@ -138,6 +138,19 @@ def all_or_none(work: Callable[[], Result]) -> Result:
     return cast(Result, result)
 
 
+def of_rank_0(look: Callable[[], Result]) -> Result:
+    """What `look` returns on rank 0, on all workers: another's file system may show it something else for a while.
+
+    Args:
+      look: asked on rank 0 alone; returns what JSON can hold.
+
+    Raises:
+      UserError: rank 0's; on all workers alike.
+    """
+    found, *_ = everybodys(all_or_none(lambda: look() if collectives.rank() == 0 else None))
+    return cast(Result, found)
+
+
 def merged(mine: dict[str, str]) -> dict[str, str]:
     """What the workers' dictionaries hold together, by the lower rank where several have a key; all together."""
     return {key: value for one in reversed(everybodys(mine)) for key, value in one.items()}

@@ -108,11 +108,8 @@ def _refuse_no_weights(other: str, prefix: str, row: int) -> None:
 def _newest_of(other: str) -> str:
     """The checkpoint that rank 0 takes."""
 
-    def step_of_newest() -> int:
-        return checkpoint_choice.step_of(checkpoint.newest(other)) if collectives.rank() == 0 else 0
-
     with naming("extend_from"):
-        step, *_ = workers.everybodys(workers.all_or_none(step_of_newest))
+        step = workers.of_rank_0(lambda: checkpoint_choice.step_of(checkpoint.newest(other)))
     return checkpoint_choice.prefix_of(other, step)
 
 
@@ -120,8 +117,7 @@ def _contents_before(other: str, prefix: str, progress: Progress) -> np.ndarray:
     """The hashes of the images of the other run, one for each of its classes."""
     path = contents.contents_path(other)
     total, _ = _shape_of(prefix, CLASS_WEIGHTS_KEY)
-    is_kept, *_ = workers.everybodys(workers.all_or_none(lambda: collectives.rank() == 0 and files.is_there(path)))
-    if is_kept:
+    if workers.of_rank_0(lambda: files.is_there(path)):
         before = workers.all_or_none(lambda: contents.read(path))
     else:
         progress.say(f"--extend_from={other}: has no {CONTENTS_NAME}, its images are read again")

@@ -7,10 +7,13 @@ import os
 import pytest
 import tensorflow as tf
 
+from instcls_tf import files
 from instcls_tf.detection import checkpoint
 from instcls_tf.detection.config import DetectConfig
-from instcls_tf.errors import UserError
+from instcls_tf.distributed import collectives, workers
+from instcls_tf.errors import MachineError, UserError
 from tests.full_disk import full_disk
+from tests.single.test_failing_file_systems import Failing
 
 
 def test_a_run_that_went_on_starts_another_fine_tune(tmp_path):
@@ -21,6 +24,24 @@ def test_a_run_that_went_on_starts_another_fine_tune(tmp_path):
     assert float(found) == 0
     assert checkpoint.restore(config, "first weights", tf.train.Checkpoint(x=found)) == 5
     assert float(found) == 3
+
+
+def test_a_state_that_cannot_be_seen_is_not_taken_for_none(tmp_path, monkeypatch):
+    """The next save would remove it. What rank 0 sees holds for all."""
+    config, found = DetectConfig(workdir=str(tmp_path), dataset="folder:cells"), tf.Variable(0.0)
+    checkpoint.save(config, "weights", tf.train.Checkpoint(x=tf.Variable(3.0)), 5)
+    monkeypatch.setattr(files, "_PAUSE_SECONDS", 0.0)
+    original = os.stat
+    monkeypatch.setattr(os, "stat", Failing(original, "state.json", times=1))
+    assert checkpoint.restore(config, "weights", tf.train.Checkpoint(x=found)) == 5
+    monkeypatch.setattr(os, "stat", Failing(original, "state.json", times=4))
+    with pytest.raises(MachineError, match=r"/state\.json: cannot be read \(Stale file handle\), tried 4 times"):
+        checkpoint.restore(config, "weights", tf.train.Checkpoint(x=found))
+    monkeypatch.setattr(collectives, "rank", lambda: 1)
+    monkeypatch.setattr(workers, "everybodys", lambda mine: [5 if mine is None else mine])
+    os.remove(tmp_path / "detector" / "state.json")
+    found.assign(0.0)
+    assert checkpoint.restore(config, "weights", tf.train.Checkpoint(x=found)) == 5 and float(found) == 3
 
 
 @pytest.mark.parametrize("content", ["", "{", "[" * 100_000, "[]", "{}", '{"step": null, "settings": {}}', "null"])

@@ -86,16 +86,20 @@ def refuse_unwritable(path: str, flag: str = "output") -> None:
 
     Raises:
       UserError: the file cannot be written.
+      MachineError: likewise, as the file system fails.
     """
-    is_new = not os.path.lexists(path)
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        with open(path, "ab"):
-            pass
-        if is_new:
+        try:
+            with open(path, "xb"):
+                pass
+        except FileExistsError:
+            with open(path, "ab"):
+                pass
+        else:
             os.remove(path)
     except OSError as error:
-        raise UserError(f"--{flag}={shown(path)}: cannot write this file ({error.strerror})") from error
+        raise told(error, f"--{flag}={shown(path)}: cannot write this file ({error.strerror})") from error
 
 
 def write(path: str, content: bytes) -> None:

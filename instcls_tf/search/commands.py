@@ -78,13 +78,14 @@ def search_in_run(
 
     Raises:
       UserError: what is wrong with the run, the images, the queries or the file.
+      MachineError: the file system fails, so that it is not known whether there is an index.
     """
     require_value("k", k, k >= 1, "at least 1")
     added, notes = _files_of(add)
     workers.start()
     for note in notes:
         _say(note)
-    is_kept = index_path is not None and workers.rank_0_says(os.path.exists(index_path), "has_index")
+    is_kept = index_path is not None and workers.of_rank_0(lambda: files.is_there(str(index_path)))
     if is_kept:
         if dataset is not None:
             raise UserError(

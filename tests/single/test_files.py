@@ -49,7 +49,7 @@ def test_an_older_file_outlives_a_failure(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["a.json"]
 
 
-def test_refuses_before_anything_long(tmp_path):
+def test_refuses_before_anything_long(tmp_path, monkeypatch):
     sentence = r"^--output=/proc/x\.png: cannot write this file \(No such file or directory\)$"
     with pytest.raises(UserError, match=sentence):
         files.refuse_unwritable("/proc/x.png")
@@ -57,6 +57,8 @@ def test_refuses_before_anything_long(tmp_path):
     for name in ("old", "new", "sub/new"):
         files.refuse_unwritable(str(tmp_path / name))
     assert sorted(os.listdir(tmp_path)) == ["old", "sub"]
+    monkeypatch.setattr(os.path, "lexists", lambda path: False)  # so does the system's, on any error
+    files.refuse_unwritable(str(tmp_path / "old"))
     assert (tmp_path / "old").read_bytes() == b"old" and not os.listdir(tmp_path / "sub")
 
 

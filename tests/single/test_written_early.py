@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from flags import command
-from instcls_tf.errors import UserError
+from instcls_tf import files
+from instcls_tf.errors import MachineError, UserError
 from instcls_tf.evaluation import commands, feature_store
 from instcls_tf.report import duplicates as report
 from instcls_tf.search import commands as search
@@ -18,6 +19,7 @@ from instcls_tf.search.age import Age
 from instcls_tf.search.settings import Settings
 from tests.encoders import trained_encoder
 from tests.end_to_end.runs import write_images
+from tests.single.test_failing_file_systems import Failing
 from tests.single.test_index import ALL, make_run
 
 IMAGES = {"dataset": None, "split": None, "data_dir": None}
@@ -108,6 +110,11 @@ def test_an_index_that_is_to_grow(workdir, photos, tmp_path, monkeypatch):
 
     monkeypatch.setattr("instcls_tf.files.refuse_unwritable", refuse)
     assert search.search_in_run(workdir, ["a.png"], 1, **ALL, index_path=str(index)).hits
+    # Nor is it made anew where it cannot be looked at.
+    monkeypatch.setattr(files, "_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(os, "stat", Failing(os.stat, "kept", times=4))
+    with pytest.raises(MachineError, match=r"/kept: cannot be read \(Stale file handle\), tried 4 times"):
+        search.search_in_run(workdir, ["a.png"], 1, **ALL, index_path=str(index))
     write_images(tmp_path / "more", ["new.png"])
     with pytest.raises(UserError, match=r"^--index=.*kept: cannot write this file$"):
         search.search_in_run(workdir, ["a.png"], 1, **ALL, index_path=str(index), add=[str(tmp_path / "more")])

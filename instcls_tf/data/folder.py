@@ -177,7 +177,8 @@ def open_folder(
       reading: how files become pixels.
 
     Raises:
-      UserError: there is no such folder, or fewer than two images in it.
+      UserError: there is no such folder, or fewer than two images in it; or an image of the run cannot be looked at.
+      MachineError: the file system fails.
     """
     top = os.path.expanduser(dataset.removeprefix(PREFIX))
     if not os.path.exists(top):
@@ -195,7 +196,7 @@ def open_folder(
         raise UserError(f"--dataset={dataset}: one image only, wanted at least 2 images: every image is a class")
     changes = Changes()
     if workdir and files.is_there(os.path.join(workdir, MANIFEST_NAME)):
-        paths, irregular, changes, unknown = _with_known_ids(workdir, root, paths, irregular)
+        paths, irregular, changes, unknown = _with_known_ids(dataset, workdir, root, paths, irregular)
         notes += unknown
     names, labels, unknown_classes = _labels(dataset, top, root, paths)
     if unknown_classes:
@@ -293,7 +294,7 @@ def _list(dataset: str, root: str) -> Listing:
 
 
 def _with_known_ids(
-    workdir: str, root: str, found: ImagePaths, irregular: np.ndarray
+    dataset: str, workdir: str, root: str, found: ImagePaths, irregular: np.ndarray
 ) -> tuple[ImagePaths, np.ndarray, Changes, tuple[str, ...]]:
     known, _ = manifest.read(os.path.join(workdir, MANIFEST_NAME))
     odd = np.array([hash(found.bytes_of(i)) for i in irregular], np.int64)
@@ -303,9 +304,23 @@ def _with_known_ids(
     added = range(merged.num_known, len(merged.paths))
     # What is not looked into now (a hidden folder) may have been when the run began: its images are still there.
     missing = (merged.paths[i] for i in merged.vanished)
-    vanished = tuple(path for path in missing if not os.path.lexists(os.path.join(root, path)))
+    vanished = tuple(path for path in missing if _is_gone(dataset, workdir, os.path.join(root, path)))
     changes = Changes(vanished, tuple(merged.paths[i] for i in added))
     return merged.paths, irregular, changes, left_out
+
+
+def _is_gone(dataset: str, workdir: str, path: str) -> bool:
+    """Whether nothing is there any more; what a folder that fails or forbids hides is not gone."""
+    try:
+        files.patiently(lambda: os.lstat(path), path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError as error:
+        raise UserError(
+            f"--dataset={dataset}: it cannot be seen whether {path!r} of the run in --workdir={workdir} is still there"
+            f" ({error.strerror}), wanted folders that may be entered"
+        ) from error
+    return False
 
 
 def _without_newer_suffixes(known: ImagePaths, found: ImagePaths) -> tuple[ImagePaths, tuple[str, ...]]:

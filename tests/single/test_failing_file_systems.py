@@ -243,6 +243,28 @@ def test_what_cannot_be_looked_at_is_not_taken_for_missing(begun, monkeypatch, n
         look(begun, source)
 
 
+@pytest.mark.parametrize(
+    ("number", "kind", "sentence"),
+    [
+        (errno.EIO, MachineError, r"photos/3\.jpg: cannot be read \(Input/output error\), tried 4 times"),
+        (
+            errno.EACCES,
+            UserError,
+            r"whether '.*/3\.jpg' of the run in --workdir=.* is still there \(Permission denied\)",
+        ),
+    ],
+)
+def test_an_image_that_cannot_be_looked_at_is_not_gone(begun, monkeypatch, number, kind, sentence):
+    """Those that are gone do not count against --max_bad_fraction."""
+    os.remove(Path(begun.workdir, "photos", "3.jpg"))  # of a folder that cannot be listed it is not listed either
+    monkeypatch.setattr(os, "lstat", Failing(os.lstat, "3.jpg", times=4, number=number))
+    with pytest.raises(UserError, match=sentence) as refusal:
+        open_folder(begun.dataset, "train", begun.workdir)
+    assert refusal.type is kind
+    monkeypatch.undo()
+    assert open_folder(begun.dataset, "train", begun.workdir).changes.vanished == ("3.jpg",)
+
+
 def test_what_a_run_starts_from_is_no_mistake_either(begun, monkeypatch):
     """Weights in a file; another run, above."""
     path = os.path.join(begun.workdir, "x.safetensors")

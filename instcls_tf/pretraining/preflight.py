@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from instcls_tf import flagfiles
@@ -164,15 +165,20 @@ def _refuse_other_files(config: PretrainConfig, source: Source) -> None:
 
 
 def _folder_that_is_gone(source: Source, max_fraction: float) -> str | None:
-    """A folder right below that of the images, none of which is there any more, of more than this fraction of all."""
+    """A folder none of whose images is there any more, of more than this fraction of all; of several the outermost."""
     vanished = source.changes.vanished
     if not isinstance(source, FolderSource) or len(vanished) / source.num_instances <= max_fraction:
         return None
     had, gone = (
-        Counter(path.partition(os.sep)[0] for path in paths if os.sep in path) for paths in (source.paths, vanished)
+        Counter(folder for path in paths for folder in _folders_of(path)) for paths in (source.paths, vanished)
     )
     whole = (folder for folder, count in gone.items() if count == had[folder])
     return next((folder for folder in whole if gone[folder] / source.num_instances > max_fraction), None)
+
+
+def _folders_of(path: str) -> Iterator[str]:
+    """Those that a path leads through, the outermost first."""
+    return itertools.accumulate(path.split(os.sep)[:-1], os.path.join)
 
 
 def _refuse_another_network(config: PretrainConfig, other: str) -> None:

@@ -85,22 +85,24 @@ def test_how_a_run_goes_on_elsewhere_is_a_flag_of_its_method(tmp_path, method):
     assert ("--extend_from" in sentence) == (method == INSTANCE)
 
 
-def test_a_folder_that_is_gone_is_one_of_a_disk(tmp_path):
+@pytest.mark.parametrize("far", ["far", "near/far/away"])
+def test_a_folder_that_is_gone_is_one_of_a_disk(tmp_path, far):
     """Fewer than half of the images, but nobody takes away all of a folder's without knowing of it."""
-    names = ["a.jpg", *(f"near/{index}.jpg" for index in range(6)), *(f"far/{index}.jpg" for index in range(3))]
+    names = ["a.jpg", *(f"near/{index}.jpg" for index in range(6)), *(f"{far}/{index}.jpg" for index in range(3))]
     for path in (tmp_path / "photos" / name for name in names):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(str(path))
     config = begin_and_save(config_of(tmp_path / "run", dataset=f"folder:{tmp_path}/photos", hard_negatives=1))
     open_folder(config.dataset, "train").write_manifest(config.workdir)
-    for name in ("a", "near/0", "near/1", "far/0", "far/1"):
+    for name in ("a", "near/0", "near/1", f"{far}/0", f"{far}/1"):
         (tmp_path / "photos" / f"{name}.jpg").unlink()
     assert len(preflight.open_training_data(config).changes.vanished) == 5
     for name in ("near/0", "near/1", "a"):
         (tmp_path / "photos" / f"{name}.jpg").write_text(name)
-    (tmp_path / "photos" / "far" / "2.jpg").unlink()
+    (tmp_path / "photos" / far / "2.jpg").unlink()
     sentence = refusal_of(config)
-    assert "3 of the 10 images of the run in" in sentence and "are gone, among them all below 'far': bring" in sentence
+    assert "3 of the 10 images of the run in" in sentence
+    assert f"are gone, among them all below '{far.removesuffix('/away')}': bring" in sentence
     assert "give --max_bad_fraction=0.3 to go on without them, or begin another one" in sentence
     source = preflight.open_training_data(config.replace(max_bad_fraction=0.3))
     assert len(source.changes.vanished) == 3

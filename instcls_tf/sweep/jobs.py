@@ -106,11 +106,12 @@ def _start(job: Job, place: int, cores: frozenset[int], keep_open: tuple[int, ..
         log = open(os.path.join(job.folder, LOG_NAME), "ab")  # noqa: SIM115
     except OSError as error:
         raise UserError(f"{shown(job.folder)}: cannot write a log there ({error.strerror})") from error
+    code = commit()  # asks Git: a signal that came then would leave a process behind
     with _on_cores(cores):
         process = subprocess.Popen(
             job.commands[place], stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=keep_open
         )
-    return _Running(job, place, cores, process, log, time.monotonic(), commit())
+    return _Running(job, place, cores, process, log, time.monotonic(), code)
 
 
 @contextlib.contextmanager

@@ -57,7 +57,7 @@ def reproduce(claims: list[Claim], scale: Scale, at: Places) -> Answer:
 
     Raises:
       UserError: a setting is not right, another command works in the folder, or a run fails.
-      Interrupted: a signal came; its runs have ended.
+      Interrupted: a signal came, in the main thread of a command or a script; its runs have ended.
     """
     if scale.workers is not None:
         raise UserError(

@@ -61,9 +61,14 @@ def raised() -> Iterator[None]:
     Once more where Python discards the exception, as in a `__del__` or in a callback of C. Others that follow do
     nothing, but for Ctrl-C, which ends the process at once, and for any some seconds later. A main thread that does not
     come back to Python within some seconds is not waited for, nor, for ever, one that does not leave the block. A
-    signal that was ignored before stays ignored.
+    signal that was ignored before stays ignored. Within another one it changes nothing, nor in another thread, which
+    cannot handle signals.
     """
     global _first
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or any(signal.getsignal(number) is _raise for number in HEEDED):
+        yield
+        return
     _first = None
     before = {number: signal.getsignal(number) for number in HEEDED}
     for number, handler in before.items():

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 
 from instcls_tf.errors import UserError, shown
-from instcls_tf.run.interrupted import Interrupted
+from instcls_tf.run.interrupted import Interrupted, raised
 
 _LOCK_NAME = "lock"
 
@@ -44,9 +44,13 @@ def locked(workdir: str, what: str) -> Iterator[int]:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """A signal ends the trials, which save, and the command's last line says that it goes on."""
+    """A signal ends the trials, which save, and the command's last line says that it goes on.
+
+    Also where no command handles signals: a script's main thread is interrupted as a command is.
+    """
     try:
-        yield
+        with raised():
+            yield
     except Interrupted as signal:
         signal.told = "interrupted: the same command goes on where it ended"
         raise

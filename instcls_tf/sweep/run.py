@@ -72,7 +72,7 @@ def run_sweep(spec: Spec, final: bool = False, commands: Commands = COMMANDS) ->
     Raises:
       UserError: the machine has too few cores, the images cannot judge, another sweep runs in the folder, or a trial
         cannot be run.
-      Interrupted: a signal came; its trials have ended.
+      Interrupted: a signal came, in the main thread of a command or a script; its trials have ended.
     """
     needed = spec.cores * spec.side_by_side
     if needed > allowed():

@@ -6,7 +6,9 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
@@ -16,8 +18,9 @@ import pytest
 from flags.sweep import config_of
 from instcls_tf.config import PretrainConfig
 from instcls_tf.errors import MachineError, UserError
+from instcls_tf.run.interrupted import Interrupted
 from instcls_tf.run.workdir import refuse_other_recipe
-from instcls_tf.sweep.ownership import locked
+from instcls_tf.sweep.ownership import interruptible, locked
 from instcls_tf.sweep.run import COMMANDS, Commands, plan_of_sweep, run_sweep
 from instcls_tf.sweep.spec import Spec, read_spec
 from tests.end_to_end.runs import write_images
@@ -176,6 +179,26 @@ def test_a_trial_that_fails_otherwise_stops_the_sweep_and_is_tried_again(make_sp
     with pytest.raises(UserError):
         run_sweep(spec, commands=recorder.commands())
     assert [config.learning_rate for config in recorder.trained] == [8.0]
+
+
+def test_a_signal_interrupts_a_sweep_of_a_script(make_spec, tmp_path):
+    """Which handles none itself: its trials would go on alone."""
+    write_images(tmp_path / "photos", [f"train/{name}/{index}.jpg" for name in "xy" for index in range(2)])
+    before, words = signal.getsignal(signal.SIGTERM), "import os, time; os.kill(os.getppid(), 15); time.sleep(60)"
+
+    def pretrain(config: PretrainConfig) -> tuple[str, ...]:
+        assert signal.getsignal(signal.SIGTERM) is not before
+        return (sys.executable, "-c", words)
+
+    base = {"dataset": f"folder:{tmp_path}/photos", "batch_size": 2, "hard_negatives": 1, "micro_batch": 2}
+    spec = dataclasses.replace(make_spec([0.1], base=base), minutes=None, epochs=6)
+    with pytest.raises(Interrupted) as raised:
+        run_sweep(spec, commands=Commands(pretrain, lambda config: ()))
+    assert raised.value.told.startswith("interrupted: ") and signal.getsignal(signal.SIGTERM) is before
+    (attempts,) = Path(spec.workdir).rglob("attempts.jsonl")
+    assert json.loads(attempts.read_text())["status"] == -signal.SIGTERM
+    with ThreadPoolExecutor() as pool:  # whose threads cannot handle any
+        pool.submit(interruptible().__enter__).result()
 
 
 def test_one_sweep_at_a_time(make_spec, tmp_path):

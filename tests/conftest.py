@@ -17,10 +17,12 @@ import pytest
 os.environ["TF_NUM_INTRAOP_THREADS"] = "1"
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as the package does, which many tests import after TensorFlow
 
-# Shells start what runs in the background with Ctrl-C ignored, nohup ignores SIGHUP, and children would inherit that.
-for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
-    if signal.getsignal(_number) == signal.SIG_IGN:
-        signal.signal(_number, _handler)
+# Shells start what runs in the background with Ctrl-C ignored, nohup ignores SIGHUP, and children would inherit that; a
+# handler they do not. Processes of pytest-xdist, themselves children of nohup's, end with that one and not before it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN or "PYTEST_XDIST_WORKER" in os.environ:
+    signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 
 @pytest.fixture(scope="session")

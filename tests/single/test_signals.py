@@ -1,13 +1,15 @@
-"""What a process says that a signal ends at once."""
+"""What a process says that a signal ends at once, and a signal that does not end the tests."""
 
 from __future__ import annotations
 
+import runpy
+import signal
 import sys
 
 import pytest
 
 from instcls_tf.distributed.job import STOPPED_STATUS
-from tests.commands import run_command
+from tests.commands import ROOT, run_command
 
 _ENDED = """
 import os, signal
@@ -28,3 +30,14 @@ def test_the_last_line_says_what_is_lost(inside, outside, state):
     finished = run_command([sys.executable, "-c", _ENDED.format(inside=inside, outside=outside)])
     assert finished.status == STOPPED_STATUS
     assert finished.stderr.startswith(f"SIGTERM: {state}")
+
+
+def test_the_tests_outlive_their_terminal_under_nohup(monkeypatch):
+    """By a handler: what they start does not inherit it, as it would that the signal is ignored."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        runpy.run_path(f"{ROOT}/tests/conftest.py")
+        assert callable(signal.getsignal(signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, before)

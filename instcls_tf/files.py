@@ -10,6 +10,7 @@ import math
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -231,17 +232,29 @@ def told(error: OSError, sentence: str) -> UserError:
     return (UserError if is_mistake else MachineError)(sentence)
 
 
-def is_there(path: str) -> bool:
-    """`os.path.exists`, which takes a file system that fails for a "no".
+def is_there(path: str, follow_links: bool = True) -> bool:
+    """`os.path.exists`, or `lexists`, which take a file system that fails for a "no".
 
     Raises:
       MachineError: the file system fails again and again.
     """
+    return _mode(path, follow_links) is not None
+
+
+def is_folder(path: str) -> bool:
+    """`os.path.isdir`, likewise.
+
+    Raises:
+      MachineError: the file system fails again and again.
+    """
+    return stat.S_ISDIR(_mode(path) or 0)
+
+
+def _mode(path: str, follow_links: bool = True) -> int | None:
     try:
-        patiently(lambda: os.stat(path), path)
+        return patiently(lambda: os.stat(path, follow_symlinks=follow_links), path).st_mode
     except OSError:
-        return False
-    return True
+        return None
 
 
 def names_in(folder: str) -> list[str]:

@@ -211,8 +211,9 @@ def ledger_page(ledger: Ledger, results: str, page: str) -> Answer:
 
     Raises:
       UserError: there are no results, or a file cannot be read or written.
+      MachineError: the file system fails.
     """
-    if not os.path.exists(results):
+    if not files.is_there(results):
         raise UserError(
             f"--results={shown(results)}: is not there, wanted the file with the runs of --page={shown(page)}"
         )

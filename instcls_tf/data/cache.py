@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 
-from instcls_tf import stamps
+from instcls_tf import files, stamps
 from instcls_tf.config import CACHE_IN_MEMORY, PretrainConfig
 from instcls_tf.data import cache_file, pillow_reading
 from instcls_tf.data.cache_file import CacheFile, Making
@@ -49,6 +49,7 @@ def with_cache(config: PretrainConfig, source: Source, visible: bool = True) -> 
 
     Raises:
       UserError: there is no room for them, or the file is damaged or holds other images; on all workers alike.
+      MachineError: the file system fails; likewise.
     """
     source = of_files(source, str(config.cache))
     path = None if config.cache == CACHE_IN_MEMORY else config.cache
@@ -59,7 +60,7 @@ def with_cache(config: PretrainConfig, source: Source, visible: bool = True) -> 
         def open_or_make() -> Making | None:
             if not is_leader:
                 return None
-            if path is not None and os.path.lexists(path):
+            if path is not None and files.is_there(path, follow_links=False):
                 cache_file.refuse_other_file(path, source.num_instances, made_of)
                 return None
             return stack.enter_context(Making(path, source.num_instances))

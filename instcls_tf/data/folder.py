@@ -181,7 +181,7 @@ def open_folder(
       MachineError: the file system fails.
     """
     top = os.path.expanduser(dataset.removeprefix(PREFIX))
-    if not os.path.exists(top):
+    if not files.is_there(top):
         raise UserError(f"--dataset={dataset}: no such folder")
     if not os.path.isdir(top):
         raise UserError(f"--dataset={dataset}: not a folder, wanted a folder of images")
@@ -258,11 +258,11 @@ def refuse_picture_among_images(dataset: str, picture: str, output: str) -> None
 
 
 def _split_folder(dataset: str, top: str, split: str) -> str:
-    if split == "train" and not os.path.isdir(os.path.join(top, "train")):
+    if split == "train" and not files.is_folder(os.path.join(top, "train")):
         return top
     candidates = ("test", "val") if split == "test" else (split,)
     for name in candidates:
-        if os.path.isdir(os.path.join(top, name)):
+        if files.is_folder(os.path.join(top, name)):
             return os.path.join(top, name)
     wanted = " or ".join(os.path.join(top, name) for name in candidates)
     raise NoSplitError(f"--dataset={dataset}: no {split} split, wanted a folder {wanted}")
@@ -337,6 +337,6 @@ def _labels(dataset: str, top: str, root: str, paths: ImagePaths) -> ClassFolder
     if root == top:
         return unlabelled(len(paths))
     found, train = first_folders(paths), os.path.join(top, "train")
-    if found.names and root != train and os.path.isdir(train):
+    if found.names and root != train and files.is_folder(train):
         found = in_classes_of_train(train, first_folders(_list(dataset, train).paths).names, found)
     return found if classes_that_tell(found.names) else unlabelled(len(paths), found.unknown)

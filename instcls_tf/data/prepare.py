@@ -50,6 +50,7 @@ def prepare(
       UserError: no folder, a split with class folders that the train split lacks, an output that holds something
         already or cannot be written, or more of the files of a split cannot be read than may be; shards that were
         written are removed then.
+      MachineError: the file system fails, so that it is not known what is there.
     """
     if not dataset.startswith(folder.PREFIX):
         refuse_path(dataset)
@@ -57,7 +58,7 @@ def prepare(
     require_value("shard_megabytes", shard_megabytes, shard_megabytes >= 1, "at least 1")
     require_value("max_bad_fraction", max_bad_fraction, 0 <= max_bad_fraction <= 1, "0 to 1")
     index_path = os.path.join(output, records.INDEX_NAME)
-    if os.path.exists(index_path):
+    if files.is_there(index_path):
         raise UserError(f"--output={output}: holds prepared images already, name another folder")
     sources = dict(_splits(dataset))
     for source in sources.values():
@@ -93,9 +94,9 @@ def _splits(dataset: str) -> Iterator[tuple[str, FolderSource]]:
     yield "train", folder.open_folder(dataset, "train")
     top = os.path.expanduser(dataset.removeprefix(folder.PREFIX))
     for split in ("test", "val"):
-        if os.path.isdir(os.path.join(top, "train")) and os.path.isdir(os.path.join(top, split)):
+        if files.is_folder(os.path.join(top, "train")) and files.is_folder(os.path.join(top, split)):
             yield split, folder.open_folder(dataset, split)
-    if os.path.isdir(os.path.join(top, "val")) and not os.path.isdir(os.path.join(top, "test")):
+    if files.is_folder(os.path.join(top, "val")) and not files.is_folder(os.path.join(top, "test")):
         yield "test", folder.open_folder(dataset, "test")
 
 

@@ -247,7 +247,7 @@ def load_features(path: str, kind: str = BACKBONE) -> features.Features:
 
 def refuse_occupied(output: str) -> None:
     """Raises UserError if there is something where features are to be written."""
-    if os.path.lexists(output):
+    if files.is_there(output, follow_links=False):
         raise UserError(f"--output={output}: exists already, name a new file or folder")
 
 

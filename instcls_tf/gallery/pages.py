@@ -78,7 +78,7 @@ def refuse_unfit(output: str) -> None:
 
 def _refuse_others(output: str) -> None:
     """A gallery is replaced as a whole: nothing else may be where it is, nor inside it."""
-    if not os.path.lexists(output) or (os.path.isdir(output) and not os.listdir(output)):
+    if not files.is_there(output, follow_links=False) or (os.path.isdir(output) and not os.listdir(output)):
         return
     if not _is_set(os.path.join(output, "data", "set.js")):
         raise UserError(f"--output={shown(output)}: exists and is no gallery, name a new folder")
@@ -138,7 +138,7 @@ def _take_the_name(scratch: str, output: str) -> None:
             os.rename(output, old)
         os.rename(scratch, output)
     finally:  # also where a signal comes between
-        if os.path.lexists(old) and not os.path.lexists(output):
+        if files.is_there(old) and not files.is_there(output):
             os.rename(old, output)
         shutil.rmtree(old, ignore_errors=True)
 

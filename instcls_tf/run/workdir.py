@@ -310,7 +310,7 @@ def refuse_other_recipe(config: PretrainConfig) -> bool:
 def _refuse_files_of_others(workdir: str) -> None:
     """A run writes its flags first: what has a name of its files without them is not its own."""
     for name in _REPLACED:
-        if os.path.lexists(os.path.join(workdir, name)):
+        if files.is_there(os.path.join(workdir, name), follow_links=False):
             raise UserError(
                 f"--workdir={workdir}: holds a {name}, which a run would replace, and no {RUN_FLAGS_NAME} of a run:"
                 f" wanted another folder, or that file somewhere else"

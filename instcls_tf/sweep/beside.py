@@ -13,11 +13,19 @@ SIDE_BY_SIDE_NAME = "side_by_side.txt"
 
 
 def begun_side_by_side(workdir: str, cores: int) -> int | None:
-    """The number with which a sweep has begun with so many cores each; None if it has not."""
+    """The number with which a sweep has begun with so many cores each; None if it has not.
+
+    Raises:
+      UserError: the file cannot be read.
+      MachineError: the file system fails.
+    """
+    path = os.path.join(workdir, SIDE_BY_SIDE_NAME)
+    if not files.is_there(path):
+        return None
+    text = files.read_text(path)
     try:
-        with open(os.path.join(workdir, SIDE_BY_SIDE_NAME), encoding="ascii") as file:
-            number, of_each = map(int, file.read().split())
-    except (OSError, ValueError):
+        number, of_each = map(int, text.split())
+    except ValueError:
         return None
     return number if of_each == cores and number >= 1 else None
 
@@ -26,7 +34,8 @@ def keep_side_by_side(workdir: str, cores: int, side_by_side: int) -> None:
     """Keeps the number of a sweep that begins.
 
     Raises:
-      UserError: the file cannot be written.
+      UserError: the file cannot be read or written.
+      MachineError: the file system fails.
     """
     if begun_side_by_side(workdir, cores) is None:
         files.write(os.path.join(workdir, SIDE_BY_SIDE_NAME), f"{side_by_side} {cores}\n".encode())

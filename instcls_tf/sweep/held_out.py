@@ -42,8 +42,9 @@ def write_held_out(folder: str, config: PretrainConfig, fraction: float, seed: i
 
     Raises:
       UserError: an image has no label, no class has two images, or the folder lies among them or cannot be written.
+      MachineError: the file system fails.
     """
-    if os.path.isdir(folder):
+    if files.is_there(folder):
         return
     source = open_training_source(config)
     if isinstance(source, FolderSource) and _is_within(folder, source.root):
@@ -78,17 +79,16 @@ def refuse_other_images(folder: str, config: PretrainConfig) -> None:
 
     Raises:
       UserError: they are others, or it cannot be written which they are.
+      MachineError: the file system fails.
     """
     path, images = f"{folder}.txt", open_training_source(config).ids_digest().hex()
-    if not os.path.exists(path):
+    if not files.is_there(path):
         files.write(path, f"{images}\n".encode())
-        return
-    with open(path, encoding="ascii", errors="replace") as file:
-        if file.read().strip() != images:
-            raise UserError(
-                f"--dataset={config.dataset}: has other images than when the sweep began, trials would be compared that"
-                f" have seen other ones: bring them back, or give the sweep another workdir"
-            )
+    elif files.read_text(path).strip() != images:
+        raise UserError(
+            f"--dataset={config.dataset}: has other images than when the sweep began, trials would be compared that"
+            f" have seen other ones: bring them back, or give the sweep another workdir"
+        )
 
 
 def _is_within(folder: str, root: str) -> bool:

@@ -11,6 +11,8 @@ import dataclasses
 import hashlib
 import os
 import secrets
+import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -102,29 +104,43 @@ def refuse_other_workdirs(workdir: str) -> None:
     Raises:
       UserError: it cannot be written, or another worker does not see it; on all workers alike.
     """
-    path, word, problem = "", "", ""
-    made = files.missing_folders(workdir) if collectives.rank() == 0 else ()
-    if collectives.rank() == 0:
-        path, word = os.path.join(workdir, f".seen-by-all-{os.getpid()}"), secrets.token_hex(16)
-        try:
-            os.makedirs(workdir, exist_ok=True)
-            Path(path).write_text(word)
-        except OSError as error:
-            problem = f"--workdir={shown(workdir)}: cannot write there ({error.strerror})"
-    (name, word, problem), *_ = workers.everybodys([os.path.basename(path), word, problem])
-    if not problem and collectives.size() > 1:
-        seen = workers.everybodys(_sees(os.path.join(workdir, name), word))
-        blind = [rank for rank, sees in enumerate(seen) if not sees]
-        if blind:
-            problem = (
-                f"--workdir={shown(workdir)}: worker {blind[0]} does not see worker 0's folder there, wanted one on a"
-                f" file system that all workers share"
-            )
-    if path and os.path.exists(path):
-        os.remove(path)
-    if problem:
+    is_chief = collectives.rank() == 0
+    made = files.missing_folders(workdir) if is_chief else ()
+    try:
+        with contextlib.ExitStack() as until_seen:
+            left = _leave_word(workdir, until_seen) if is_chief else ("", "", "")
+            (name, word, problem), *_ = workers.everybodys(left)
+            if not problem and collectives.size() > 1:
+                seen = workers.everybodys(_sees(os.path.join(workdir, name), word))
+                blind = [rank for rank, sees in enumerate(seen) if not sees]
+                if blind:
+                    problem = (
+                        f"--workdir={shown(workdir)}: worker {blind[0]} does not see worker 0's folder there, wanted"
+                        f" one on a file system that all workers share"
+                    )
+            if problem:
+                raise UserError(problem)
+    except BaseException:
         files.remove_made(made)
-        raise UserError(problem)
+        raise
+
+
+def _leave_word(workdir: str, until_seen: contextlib.ExitStack) -> tuple[str, str, str]:
+    """Makes the folder, and a file there that goes with `until_seen`; what a killed process had left goes as well.
+
+    Returns:
+      The path of the file in the folder, what is in it, and what is wrong, if it cannot be written.
+    """
+    word = secrets.token_hex(16)
+    try:
+        os.makedirs(workdir, exist_ok=True)
+        folder = tempfile.mkdtemp(dir=workdir, prefix=files.scratch_prefix(workdir))
+        until_seen.callback(shutil.rmtree, folder, ignore_errors=True)
+        os.chmod(folder, 0o755)  # mkdtemp's folders are private
+        Path(folder, "word").write_text(word)
+    except OSError as error:
+        return "", "", f"--workdir={shown(workdir)}: cannot write there ({error.strerror})"
+    return os.path.join(os.path.basename(folder), "word"), word, ""
 
 
 def _sees(path: str, word: str) -> bool:

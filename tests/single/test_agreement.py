@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import threading
 import time
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
+from instcls_tf import files
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.manifest import Changes
 from instcls_tf.data.sources import open_source
@@ -79,6 +83,22 @@ def test_a_folder_that_comes_late_is_waited_for(tmp_path, monkeypatch):
     assert not agreement._sees(str(tmp_path / "absent" / "word"), "word")
     assert not agreement._sees(str(path), "another")
     assert time.monotonic() - started > 1.0
+
+
+def test_what_a_workdir_is_tried_with_does_not_stay(tmp_path, monkeypatch):
+    """Nor does what a process that was killed then had left there."""
+    workdir, everybodys = tmp_path / "runs" / "june", workers.everybodys
+    monkeypatch.setattr(workers, "everybodys", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        agreement.refuse_other_workdirs(str(workdir))
+    assert not list(tmp_path.iterdir())
+    with subprocess.Popen(["true"]) as gone:
+        gone.wait()
+    left = f"{workdir}/{files.scratch_prefix(str(workdir))}x".replace(f"-{os.getpid()}-", f"-{gone.pid}-")
+    os.makedirs(left)
+    monkeypatch.setattr(workers, "everybodys", everybodys)
+    agreement.refuse_other_workdirs(str(workdir))
+    assert not list(workdir.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from instcls_tf import files, stamps
+from instcls_tf import files
 from instcls_tf.checks import require_value
+from instcls_tf.data.mapped_files import reserve
 from instcls_tf.errors import UserError, shown
 
 _MAGIC = b"instcls_tf cache of images\n"
-_AT_ONCE = 2**30  # bytes
 _PAGE = 4096
 _INDEX = np.dtype([("height", "<u4"), ("width", "<u4"), ("checksum", "<u4"), ("kept", "<u4")])
 _CHANNELS = 3
@@ -141,10 +141,8 @@ class Making:
         with _as_user_error(self._final):
             if self._final is None:
                 os.truncate(self._descriptor, num_bytes)
-            else:  # a disk that is full only when a mapped page is written ends the process
-                for begin in range(0, num_bytes, _AT_ONCE):  # some file systems write it all, which takes its time
-                    os.posix_fallocate(self._descriptor, begin, min(_AT_ONCE, num_bytes - begin))
-                    stamps.go_on()
+            else:
+                reserve(self._descriptor, num_bytes)
 
     def finish(self, cache: CacheFile, made_of: dict[str, str]) -> None:
         """Gives the filled file its head and its name.

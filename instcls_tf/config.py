@@ -286,7 +286,7 @@ class PretrainConfig:
         return self.moco_queue or min(LARGEST_QUEUE, max(1, num_instances // 2))
 
     @property
-    def classes_weight_decay(self) -> float:
+    def effective_class_weight_decay(self) -> float:
         """Of the class weights, the encoder's unless told otherwise."""
         if self.class_weight_decay is not None:
             return self.class_weight_decay
@@ -294,7 +294,7 @@ class PretrainConfig:
         return ADAMW_WEIGHT_DECAY if decoupled else self.weight_decay
 
     @property
-    def classes_momentum(self) -> float:
+    def effective_class_momentum(self) -> float:
         """Momentum factor of the class weights, the encoder's unless told otherwise."""
         return self.momentum if self.class_momentum is None else self.class_momentum
 

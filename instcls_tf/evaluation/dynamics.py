@@ -204,7 +204,7 @@ def _of_rows(
     pull = coefficients[np.arange(len(own)), own] / (config.temperature * instances * views)
     pulls = pull[:, None] * (embeddings - own_cosines[:, None] * directions[own])
     pulls = pulls.reshape([-1, views, directions.shape[1]]).sum(axis=1)
-    rate = learning_rate * config.classifier_learning_rate_factor / (1 - config.classes_momentum)
+    rate = learning_rate * config.classifier_learning_rate_factor / (1 - config.effective_class_momentum)
     moves = rate * np.linalg.norm(pulls, axis=1) / np.square(np.maximum(norms[rows.ids], SMALLEST_NORM))
     return {**result, "visit_turn": float(np.degrees(np.arctan(moves)).mean())}
 

@@ -173,13 +173,13 @@ def test_sizes_that_follow_from_the_number_of_instances():
 
 
 def test_class_weights_have_settings_of_their_own():
-    assert (VALID.classes_weight_decay, VALID.classes_momentum) == (1e-4, 0.9)
+    assert (VALID.effective_class_weight_decay, VALID.effective_class_momentum) == (1e-4, 0.9)
     own = VALID.replace(class_weight_decay=0.0, class_momentum=0.0)
-    assert (own.classes_weight_decay, own.classes_momentum) == (0, 0)
+    assert (own.effective_class_weight_decay, own.effective_class_momentum) == (0, 0)
     diet = VALID.replace(method="diet")
-    assert diet.classes_weight_decay == 0.05
-    assert diet.replace(diet_optimizer="sgd").classes_weight_decay == 1e-4
-    assert diet.replace(class_weight_decay=0.01).classes_weight_decay == 0.01
+    assert diet.effective_class_weight_decay == 0.05
+    assert diet.replace(diet_optimizer="sgd").effective_class_weight_decay == 1e-4
+    assert diet.replace(class_weight_decay=0.01).effective_class_weight_decay == 0.01
 
 
 def test_class_weights_are_looked_at_where_there_are_some(tmp_path):

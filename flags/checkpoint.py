@@ -7,7 +7,7 @@ import sys
 
 from absl import flags
 
-from instcls_tf.checks import path_for_tensorflow
+from instcls_tf.checks import require_path_for_tensorflow
 from instcls_tf.errors import UserError
 
 INSPECT, VERIFY = ACTIONS = ("inspect", "verify")
@@ -32,7 +32,7 @@ def take_words() -> None:
     if action not in ACTIONS or not folder or folder.startswith("-"):
         raise UserError(f"checkpoint: wanted one of {', '.join(ACTIONS)}, and then the folder of a run")
     folder = os.path.expanduser(folder)
-    path_for_tensorflow("workdir", folder)
+    require_path_for_tensorflow("workdir", folder)
     del sys.argv[1:3]
     _words = (action, folder)
 

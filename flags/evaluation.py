@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from flags import given, paths, recipes
-from instcls_tf.checks import path_for_tensorflow, require_value
+from instcls_tf.checks import require_path_for_tensorflow, require_value
 from instcls_tf.errors import UserError, shown
 from instcls_tf.evaluation.recipes import (
     BACKBONE,
@@ -221,7 +221,7 @@ def named_runs() -> dict[str, str]:
         if not name or not workdir or name in runs:
             raise UserError(f"--runs={shown(FLAGS.runs)}: must be NAME=WORKDIR,NAME=WORKDIR,... with different names")
         runs[name] = os.path.expanduser(workdir)
-        path_for_tensorflow("runs", runs[name])
+        require_path_for_tensorflow("runs", runs[name])
     return runs
 
 

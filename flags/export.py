@@ -8,7 +8,7 @@ import sys
 from absl import flags
 
 from flags import paths
-from instcls_tf.checks import path_of_text, require_value
+from instcls_tf.checks import require_path_of_text, require_value
 from instcls_tf.config import PretrainConfig
 from instcls_tf.errors import UserError
 from instcls_tf.export.names import FORMAT_NAMES
@@ -46,7 +46,7 @@ def take_folder() -> None:
     if not folder or folder.startswith("-"):
         raise UserError("check_export: wanted the folder of an export")
     _folder = os.path.expanduser(folder)
-    path_of_text("output", _folder)
+    require_path_of_text("output", _folder)
     del sys.argv[1]
 
 

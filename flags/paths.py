@@ -7,7 +7,7 @@ from typing import Callable
 
 from absl import flags
 
-from instcls_tf.checks import path_for_tensorflow, path_of_text
+from instcls_tf.checks import require_path_for_tensorflow, require_path_of_text
 
 flags.disclaim_key_flags()  # --help lists a flag under the module that asked for it
 
@@ -43,11 +43,11 @@ class PathParser(flags.ArgumentParser):
 
 def define(name: str, default: str | None, description: str, flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines a flag that names a file or a folder."""
-    flags.DEFINE(PathParser(name, path_of_text), name, default, description, flag_values)
+    flags.DEFINE(PathParser(name, require_path_of_text), name, default, description, flag_values)
 
 
 def define_for_tensorflow(
     name: str, default: str | None, description: str, flag_values: flags.FlagValues = flags.FLAGS
 ) -> None:
     """Defines a flag that names a folder which TensorFlow itself reads or writes, such as a run's checkpoints."""
-    flags.DEFINE(PathParser(name, path_for_tensorflow), name, default, description, flag_values)
+    flags.DEFINE(PathParser(name, require_path_for_tensorflow), name, default, description, flag_values)

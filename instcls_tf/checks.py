@@ -43,7 +43,7 @@ def require(settings: object, name: str, holds: bool, wanted: str) -> None:
     require_value(name, getattr(settings, name), holds, wanted)
 
 
-def one_of(settings: object, name: str, choices: tuple[str, ...]) -> None:
+def require_one_of(settings: object, name: str, choices: tuple[str, ...]) -> None:
     """Refuses a setting that is none of a few words; see `require_value`."""
     require(settings, name, getattr(settings, name) in choices, "one of " + ", ".join(choices))
 
@@ -69,20 +69,20 @@ def is_finite(settings: object, name: str) -> bool:
     return math.isfinite(getattr(settings, name))
 
 
-def above_zero(settings: object, *names: str) -> None:
+def require_above_zero(settings: object, *names: str) -> None:
     """Refuses settings that are 0, below, infinite or NaN; see `require_value`."""
     for name in names:
         require(settings, name, is_finite(settings, name) and getattr(settings, name) > 0, "a number above 0")
 
 
-def zero_or_more(settings: object, *names: str) -> None:
+def require_zero_or_more(settings: object, *names: str) -> None:
     """Refuses settings that are below 0, infinite or NaN; None is let through. See `require_value`."""
     for name in names:
         fits = getattr(settings, name) is None or (is_finite(settings, name) and getattr(settings, name) >= 0)
         require(settings, name, fits, "0 or more")
 
 
-def zero_to_below_one(settings: object, *names: str) -> None:
+def require_zero_to_below_one(settings: object, *names: str) -> None:
     """Refuses settings outside of [0, 1), as momentum factors; None is let through. See `require_value`."""
     for name in names:
         fits = getattr(settings, name) is None or 0 <= getattr(settings, name) < 1
@@ -217,7 +217,7 @@ def check_start(settings: Any) -> None:
         raise UserError(f"--init={weights}: is of --workdir itself, wanted weights that lie elsewhere")
     if other is None:
         return
-    path_for_tensorflow("extend_from", other)
+    require_path_for_tensorflow("extend_from", other)
     if weights is not None:
         raise UserError(f"--extend_from={other}: brings its network along, leave --init={weights} out")
     for name in ("contrast_epochs", "prior_every"):
@@ -248,7 +248,7 @@ def numbers_of(name: str, text: str, kind: Callable[[str], Any], wanted: str) ->
         raise UserError(f"--{name}={shown(text)}: must be {wanted}") from error
 
 
-def path_of_text(name: str, path: str) -> None:
+def require_path_of_text(name: str, path: str) -> None:
     """Refuses a path that is no plain text: it could not be written into a file of settings, nor given to TensorFlow.
 
     Args:
@@ -263,7 +263,7 @@ def path_of_text(name: str, path: str) -> None:
         raise UserError(f"--{name}={shown(path)}: wanted a path without control characters, in UTF-8")
 
 
-def path_for_tensorflow(name: str, path: str) -> None:
+def require_path_for_tensorflow(name: str, path: str) -> None:
     """Refuses a path that TensorFlow would take for a pattern of several, and then not find what it has saved there.
 
     Args:
@@ -273,7 +273,7 @@ def path_for_tensorflow(name: str, path: str) -> None:
     Raises:
       UserError: the path is no text, or holds one of these characters.
     """
-    path_of_text(name, path)
+    require_path_of_text(name, path)
     found = [letter for letter in _PATTERN if letter in path]
     if found:
         raise UserError(

@@ -10,20 +10,20 @@ from typing import Any
 
 from instcls_tf import flagfiles
 from instcls_tf.checks import (
-    above_zero,
     background_colour,
     check_sampled_classes,
     check_seed,
     check_start,
-    one_of,
-    path_for_tensorflow,
     refuse_beyond_epochs,
     refuse_given,
     refuse_without_effect,
     refuse_workers_without_group,
     require,
-    zero_or_more,
-    zero_to_below_one,
+    require_above_zero,
+    require_one_of,
+    require_path_for_tensorflow,
+    require_zero_or_more,
+    require_zero_to_below_one,
 )
 from instcls_tf.errors import UserError
 
@@ -201,26 +201,27 @@ class PretrainConfig:
         """
         if not self.workdir:
             raise UserError("--workdir is missing: name the folder that receives the run")
-        path_for_tensorflow("workdir", self.workdir)
+        require_path_for_tensorflow("workdir", self.workdir)
         for name in ("dataset", "data_dir", "tfds_split", "init", "cache"):
             value = getattr(self, name) or ""
             # Several lines would be several flags in run.flags.
             require(self, name, "\n" not in value and "\r" not in value, "one line")
         for name, choices in CHOICES.items():
-            one_of(self, name, choices)
+            require_one_of(self, name, choices)
         for name in ("image_size", "embedding_size", "batch_size", "views", "micro_batch", "epochs", "log_every"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
-        above_zero(self, "temperature", "batch_contrast_temperature", "classifier_learning_rate_factor")
+        require_above_zero(self, "temperature", "batch_contrast_temperature", "classifier_learning_rate_factor")
         require(self, "width_multiplier", 1 / 128 < self.width_multiplier <= 64, "above 1/128 (a channel), at most 64")
-        zero_or_more(self, "learning_rate", "weight_decay", "class_weight_decay", "warmup_epochs", "batch_contrast")
-        zero_or_more(self, "stall_timeout", "bn_burn_in", "sampled_classes", "checkpoint_every", "hard_negatives")
-        zero_or_more(self, "exposures", "extend_epochs", "prior_every", "contrast_epochs", "max_steps")
-        zero_or_more(self, "online_knn_every", "gauge_every")
+        require_zero_or_more(self, "learning_rate", "weight_decay", "class_weight_decay", "warmup_epochs")
+        require_zero_or_more(self, "batch_contrast", "stall_timeout", "bn_burn_in", "sampled_classes")
+        require_zero_or_more(self, "checkpoint_every", "hard_negatives", "exposures", "extend_epochs", "prior_every")
+        require_zero_or_more(self, "contrast_epochs", "max_steps", "online_knn_every", "gauge_every")
         require(self, "max_pixels", 1 <= self.max_pixels <= LARGEST_MAX_PIXELS, f"1 to {LARGEST_MAX_PIXELS}")
         background_colour(self.background)
         require(self, "keep_checkpoints", self.keep_checkpoints >= 1, "at least 1")
         check_seed(self)
-        zero_to_below_one(self, "smoothing", "momentum", "class_momentum", "moco_momentum", "diet_label_smoothing")
+        require_zero_to_below_one(self, "smoothing", "momentum", "class_momentum")
+        require_zero_to_below_one(self, "moco_momentum", "diet_label_smoothing")
         for name in ("crop_min_area", "center_crop_fraction"):
             require(self, name, 0 < getattr(self, name) <= 1, "above 0 and at most 1")
         require(self, "color_strength", 0 <= self.color_strength <= 2.5, "0 to 2.5")

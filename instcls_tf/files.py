@@ -113,7 +113,7 @@ def write(path: str, content: bytes) -> None:
     try:
         write_whole(path, content)
     except OSError as error:
-        raise told(error, f"{shown(path)}: cannot write this file ({error.strerror})") from error
+        raise error_of(error, f"{shown(path)}: cannot write this file ({error.strerror})") from error
 
 
 def json_of(answer: Any) -> str:
@@ -225,7 +225,7 @@ def content_of(path: str) -> bytes:
     return patiently(read, path)
 
 
-def told(error: OSError, sentence: str) -> UserError:
+def error_of(error: OSError, sentence: str) -> UserError:
     """A file system's error as a sentence: for a person to mend, or a fault of the machine (ESTALE, EIO)."""
     # NumPy has no number for a disk that is full.
     is_mistake = error.errno is None or error.errno in _ANSWERS or error.errno in TO_BE_MENDED

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from instcls_tf.checks import above_zero, one_of, require
+from instcls_tf.checks import require, require_above_zero, require_one_of
 from instcls_tf.config import CHOICES, INSTANCE, TEMPERATURES, PretrainConfig
 from instcls_tf.plan import answer
 from instcls_tf.report.answer import GIGABYTE
@@ -58,7 +58,7 @@ class ClassifierBenchmark:
         for name in ("num_instances", "embedding_size", "repeats"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("class_weights_dtype", "class_momentum_dtype", "class_products_dtype", "class_passes"):
-            one_of(self, name, CHOICES[name])
+            require_one_of(self, name, CHOICES[name])
         is_share = self.as_worker_of == 0 or self.as_worker_of >= 2
         require(self, "as_worker_of", is_share, "at least 2 workers, or 0 for those that are there")
         is_alone = not self.as_worker_of or num_workers == 1
@@ -66,7 +66,7 @@ class ClassifierBenchmark:
         num_workers = self.workers_of(num_workers)
         for name in ("batch_rows", "num_instances"):
             require(self, name, getattr(self, name) >= num_workers, f"at least the {num_workers} workers")
-        above_zero(self, "temperature")
+        require_above_zero(self, "temperature")
         require(self, "smoothing", 0 <= self.smoothing < 1, "0 or more and below 1")
         if self.smoothing:
             in_range = 1 <= self.hard_negatives < self.num_instances

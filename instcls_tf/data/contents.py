@@ -105,7 +105,7 @@ def write(path: str, hashes: np.ndarray) -> None:
         with files.whole_file(path) as file:
             np.save(file, hashes)
     except OSError as error:  # of NumPy without a `strerror`
-        raise files.told(error, f"{path}: cannot be written ({error.strerror or error})") from error
+        raise files.error_of(error, f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def read(path: str) -> np.ndarray:

@@ -290,7 +290,7 @@ def _list(dataset: str, root: str) -> Listing:
     try:
         return list_images(root)
     except OSError as error:
-        raise files.told(error, f"--dataset={dataset}: cannot list {root} ({error.strerror})") from error
+        raise files.error_of(error, f"--dataset={dataset}: cannot list {root} ({error.strerror})") from error
 
 
 def _with_known_ids(

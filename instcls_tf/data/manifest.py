@@ -115,7 +115,7 @@ def write(path: str, paths: ImagePaths, sizes: np.ndarray) -> None:
         with files.whole_file(path) as file:
             _write_lines(file, paths, sizes)
     except OSError as error:
-        raise files.told(error, f"{shown(path)}: cannot write the list of images ({error.strerror})") from error
+        raise files.error_of(error, f"{shown(path)}: cannot write the list of images ({error.strerror})") from error
 
 
 def _write_lines(file: BinaryIO, paths: ImagePaths, sizes: np.ndarray) -> None:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-from instcls_tf.checks import check_seed, one_of, path_for_tensorflow, require, zero_or_more, zero_to_below_one
+from instcls_tf.checks import (
+    check_seed,
+    require,
+    require_one_of,
+    require_path_for_tensorflow,
+    require_zero_or_more,
+    require_zero_to_below_one,
+)
 from instcls_tf.errors import UserError
 
 CHECKPOINT, SCRATCH = INITS = ("checkpoint", "scratch")
@@ -46,12 +53,12 @@ class DetectConfig:
         for name in ("workdir", "dataset"):
             if not getattr(self, name):
                 raise UserError(f"--{name} is missing")
-        path_for_tensorflow("workdir", self.workdir)
-        one_of(self, "init", INITS)
+        require_path_for_tensorflow("workdir", self.workdir)
+        require_one_of(self, "init", INITS)
         require(self, "image_size", self.image_size >= 1, "at least 1")
         channels = self.pyramid_channels
         require(self, "pyramid_channels", channels >= 1 and channels % NORM_GROUPS == 0, f"a multiple of {NORM_GROUPS}")
         require(self, "batch_size", self.batch_size >= num_workers, f"at least the number of workers, {num_workers}")
-        zero_or_more(self, "epochs", "warmup_steps", "learning_rate", "weight_decay")
-        zero_to_below_one(self, "momentum")
+        require_zero_or_more(self, "epochs", "warmup_steps", "learning_rate", "weight_decay")
+        require_zero_to_below_one(self, "momentum")
         check_seed(self)

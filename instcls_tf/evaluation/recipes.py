@@ -13,11 +13,11 @@ from typing import Any
 from instcls_tf.checks import (
     check_seed,
     numbers_of,
-    one_of,
     require,
+    require_one_of,
     require_value,
-    zero_or_more,
-    zero_to_below_one,
+    require_zero_or_more,
+    require_zero_to_below_one,
 )
 from instcls_tf.config import DIGIT_VIEWS, PLAIN_VIEWS
 
@@ -61,9 +61,9 @@ class LinearRecipe:
     def validate(self) -> None:
         """Raises UserError: one sentence naming the flag, its value and what is wanted."""
         _check_training(self, rates=("learning_rate",))
-        one_of(self, "augmentation", VIEWS)
-        one_of(self, "normalize_features", NORMALIZATIONS)
-        one_of(self, "features", KINDS)
+        require_one_of(self, "augmentation", VIEWS)
+        require_one_of(self, "normalize_features", NORMALIZATIONS)
+        require_one_of(self, "features", KINDS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +86,9 @@ class CachedRecipe:
         """Raises UserError: one sentence naming the flag, its value and what is wanted."""
         _check_training(self, rates=())
         require(self, "held_out", 0 < self.held_out <= 0.5, "above 0 and at most 0.5")
-        zero_or_more(self, "l2")
-        one_of(self, "normalize_features", NORMALIZATIONS)
-        one_of(self, "features", KINDS)
+        require_zero_or_more(self, "l2")
+        require_one_of(self, "normalize_features", NORMALIZATIONS)
+        require_one_of(self, "features", KINDS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +115,8 @@ class FinetuneRecipe:
         require(self, "fraction", 0 < self.fraction <= 1, "above 0 and at most 1")
         require(self, "image_size", self.image_size is None or self.image_size >= 1, "at least 1")
         require(self, "init", bool(self.init), "checkpoint, scratch or the folder of a SavedModel")
-        one_of(self, "metric", METRICS)
-        one_of(self, "augmentation", VIEWS)
+        require_one_of(self, "metric", METRICS)
+        require_one_of(self, "augmentation", VIEWS)
 
     @property
     def learning_rates(self) -> tuple[float, float]:
@@ -157,10 +157,10 @@ def parse_learning_rates(text: str) -> tuple[float, ...]:
 def _check_training(recipe: Any, rates: tuple[str, ...]) -> None:
     for name in ("epochs", "batch_size"):
         require(recipe, name, getattr(recipe, name) >= 1, "at least 1")
-    zero_or_more(recipe, *rates)
-    zero_to_below_one(recipe, "momentum")
+    require_zero_or_more(recipe, *rates)
+    require_zero_to_below_one(recipe, "momentum")
     if hasattr(recipe, "crop_min_area"):
         require(recipe, "crop_min_area", 0 < recipe.crop_min_area <= 1, "above 0 and at most 1")
     if hasattr(recipe, "weight_decay"):
-        zero_or_more(recipe, "weight_decay")
+        require_zero_or_more(recipe, "weight_decay")
     check_seed(recipe)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 
 from instcls_tf import files
-from instcls_tf.checks import path_for_tensorflow
+from instcls_tf.checks import require_path_for_tensorflow
 from instcls_tf.errors import UserError
 
 
@@ -17,7 +17,7 @@ def refuse_occupied(output_dir: str) -> None:
     Raises:
       UserError: it holds something already, is a file, or has a name that TensorFlow cannot load.
     """
-    path_for_tensorflow("output", output_dir)
+    require_path_for_tensorflow("output", output_dir)
     if os.path.isdir(output_dir):
         if os.listdir(output_dir):
             raise UserError(f"--output={output_dir}: is not empty, name a new or an empty folder")

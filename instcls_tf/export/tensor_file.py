@@ -13,7 +13,7 @@ from typing import BinaryIO
 import numpy as np
 
 from instcls_tf.errors import UserError, shown
-from instcls_tf.files import told
+from instcls_tf.files import error_of
 
 _NAMES = {"float32": "F32", "int64": "I64"}
 # What other tools write as well.
@@ -76,7 +76,7 @@ def read(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             arrays[name] = _widened(array) if about["dtype"] == "BF16" else array.copy()
         return arrays, metadata
     except OSError as error:
-        raise told(error, f"{shown(path)}: cannot be read as safetensors ({error.strerror or error})") from error
+        raise error_of(error, f"{shown(path)}: cannot be read as safetensors ({error.strerror or error})") from error
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise UserError(f"{shown(path)}: cannot be read as safetensors ({error})") from error
 

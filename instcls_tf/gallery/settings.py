@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from instcls_tf.checks import one_of, require
+from instcls_tf.checks import require, require_one_of
 from instcls_tf.evaluation.recipes import BACKBONE, KINDS
 
 AUTO, UMAP, PCA = LAYOUTS = ("auto", "umap", "pca")
@@ -26,8 +26,8 @@ class GallerySettings:
         Raises:
           UserError: one sentence naming the flag, its value and what is wanted.
         """
-        one_of(self, "features", KINDS)
-        one_of(self, "layout", LAYOUTS)
+        require_one_of(self, "features", KINDS)
+        require_one_of(self, "layout", LAYOUTS)
         require(self, "neighbors", 1 <= self.neighbors <= 100, "1 to 100")
         require(self, "thumbnail_size", 8 <= self.thumbnail_size <= 512, "8 to 512 pixels")
         require(self, "max_images", self.max_images >= 2, "at least 2")

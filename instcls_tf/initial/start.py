@@ -12,7 +12,7 @@ from instcls_tf.distributed import collectives, workers
 from instcls_tf.encoder.networks import make_encoder
 from instcls_tf.errors import UserError, shown
 from instcls_tf.export import tensor_file
-from instcls_tf.files import is_there, told, whole_file
+from instcls_tf.files import error_of, is_there, whole_file
 from instcls_tf.initial.arrays import Arrays, arrays_of_variables, read_arrays
 from instcls_tf.initial.matching import Matched, fill, match
 from instcls_tf.workdir_files import STARTING_WEIGHTS_NAME
@@ -88,7 +88,7 @@ def keep_starting_weights(workdir: str, encoder: tf.keras.Model) -> None:
         with whole_file(path) as file:
             tensor_file.write_to(file, arrays_of_variables(encoder.variables), {"format": "pt"})
     except OSError as error:
-        raise told(error, f"{shown(path)}: cannot be written ({error.strerror})") from error
+        raise error_of(error, f"{shown(path)}: cannot be written ({error.strerror})") from error
 
 
 def load_starting_encoder(workdir: str, config: PretrainConfig, precision: str = FLOAT32) -> tf.keras.Model:

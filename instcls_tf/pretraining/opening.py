@@ -19,9 +19,9 @@ from instcls_tf.run.log import RunClock
 from instcls_tf.run.workdir import (
     BEGUN_FROM,
     continue_run,
+    holds_this_run,
     load_run,
     recipe_of,
-    refuse_other_recipe,
     run_flags_path,
     run_id,
 )
@@ -77,7 +77,7 @@ def _take(opened: Opened, config: PretrainConfig, source: Source, progress: Prog
     opened = opened._replace(lock=WorkdirLock(config.workdir))
     try:
         # Once more: it may have changed hands since.
-        if not refuse_other_recipe(config):
+        if not holds_this_run(config):
             if is_there(run_flags_path(config.workdir)):
                 progress.say(
                     f"{config.workdir}: a run with other flags has saved nothing there, this one takes its place"

@@ -20,7 +20,7 @@ from instcls_tf.distributed.launcher import launched_rank_and_size
 from instcls_tf.errors import UserError, naming
 from instcls_tf.files import is_there
 from instcls_tf.initial.kinds import kind_of
-from instcls_tf.run.workdir import can_continue, has_checkpoints, load_run, refuse_other_recipe, with_length_begun
+from instcls_tf.run.workdir import can_continue, has_checkpoints, holds_this_run, load_run, with_length_begun
 
 # Settings that name a file or a folder; the dataset's own paths are expanded where it is opened.
 _PATHS = ("workdir", "data_dir", "init", "extend_from", "cache")
@@ -75,7 +75,7 @@ def open_training_data(config: PretrainConfig, source: Source | None = None, giv
         refuse_idle(config, given)
     config.validate(num_workers, begins=not continues)
     # Before the data: a manifest in the workdir is of the run that it belongs to.
-    resuming = refuse_other_recipe(config)
+    resuming = holds_this_run(config)
     has_past = resuming and has_checkpoints(config.workdir)
     source = open_training_source(config, begins=not has_past) if source is None else source
     if source.name != config.dataset:

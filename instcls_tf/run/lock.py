@@ -69,7 +69,7 @@ def _locked(path: str, workdir: str) -> IO[str] | None:
         try:
             file = open(path, "a+")  # noqa: SIM115 # held beyond this function
         except OSError as error:
-            raise files.told(error, f"--workdir={shown(workdir)}: cannot write there ({error.strerror})") from error
+            raise files.error_of(error, f"--workdir={shown(workdir)}: cannot write there ({error.strerror})") from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -110,7 +110,7 @@ def begin_run(config: PretrainConfig) -> None:
             _remove(config.workdir, *_OF_THE_RUN, *_RESULTS)
         _write_recipe(config, secrets.token_hex(8))
     except OSError as error:
-        raise files.told(error, f"--workdir={config.workdir}: cannot write there ({error.strerror})") from error
+        raise files.error_of(error, f"--workdir={config.workdir}: cannot write there ({error.strerror})") from error
 
 
 def forget_images(workdir: str) -> None:
@@ -141,7 +141,7 @@ def continue_run(config: PretrainConfig) -> bool:
             now = now.replace(workdir=config.workdir)
             _write_recipe(now, run_id(config.workdir), left_out=() if flagfiles.LATER in values else (flagfiles.LATER,))
         except OSError as error:
-            raise files.told(error, f"--workdir={config.workdir}: cannot write there ({error.strerror})") from error
+            raise files.error_of(error, f"--workdir={config.workdir}: cannot write there ({error.strerror})") from error
     return now.extend_epochs != before.extend_epochs
 
 
@@ -263,7 +263,7 @@ def load_classification(workdir: str) -> PretrainConfig:
     return config
 
 
-def refuse_other_recipe(config: PretrainConfig) -> bool:
+def holds_this_run(config: PretrainConfig) -> bool:
     """Whether `config.workdir` already holds this very run.
 
     Returns:

@@ -7,7 +7,7 @@ import os
 import re
 from typing import Any, Callable, NamedTuple
 
-from instcls_tf.checks import path_for_tensorflow
+from instcls_tf.checks import require_path_for_tensorflow
 from instcls_tf.config import CACHE_IN_MEMORY, PretrainConfig
 from instcls_tf.distributed import cores
 from instcls_tf.errors import UserError
@@ -110,7 +110,7 @@ def _sizes(table: SpecTable) -> dict[str, Any]:
     if not workdir:
         raise table.error("workdir", "is missing: wanted the folder that receives the sweep")
     try:
-        path_for_tensorflow("workdir", workdir)
+        require_path_for_tensorflow("workdir", workdir)
     except UserError as error:
         raise table.error("workdir", str(error)) from error
     wanted = "a number of minutes above 0"

@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from instcls_tf.checks import one_of, path_for_tensorflow, path_of_text, require, require_value
+from instcls_tf.checks import require, require_one_of, require_path_for_tensorflow, require_path_of_text, require_value
 from instcls_tf.errors import MachineError, UserError, naming, one_line, shown, some_of
 
 
@@ -21,7 +21,7 @@ class Settings:
     ("check", "sentence"),
     [
         (lambda s: require(s, "epochs", s.epochs >= 1, "at least 1"), "--epochs=0: must be at least 1"),
-        (lambda s: one_of(s, "stem", ("imagenet", "small")), "--stem=big: must be one of imagenet, small"),
+        (lambda s: require_one_of(s, "stem", ("imagenet", "small")), "--stem=big: must be one of imagenet, small"),
         (lambda s: require_value("split", "a\nb", False, "a word"), r"--split='a\nb': must be a word"),
     ],
 )
@@ -33,7 +33,7 @@ def test_the_sentence_names_flag_value_and_what_is_wanted(check, sentence):
 
 def test_what_is_fit_passes():
     require(Settings(epochs=1), "epochs", True, "at least 1")
-    one_of(Settings(stem="small"), "stem", ("imagenet", "small"))
+    require_one_of(Settings(stem="small"), "stem", ("imagenet", "small"))
     require_value("split", "test", True, "a word")
 
 
@@ -61,13 +61,13 @@ def test_some_of():
 
 @pytest.mark.parametrize("path", ["runs/a b", "~/café/東京", "/x/👩‍🔬", "a{b}=(c),d!#$&"])
 def test_paths_of_text(path):
-    path_of_text("workdir", path)
-    path_for_tensorflow("workdir", path)
+    require_path_of_text("workdir", path)
+    require_path_for_tensorflow("workdir", path)
 
 
 @pytest.mark.parametrize("path", ["a\nb", "a\tb", "\x1b[2J", "a\0", b"caf\xe9".decode("utf-8", "surrogateescape")])
 def test_paths_that_are_no_text(path):
-    for check in (path_of_text, path_for_tensorflow):
+    for check in (require_path_of_text, require_path_for_tensorflow):
         with pytest.raises(UserError) as refusal:
             check("output", path)
         assert str(refusal.value) == f"--output={path!r}: wanted a path without control characters, in UTF-8"
@@ -77,9 +77,9 @@ def test_paths_that_are_no_text(path):
     ("path", "found"), [("lr=[0.1,0.4]", "[ ]"), ("back\\slash", "\\"), ("a*", "*"), ("a?b", "?"), ("exp[1]", "[ ]")]
 )
 def test_paths_that_tensorflow_reads_as_patterns(path, found):
-    path_of_text("workdir", path)
+    require_path_of_text("workdir", path)
     with pytest.raises(UserError) as refusal:
-        path_for_tensorflow("workdir", path)
+        require_path_for_tensorflow("workdir", path)
     assert str(refusal.value) == (
         f"--workdir={path}: holds {found}, which TensorFlow reads as a pattern, wanted a path without any of [ ] * ? \\"
     )

@@ -204,7 +204,7 @@ def begun(run) -> PretrainConfig:
         ("metrics.jsonl", lambda run: read_metrics(run.workdir)),
         ("run.flags", lambda run: workdir.load_run(run.workdir)),
         ("run.flags", lambda run: workdir.run_id(run.workdir)),
-        ("run.flags", workdir.refuse_other_recipe),
+        ("run.flags", workdir.holds_this_run),
     ],
     ids=["manifest", "contents", "metrics", "recipe", "run id", "resume"],
 )

@@ -18,7 +18,7 @@ from instcls_tf.data.prepare import prepare
 from instcls_tf.errors import MachineError
 from instcls_tf.evaluation import feature_store
 from instcls_tf.gallery import pages
-from instcls_tf.run.workdir import refuse_other_recipe
+from instcls_tf.run.workdir import holds_this_run
 from instcls_tf.sweep.beside import keep_side_by_side
 from instcls_tf.sweep.held_out import refuse_other_images, write_held_out
 from tests.single.test_failing_file_systems import Failing
@@ -40,7 +40,7 @@ def config(tmp_path) -> PretrainConfig:
         ("train", lambda config, path: open_folder(config.dataset, "train")),
         ("index.json", lambda config, path: prepare(config.dataset, os.path.dirname(path), 1)),
         ("cache", lambda config, path: with_cache(config.replace(cache=path), open_folder(config.dataset, "train"))),
-        ("metrics.jsonl", lambda config, path: refuse_other_recipe(config)),
+        ("metrics.jsonl", lambda config, path: holds_this_run(config)),
         ("features.npz", lambda config, path: feature_store.refuse_occupied(path)),
         ("gallery", lambda config, path: pages.refuse_unfit(path)),
         ("side_by_side.txt", lambda config, path: keep_side_by_side(config.workdir, 1, 1)),

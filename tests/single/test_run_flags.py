@@ -15,8 +15,8 @@ from instcls_tf.config import PretrainConfig
 from instcls_tf.errors import UserError
 from instcls_tf.run.workdir import (
     begin_run,
+    holds_this_run,
     load_run,
-    refuse_other_recipe,
     run_flags_path,
 )
 from tests.commands import ROOT
@@ -54,7 +54,7 @@ def test_older_run_flags_keep_their_meaning(tmp_path, augmentation, before):
     assert load_run(str(tmp_path)) == config.replace(center_crop_fraction=1.0)
     for fraction in (1.0, 0.875):  # the latter is what the same command, without the flag, says today
         goes_on = config.replace(center_crop_fraction=fraction)
-        assert refuse_other_recipe(goes_on), "the same pixels: the run goes on"
+        assert holds_this_run(goes_on), "the same pixels: the run goes on"
 
 
 @pytest.mark.parametrize("change", [lambda text: b"\xef\xbb\xbf" + text, lambda text: text.replace(b"\n", b"\r\n")])
@@ -86,7 +86,7 @@ def test_run_flags_that_are_empty_or_cut_are_refused(tmp_path, text, what):
     path = run_flags_path(str(tmp_path))
     Path(path).write_text(text)
     wanted = "all flags of the run: bring it back from a copy, or begin another run in another folder"
-    for read in (lambda: load_run(str(tmp_path)), lambda: refuse_other_recipe(VALID.replace(workdir=str(tmp_path)))):
+    for read in (lambda: load_run(str(tmp_path)), lambda: holds_this_run(VALID.replace(workdir=str(tmp_path)))):
         with pytest.raises(UserError) as refusal:
             read()
         assert str(refusal.value) == f"{path}: {what}, wanted {wanted}"

@@ -19,7 +19,7 @@ from flags.sweep import config_of
 from instcls_tf.config import PretrainConfig
 from instcls_tf.errors import MachineError, UserError
 from instcls_tf.run.interrupted import Interrupted
-from instcls_tf.run.workdir import refuse_other_recipe
+from instcls_tf.run.workdir import holds_this_run
 from instcls_tf.sweep.ownership import interruptible, locked
 from instcls_tf.sweep.run import COMMANDS, Commands, plan_of_sweep, run_sweep
 from instcls_tf.sweep.spec import Spec, read_spec
@@ -163,7 +163,7 @@ def test_an_interrupted_trial_goes_on_with_what_it_was_given_without_effect(make
     Path(begun.workdir, "checkpoints", "ckpt-00000004.index").touch()
     run_sweep(spec, commands=(second := Recorder()).commands())
     assert second.trained == [begun]
-    assert refuse_other_recipe(begun) and "--batch_contrast_temperature=0.1" in COMMANDS.pretrain(begun)
+    assert holds_this_run(begun) and "--batch_contrast_temperature=0.1" in COMMANDS.pretrain(begun)
 
 
 def test_a_trial_that_fails_otherwise_stops_the_sweep_and_is_tried_again(make_spec, tmp_path):

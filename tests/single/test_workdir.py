@@ -19,8 +19,8 @@ from instcls_tf.run.workdir import (
     begin_run,
     continue_run,
     has_checkpoints,
+    holds_this_run,
     load_run,
-    refuse_other_recipe,
     run_flags_path,
     run_id,
     same_dataset,
@@ -30,8 +30,8 @@ from tests.recipes import CHANGED, OLD_RUN_FLAGS, VALID, write_run
 
 
 def test_an_empty_or_new_folder_starts_a_run(tmp_path):
-    assert not refuse_other_recipe(VALID.replace(workdir=str(tmp_path)))
-    assert not refuse_other_recipe(VALID.replace(workdir=str(tmp_path / "not" / "yet")))
+    assert not holds_this_run(VALID.replace(workdir=str(tmp_path)))
+    assert not holds_this_run(VALID.replace(workdir=str(tmp_path / "not" / "yet")))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -43,8 +43,8 @@ def save_something(folder) -> None:
 
 def test_a_run_that_has_saved_nothing_makes_way(tmp_path):
     write_run(tmp_path, VALID)
-    assert refuse_other_recipe(VALID.replace(workdir=str(tmp_path)))
-    assert not refuse_other_recipe(VALID.replace(workdir=str(tmp_path), seed=5))
+    assert holds_this_run(VALID.replace(workdir=str(tmp_path)))
+    assert not holds_this_run(VALID.replace(workdir=str(tmp_path), seed=5))
 
 
 def test_data_without_an_index_are_nothing_saved(tmp_path):
@@ -53,11 +53,11 @@ def test_data_without_an_index_are_nothing_saved(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "ckpt-00000002.data-00000-of-00003").touch()
     other = VALID.replace(workdir=str(tmp_path), seed=5)
-    assert not has_checkpoints(str(tmp_path)) and not refuse_other_recipe(other)
+    assert not has_checkpoints(str(tmp_path)) and not holds_this_run(other)
     assert choose(str(tmp_path)) == (None, ())
     record = tmp_path / "checkpoints" / "checkpoint"
     record.write_text('model_checkpoint_path: "ckpt-00000002"')
-    for refuses in (lambda: refuse_other_recipe(other), lambda: choose(str(tmp_path))):
+    for refuses in (lambda: holds_this_run(other), lambda: choose(str(tmp_path))):
         with pytest.raises(UserError):
             refuses()
     record.unlink()
@@ -71,11 +71,11 @@ def test_an_extension_may_only_grow(tmp_path):
     run = run_id(str(tmp_path))
     for extend_epochs in (0, 3, 5):
         config = VALID.replace(workdir=str(tmp_path), extend_epochs=extend_epochs)
-        assert refuse_other_recipe(config)
+        assert holds_this_run(config)
         assert continue_run(config) == (extend_epochs > 0)
         assert load_run(str(tmp_path)) == config and run_id(str(tmp_path)) == run
     with pytest.raises(UserError, match="belongs to a run with --extend_epochs=5, this one has --extend_epochs=3"):
-        refuse_other_recipe(config.replace(extend_epochs=3))
+        holds_this_run(config.replace(extend_epochs=3))
 
 
 def test_the_recipe_follows_where_the_images_lie_and_where_the_run_ends(tmp_path):
@@ -85,7 +85,7 @@ def test_the_recipe_follows_where_the_images_lie_and_where_the_run_ends(tmp_path
     save_something(tmp_path)
     run = run_id(str(tmp_path))
     config = first.replace(max_steps=None, data_dir="/new", max_bad_fraction=0.05, log_every=7)
-    assert refuse_other_recipe(config) and not continue_run(config)
+    assert holds_this_run(config) and not continue_run(config)
     assert load_run(str(tmp_path)) == first.replace(max_steps=None, data_dir="/new", max_bad_fraction=0.05)
     assert run_id(str(tmp_path)) == run
     before = Path(run_flags_path(str(tmp_path))).stat()
@@ -99,14 +99,14 @@ def test_an_earlier_versions_recipe_keeps_its_meaning_when_it_is_continued(tmp_p
     config = PretrainConfig(workdir=str(tmp_path), dataset="digits", epochs=3, color_strength=0.5, max_steps=5)
     for fraction in (1.0, 0.875):
         config = config.replace(max_steps=config.max_steps + 1, center_crop_fraction=fraction)
-        assert refuse_other_recipe(config) and not continue_run(config)
+        assert holds_this_run(config) and not continue_run(config)
         assert load_run(str(tmp_path)) == before.replace(max_steps=config.max_steps, workdir=str(tmp_path))
 
 
 def test_checkpoints_of_nobody_knows_what(tmp_path):
     save_something(tmp_path)
     with pytest.raises(UserError) as refusal:
-        refuse_other_recipe(VALID.replace(workdir=str(tmp_path)))
+        holds_this_run(VALID.replace(workdir=str(tmp_path)))
     assert str(refusal.value) == (
         f"--workdir={tmp_path}: has checkpoints, but its run.flags is missing: bring it back from a copy, or begin"
         f" another run in another folder"
@@ -122,7 +122,7 @@ def test_a_folder_is_the_same_under_all_its_names(tmp_path, monkeypatch):
         assert same_dataset(dataset) == dataset
     write_run(tmp_path, VALID.replace(dataset="folder:/data/x/"))
     save_something(tmp_path)
-    assert refuse_other_recipe(VALID.replace(workdir=str(tmp_path), dataset="folder:/data/x"))
+    assert holds_this_run(VALID.replace(workdir=str(tmp_path), dataset="folder:/data/x"))
 
 
 @pytest.mark.parametrize("flag", ["init", "extend_from"])
@@ -137,12 +137,12 @@ def test_what_a_run_began_from_is_the_same_under_all_its_names(tmp_path, monkeyp
     (tmp_path / "link").symlink_to(tmp_path / "a", target_is_directory=True)
     for name in ("./a/start", f"{tmp_path}/a//start/", "~/a/start", "link/start"):
         again = config.replace(**{flag: name})
-        assert refuse_other_recipe(again)
+        assert holds_this_run(again)
         wanted = origin_of(again, open_source("digits"))
         assert not difference(Origin(recipe={**wanted.recipe, flag: "a/start"}), wanted)
     for other in ("a/other", None):
         with pytest.raises(UserError, match=f"belongs to a run with --{flag}=a/start, this one has --{flag}={other}:"):
-            refuse_other_recipe(config.replace(**{flag: other}))
+            holds_this_run(config.replace(**{flag: other}))
 
 
 def test_each_run_has_an_id(tmp_path):
@@ -163,12 +163,12 @@ def test_a_new_run_does_not_take_the_ids_of_the_one_before(tmp_path):
     results = {"report.json", "knn_eval.json", "linear_eval.json", "finetune.json", "detect.json"}
     for name in results:
         (tmp_path / name).touch()  # a user's: no run has begun there
-    assert not refuse_other_recipe(VALID.replace(workdir=str(tmp_path)))
+    assert not holds_this_run(VALID.replace(workdir=str(tmp_path)))
     begin_run(VALID.replace(workdir=str(tmp_path)))
     assert {path.name for path in tmp_path.iterdir()} == {"run.flags", *results}
     for name in OF_THE_RUN:
         (tmp_path / name).touch()
-    assert not refuse_other_recipe(VALID.replace(workdir=str(tmp_path), seed=1))
+    assert not holds_this_run(VALID.replace(workdir=str(tmp_path), seed=1))
     begin_run(VALID.replace(workdir=str(tmp_path), seed=1))
     assert [path.name for path in tmp_path.iterdir()] == ["run.flags"]
 
@@ -178,7 +178,7 @@ def test_files_of_another_program_are_left_alone(tmp_path, name):
     """A run would remove or overwrite what bears the name of a file of its own."""
     (tmp_path / name).write_text('{"step": 1, "loss": 0.5}\n')
     with pytest.raises(UserError) as refusal:
-        refuse_other_recipe(VALID.replace(workdir=str(tmp_path)))
+        holds_this_run(VALID.replace(workdir=str(tmp_path)))
     assert str(refusal.value) == (
         f"--workdir={tmp_path}: holds a {name}, which a run would replace, and no run.flags of a run: wanted another"
         f" folder, or that file somewhere else"
@@ -186,7 +186,7 @@ def test_files_of_another_program_are_left_alone(tmp_path, name):
     begin_run(VALID.replace(workdir=str(tmp_path)))
     assert (tmp_path / name).read_text() == '{"step": 1, "loss": 0.5}\n'
     write_run(tmp_path, VALID.replace(workdir=str(tmp_path)))
-    assert refuse_other_recipe(VALID.replace(workdir=str(tmp_path)))
+    assert holds_this_run(VALID.replace(workdir=str(tmp_path)))
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(PretrainConfig)])
@@ -196,27 +196,27 @@ def test_continues_the_same_recipe_only(tmp_path, field):
     before, now = getattr(load_run(str(tmp_path)), field), getattr(CHANGED, field)
     config = VALID.replace(workdir=str(tmp_path))
     if field in NOT_RECIPE:
-        assert refuse_other_recipe(config if field == "workdir" else config.replace(**{field: now}))
+        assert holds_this_run(config if field == "workdir" else config.replace(**{field: now}))
         return
     with pytest.raises(UserError) as refusal:
-        refuse_other_recipe(config.replace(**{field: now}))
+        holds_this_run(config.replace(**{field: now}))
     longer = ", and --extend_epochs=N with them for N epochs more" if field in ("epochs", "exposures") else ""
     assert str(refusal.value) == (
         f"--workdir={tmp_path} belongs to a run with --{field}={before}, this one has --{field}={now}:"
         f" give the same flags to continue it{longer}, or another folder"
     )
     with pytest.raises(UserError, match=r"give the same flags to continue it, or another folder$"):
-        refuse_other_recipe(config.replace(**{field: now, "seed": 5, "momentum": 0.5}))
+        holds_this_run(config.replace(**{field: now, "seed": 5, "momentum": 0.5}))
 
 
 def test_a_file_is_no_workdir(tmp_path):
     path = tmp_path / "file"
     path.touch()
     with pytest.raises(UserError) as refusal:
-        refuse_other_recipe(VALID.replace(workdir=str(path)))
+        holds_this_run(VALID.replace(workdir=str(path)))
     assert str(refusal.value) == f"--workdir={path}: is a file, not a folder"
     with pytest.raises(UserError) as refusal:
-        refuse_other_recipe(VALID.replace(workdir=str(path / "below")))
+        holds_this_run(VALID.replace(workdir=str(path / "below")))
     assert str(refusal.value) == f"--workdir={path}/below: cannot write to {path}"
 
 
@@ -227,5 +227,5 @@ def test_a_folder_without_permission(tmp_path, monkeypatch, holds_run):
     # Root, as whom containers run, may write everywhere.
     monkeypatch.setattr(os, "access", lambda path, mode: path != str(tmp_path) or not mode & os.W_OK)
     with pytest.raises(UserError) as refusal:
-        refuse_other_recipe(VALID.replace(workdir=str(tmp_path)))
+        holds_this_run(VALID.replace(workdir=str(tmp_path)))
     assert str(refusal.value) == f"--workdir={tmp_path}: cannot write to {tmp_path}"

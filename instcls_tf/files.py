@@ -111,7 +111,8 @@ def write(path: str, content: bytes) -> None:
       MachineError: likewise, as the file system fails.
     """
     try:
-        write_whole(path, content)
+        with whole_file(path) as file:
+            file.write(content)
     except OSError as error:
         raise error_of(error, f"{shown(path)}: cannot write this file ({error.strerror})") from error
 
@@ -146,16 +147,6 @@ def flush_folder(path: str) -> None:
     """`flush_to_disk` of the names in a folder, where its file system can do so."""
     with contextlib.suppress(OSError):
         flush_to_disk(path)
-
-
-def write_whole(path: str, content: bytes) -> None:
-    """As `write`, for callers that say themselves what is wrong.
-
-    Raises:
-      OSError: the file cannot be written.
-    """
-    with whole_file(path) as file:
-        file.write(content)
 
 
 def scratch_prefix(parent: str) -> str:
@@ -330,6 +321,8 @@ def whole_folder(path: str) -> Iterator[str]:
 @contextlib.contextmanager
 def whole_file(path: str) -> Iterator[BinaryIO]:
     """A file to write into, which takes the name `path` when the block is done, and is gone if the block fails.
+
+    For callers that say themselves what is wrong; `write` is for the others.
 
     Raises:
       OSError: the file cannot be written.

@@ -161,7 +161,8 @@ def remember(workdir: str, newest: str, keep: int) -> None:
     state = tf.compat.v1.train.generate_checkpoint_state_proto(
         folder, os.path.basename(newest), [os.path.basename(path) for path in kept]
     )
-    files.write_whole(_record(workdir), text_format.MessageToString(state).encode())
+    with files.whole_file(_record(workdir)) as file:
+        file.write(text_format.MessageToString(state).encode())
     for prefix in own[: own.index(kept[0])]:
         remove(prefix)
     remove_strays(workdir, newest)

@@ -82,7 +82,8 @@ def write(path: str, manifest: Manifest) -> None:
       OSError: it cannot be written.
     """
     text = json.dumps({"format": _FORMAT, **dataclasses.asdict(manifest)}, indent=1)
-    files.write_whole(path, text.encode())
+    with files.whole_file(path) as file:
+        file.write(text.encode())
 
 
 def read(prefix: str) -> Manifest | None:

@@ -37,8 +37,8 @@ class MetricsLog:
         # Of the run so far; lines of older versions do not say it.
         self.seconds = next((line["seconds"] for line in reversed(lines) if _is_kept(line, first_step)), 0.0)
         self._warned = False
-        with self._as_warning():
-            files.write_whole(self._path, "".join(kept).encode())
+        with self._as_warning(), files.whole_file(self._path) as file:
+            file.write("".join(kept).encode())
         self._events = tensorboard_folder(workdir)
         self._tensorboard: tf.summary.SummaryWriter | None = None
 

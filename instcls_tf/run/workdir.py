@@ -149,8 +149,8 @@ def _write_recipe(config: PretrainConfig, run: str, left_out: tuple[str, ...] = 
     lines = config.as_flags().split("\n")
     kept = "\n".join(line for line in lines if line.partition("=")[0].removeprefix("--") not in left_out)
     text = (f"{_RUN_ID}{run}\n" if run else "") + kept
-    # Paths may have bytes that are no text.
-    files.write_whole(run_flags_path(config.workdir), text.encode("utf-8", "surrogateescape"))
+    with files.whole_file(run_flags_path(config.workdir)) as file:
+        file.write(text.encode("utf-8", "surrogateescape"))  # paths may have bytes that are no text
 
 
 def run_id(workdir: str) -> str:

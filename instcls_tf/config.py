@@ -6,7 +6,7 @@ The defaults are the paper's and stand only here; the command-line flags and the
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 from instcls_tf import flagfiles
 from instcls_tf.checks import (
@@ -28,17 +28,13 @@ from instcls_tf.checks import (
 from instcls_tf.errors import UserError
 
 RESNET50, RESNET18, RESNET10 = ENCODERS = ("resnet50", "resnet18", "resnet10")
-# Residual blocks of the four stages.
-RESNET_DEPTHS = {RESNET50: (3, 4, 6, 3), RESNET18: (2, 2, 2, 2), RESNET10: (1, 1, 1, 1)}
+RESNET_DEPTHS = {RESNET50: (3, 4, 6, 3), RESNET18: (2, 2, 2, 2), RESNET10: (1, 1, 1, 1)}  # blocks of the four stages
 IMAGENET_STEM, SMALL_STEM = STEMS = ("imagenet", "small")
 SIMCLR_VIEWS, DIGIT_VIEWS, PLAIN_VIEWS = AUGMENTATIONS = ("simclr", "digits", "none")
 MARGINAL, CROSS_ENTROPY = SMOOTHING_LOSSES = ("marginal", "cross_entropy")
 RAW_RUNNING_BN, RAW_BATCH_BN, RAW_FIXED_BN, RANDOM = CLASSIFIER_INITS = (
-    "raw_running_bn",
-    "raw_batch_bn",
-    "raw_fixed_bn",
-    "random",
-)
+    "raw_running_bn", "raw_batch_bn", "raw_fixed_bn", "random",
+)  # fmt: skip
 FLOAT32, MIXED_BFLOAT16, MIXED_FLOAT16, AUTO = PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16", "auto")
 BFLOAT16, INT8 = "bfloat16", "int8"
 ALWAYS, NEVER = "always", "never"
@@ -76,32 +72,31 @@ ADAMW_WEIGHT_DECAY = 0.05  # DIET's for AdamW, which decouples it from the gradi
 # Published for 1.28 million images; fewer take a part of them that is as large or larger.
 LARGEST_QUEUE, LARGEST_WINDOW = 2**16, 2**17
 
+REFERENCE_BATCH_SIZE = 4096  # at which `learning_rate` is meant, as in the paper
 BN_MOMENTUM = 0.9  # what remains of the moving statistics after each batch
 
 # Seconds. Reading a batch from a slow disk, or compiling the first step, takes minutes.
 STALL_TIMEOUT = 900.0
 
-# The batch size at which `learning_rate` is meant, as in the paper.
-REFERENCE_BATCH_SIZE = 4096
-
 # What only one method has; the classification's prior and smoothing are on by default, and left out elsewhere.
+_OF_CLASSIFICATION = (
+    "extend_from", "sampled_classes", "prior_every", "contrast_epochs", "batch_contrast", "class_weights_dtype",
+    "class_momentum_dtype", "class_products_dtype", "class_passes",
+)  # fmt: skip
 _OWN = {
-    INSTANCE: (
-        "extend_from",
-        "sampled_classes",
-        "prior_every",
-        "contrast_epochs",
-        "batch_contrast",
-        "class_weights_dtype",
-        "class_momentum_dtype",
-        "class_products_dtype",
-        "class_passes",
-    ),
+    INSTANCE: _OF_CLASSIFICATION,
     MOCO_V2: ("moco_queue", "moco_momentum"),
     PIC: ("pic_recent_negatives", "pic_window", "pic_stride"),
     DIET: ("diet_label_smoothing", "diet_optimizer"),
 }
 _OF_CLASS_WEIGHTS, _WITHOUT_CLASS_WEIGHTS = ("class_weight_decay", "class_momentum"), (SIMCLR, MOCO_V2)
+
+
+class Window(NamedTuple):
+    """PIC's window, which slides over the instances: how many are in it, W, and by how many it moves on, S."""
+
+    size: int
+    stride: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,7 +251,13 @@ class PretrainConfig:
             require(self, "views", self.views >= 2, "at least 2, which are compared with each other")
 
     def validate_with_data(self, num_instances: int, num_workers: int = 1, begins: bool = True, flag: str = "") -> None:
-        """Checks what depends on the number of instances, N, of `dataset` or a `flag`; `begins` as for `validate`.
+        """Checks what depends on the number of instances.
+
+        Args:
+          num_instances: N.
+          num_workers: T.
+          begins: as for `validate`.
+          flag: the one that N is given by; empty where it is that of `dataset`.
 
         Raises:
           UserError: one sentence naming the flag, its value and what is wanted.
@@ -273,14 +274,14 @@ class PretrainConfig:
         window = self.window(num_instances)
         if window is not None:
             most = instances if flag else f"the {num_instances} instances of --dataset={self.dataset}"
-            require(self, "pic_window", window[0] <= num_instances, f"at most {most}")
+            require(self, "pic_window", window.size <= num_instances, f"at most {most}")
 
-    def window(self, num_instances: int) -> tuple[int, int] | None:
-        """Size and stride of the window that PIC slides over the instances; None for ordinary epochs."""
+    def window(self, num_instances: int) -> Window | None:
+        """PIC's sliding window over the instances; None for ordinary epochs."""
         if self.method != PIC or self.pic_window == 0:
             return None
         size = self.pic_window or min(LARGEST_WINDOW, max(1, num_instances // 8))
-        return size, self.pic_stride or max(1, size // 8)
+        return Window(size, self.pic_stride or max(1, size // 8))
 
     def queue_size(self, num_instances: int) -> int:
         """Keys in MoCo's queue: not many more than half of the instances, it would hold keys of the batch's own."""

@@ -17,6 +17,7 @@ from instcls_tf.data.cache import with_cache
 from instcls_tf.data.source import Source
 from instcls_tf.data.sources import open_training_source
 from instcls_tf.data.threads import parallel_calls, without_autotuner
+from instcls_tf.distributed import partition
 from instcls_tf.errors import UserError, shown
 
 _VIEWS = 2
@@ -101,7 +102,7 @@ def _count(counts: Iterator[tf.Tensor], seconds: float) -> int:
 
 def _whole(config: PretrainConfig, source: Source, batch_size: int) -> tf.data.Dataset:
     """What a single worker trains on."""
-    last_step = _ENDLESS * pipeline.steps_per_epoch(source.num_instances, batch_size)
+    last_step = _ENDLESS * partition.steps_per_epoch(source.num_instances, batch_size)
     batches = pipeline.training_batches(
         source,
         views=augment.views_of(config),

@@ -19,7 +19,7 @@ from instcls_tf.config import RANDOM, RAW_BATCH_BN, RAW_FIXED_BN, RAW_RUNNING_BN
 from instcls_tf.data import pipeline
 from instcls_tf.data.bad_files import BadFiles
 from instcls_tf.data.source import Source
-from instcls_tf.distributed import collectives
+from instcls_tf.distributed import collectives, partition
 from instcls_tf.encoder import bn_groups, networks
 from instcls_tf.progress import OnProgress, no_progress
 
@@ -129,7 +129,7 @@ def _pass_over_images(
     """After so many epochs of statistics alone: what `use` does with this worker's classes `[m]` and projections."""
     images_spec = tf.TensorSpec([None, config.image_size, config.image_size, 3], tf.uint8)
     embed = tf.function(embed, [images_spec, tf.TensorSpec([None], tf.int32)], autograph=False)
-    steps = pipeline.steps_per_epoch(source.num_instances, config.batch_size)
+    steps = partition.steps_per_epoch(source.num_instances, config.batch_size)
     for epoch in range(burn_in + 1):
         stage = "BN burn-in" if epoch < burn_in else "contrastive prior"
         for done, (images, instance_ids, _) in enumerate(_inference_epoch(config, source, epoch), start=1):

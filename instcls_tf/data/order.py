@@ -20,12 +20,12 @@ from typing import Any
 
 import tensorflow as tf
 
+from instcls_tf.config import Window
 from instcls_tf.data.permutation import permute
 from instcls_tf.data.sliding_window import sliding_window_ids
 from instcls_tf.data.source import RandomAccessSource, Source, StreamedSource
 from instcls_tf.data.threads import parallel_calls
 from instcls_tf.distributed import partition
-from instcls_tf.distributed.partition import steps_per_epoch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Shares:
 
     @property
     def steps(self) -> int:
-        return steps_per_epoch(self.num_instances, self.batch_size)
+        return partition.steps_per_epoch(self.num_instances, self.batch_size)
 
     @property
     def full_batch(self) -> int:
@@ -99,7 +99,7 @@ def elements(
     first_step: int,
     last_step: int,
     seed: int | None,
-    window: tuple[int, int] | None = None,
+    window: Window | None = None,
 ) -> tf.data.Dataset:
     """`(what the loader takes, id int64, label int32)`, exactly `slots` per step; fillers are ignored later."""
     if source.random_access:
@@ -114,7 +114,7 @@ def _permuted_elements(
     first_step: int,
     last_step: int,
     seed: int | None,
-    window: tuple[int, int] | None,
+    window: Window | None,
 ) -> tf.data.Dataset:
     labels = tf.constant(source.labels)
 

@@ -10,15 +10,12 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from instcls_tf.config import PLAIN_VIEWS
+from instcls_tf.config import PLAIN_VIEWS, Window
 from instcls_tf.data import order
 from instcls_tf.data.augment import Views
 from instcls_tf.data.order import Shares
 from instcls_tf.data.source import Source
 from instcls_tf.data.threads import parallel_calls, without_autotuner
-from instcls_tf.distributed.partition import steps_per_epoch
-
-__all__ = ["PADDING_ID", "inference_batches", "steps_per_epoch", "training_batches"]
 
 PADDING_ID = -1
 # Pixels of views that are augmented together: few enough for the processor's cache, or many small images.
@@ -33,7 +30,7 @@ def training_batches(
     num_views: int,
     seed: int,
     last_step: int,
-    window: tuple[int, int] | None = None,
+    window: Window | None = None,
     first_step: int = 0,
     micro_batch: int = 1,
     rank: int = 0,
@@ -48,8 +45,8 @@ def training_batches(
       num_views: views per instance, V.
       seed: of the order of instances.
       last_step: one after the last step of the run.
-      window: size and stride of the window that slides over the images (see `sliding_window`), each place of which is
-        what an epoch is otherwise; None for epochs.
+      window: the one that slides over the images (see `sliding_window`), each place of which is what an epoch is
+        otherwise; None for epochs.
       first_step: where to begin; in mid-epoch the rest of that epoch follows, as in the run that was interrupted.
       micro_batch: instances per group, of which every worker gets whole ones.
       rank: this worker, r.
@@ -59,7 +56,7 @@ def training_batches(
       One prefetched dataset of `last_step - first_step` elements `(views, instance_ids)`: uint8 `[b, V, S, S, 3]` and
       int32 `[b]`, -1 for padding.
     """
-    num_listed = source.num_instances if window is None else window[0]
+    num_listed = source.num_instances if window is None else window.size
     shares = Shares(num_listed, batch_size, micro_batch, rank, num_workers)
     batches = _batches(source, shares, seed, views, num_views, first_step, last_step, window)
     return batches.map(lambda images, ids, labels: (images, ids))
@@ -107,7 +104,7 @@ def _batches(
     num_views: int,
     first_step: int,
     last_step: int,
-    window: tuple[int, int] | None = None,
+    window: Window | None = None,
 ) -> tf.data.Dataset:
     """Loads, crops, augments and batches: `(uint8 [b, V, S, S, 3], int32 [b], int32 [b])`, prefetched."""
     load, size, rows = source.loader(), views.image_size, shares.rows

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from instcls_tf.config import Window
+
 
 def bounds(total: int, parts: int, index: int) -> tuple[int, int]:
     """The even contiguous split of `range(total)`: where part `index` of `parts` begins and ends.
@@ -23,16 +25,16 @@ def bounds(total: int, parts: int, index: int) -> tuple[int, int]:
     return begin, end
 
 
-def steps_per_epoch(num_instances: int, batch_size: int, window: int | None = None) -> int:
+def steps_per_epoch(num_instances: int, batch_size: int, window: Window | None = None) -> int:
     """Steps that show every instance once; the last one may be smaller.
 
     Args:
       num_instances: N.
       batch_size: instances of a full batch.
-      window: W, instances of PIC's sliding window if there is one: an epoch is then about N / W windows, which make as
-        many visits in all.
+      window: PIC's sliding window if there is one: an epoch is then about N / W windows, which make as many visits in
+        all.
     """
-    listed = num_instances if window is None else window
+    listed = num_instances if window is None else window.size
     return round(num_instances / listed) * -(-listed // batch_size)
 
 

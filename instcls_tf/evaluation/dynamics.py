@@ -18,7 +18,7 @@ from instcls_tf.config import DIET, INSTANCE, MARGINAL, PretrainConfig
 from instcls_tf.data import augment, pipeline
 from instcls_tf.data.source import Source, notes_of
 from instcls_tf.data.sources import open_training_source
-from instcls_tf.distributed import workers
+from instcls_tf.distributed import partition, workers
 from instcls_tf.errors import UserError
 from instcls_tf.evaluation import weight_index
 from instcls_tf.run import checkpoint_choice
@@ -75,8 +75,7 @@ def dynamics_of_run(workdir: str, data_dir: str | None, instances: int) -> list[
         weight_index.refuse_other_number(prefixes[-1], source)
     progress = workers.start(config.seed, notes_of(source))
     rates = {line["step"]: line["learning_rate"] for line in read_metrics(workdir) if "learning_rate" in line}
-    window = config.window(source.num_instances)
-    steps = pipeline.steps_per_epoch(source.num_instances, config.batch_size, None if window is None else window[0])
+    steps = partition.steps_per_epoch(source.num_instances, config.batch_size, config.window(source.num_instances))
     found, before = [], None
     for done, prefix in enumerate(prefixes, start=1):
         step = checkpoint_choice.step_of(prefix)

@@ -12,7 +12,7 @@ from instcls_tf.config import SIMCLR_VIEWS
 from instcls_tf.data import augment, pipeline
 from instcls_tf.data.labelled import Splits, labels_of
 from instcls_tf.data.source import Source
-from instcls_tf.distributed import collectives
+from instcls_tf.distributed import collectives, partition
 from instcls_tf.errors import DivergedError
 from instcls_tf.evaluation import frozen
 from instcls_tf.evaluation.accuracy import accuracy_of
@@ -196,7 +196,7 @@ def _train(
     center_crop_fraction: float,
     progress: Progress,
 ) -> float:
-    steps = recipe.epochs * pipeline.steps_per_epoch(source.num_instances, recipe.batch_size)
+    steps = recipe.epochs * partition.steps_per_epoch(source.num_instances, recipe.batch_size)
     schedule = WarmupCosine(recipe.learning_rate, 0, steps)
     optimizer = MomentumSGD(schedule, recipe.momentum, recipe.weight_decay)
     optimizer.build(classifier.trainable_variables)

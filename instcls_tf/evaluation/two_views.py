@@ -10,7 +10,7 @@ from instcls_tf.config import PretrainConfig
 from instcls_tf.data import augment, pipeline
 from instcls_tf.data.sample import sample
 from instcls_tf.data.source import Source
-from instcls_tf.distributed import collectives
+from instcls_tf.distributed import collectives, partition
 from instcls_tf.evaluation.features import Embedder, OnProgress
 from instcls_tf.evaluation.gauge import Reading, read_gauges
 
@@ -73,7 +73,7 @@ def _views(config: PretrainConfig, few: Source) -> tf.data.Dataset:
         batch_size=min(_BATCH, few.num_instances),
         num_views=2,
         seed=config.seed,
-        last_step=pipeline.steps_per_epoch(few.num_instances, min(_BATCH, few.num_instances)),
+        last_step=partition.steps_per_epoch(few.num_instances, min(_BATCH, few.num_instances)),
         micro_batch=_GROUP,
         rank=collectives.rank(),
         num_workers=collectives.size(),

@@ -12,7 +12,7 @@ from instcls_tf.data import augment, pipeline
 from instcls_tf.data.cache import with_cache
 from instcls_tf.data.folder import FolderSource, of_files
 from instcls_tf.data.source import Source
-from instcls_tf.distributed import workers
+from instcls_tf.distributed import partition, workers
 from instcls_tf.encoder.sizes import sizes_of
 from instcls_tf.optimizer import WarmupCosine
 from instcls_tf.pretraining.activations import groups_of
@@ -119,7 +119,7 @@ def _training_batches(config: PretrainConfig, source: Source, instances: int) ->
         micro_batch=config.micro_batch,
         num_views=config.views,
         seed=config.seed,
-        last_step=_ENDLESS * pipeline.steps_per_epoch(source.num_instances, instances),
+        last_step=_ENDLESS * partition.steps_per_epoch(source.num_instances, instances),
     )
 
 

@@ -41,14 +41,13 @@ class Steps:
     @property
     def per_epoch(self) -> int:
         """Steps of an epoch."""
-        window = self.config.window(self.num_instances)
-        return steps_per_epoch(self.num_instances, self.config.batch_size, None if window is None else window[0])
+        return steps_per_epoch(self.num_instances, self.config.batch_size, self.config.window(self.num_instances))
 
     @property
     def _listed(self) -> int:
         """Instances that are shown once before any comes again: all, or those in a window."""
         window = self.config.window(self.num_instances)
-        return self.num_instances if window is None else window[0]
+        return self.num_instances if window is None else window.size
 
     @property
     def _per_pass(self) -> int:
@@ -63,7 +62,7 @@ class Steps:
     def longest_absence(self) -> int:
         """The most steps between two visits of an instance."""
         window = self.config.window(self.num_instances)
-        passes = 1 if window is None else -(-self.num_instances // window[1])
+        passes = 1 if window is None else -(-self.num_instances // window.stride)
         return (passes + 1) * self._per_pass
 
     @property

@@ -7,11 +7,13 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from instcls_tf.config import Window
 from instcls_tf.data.augment import make_views
 from instcls_tf.data.permutation import permute
-from instcls_tf.data.pipeline import inference_batches, steps_per_epoch, training_batches
+from instcls_tf.data.pipeline import inference_batches, training_batches
 from instcls_tf.data.sliding_window import sliding_window_ids
 from instcls_tf.data.sources import DigitsSource, open_source
+from instcls_tf.distributed.partition import steps_per_epoch
 from instcls_tf.distributed.workers import fix_seeds
 
 SIZE = 8
@@ -74,8 +76,8 @@ def tfds_source(tmp_path_factory):
 def test_steps_per_epoch():
     assert [steps_per_epoch(n, 4) for n in (1, 4, 5, 8, 9)] == [1, 1, 2, 2, 3]
     # PIC's: 3 windows of 33 make the 99 visits of an epoch, in 9 steps each.
-    assert steps_per_epoch(100, 4, window=33) == 27
-    assert steps_per_epoch(100, 4, window=100) == steps_per_epoch(100, 4)
+    assert steps_per_epoch(100, 4, window=Window(33, 1)) == 27
+    assert steps_per_epoch(100, 4, window=Window(100, 1)) == steps_per_epoch(100, 4)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 17, 255, 257, 1437])
@@ -176,7 +178,7 @@ def test_resume_continues_with_the_same_ids_and_pixels(first):
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_a_window_slides_over_all_images(workers):
     """13 images, windows of 5 that move on by 2: two steps each, of 3 and 2 images, in the window's own order."""
-    steps = _global(_train(_source(13), 3, workers, 26, window=(5, 2)))
+    steps = _global(_train(_source(13), 3, workers, 26, window=Window(5, 2)))
     windows = [np.concatenate(pair).tolist() for pair in zip(steps[::2], steps[1::2])]
     assert [len(step) for step in steps[:4]] == [3, 2, 3, 2]
     for number, window in enumerate(windows):
@@ -184,7 +186,7 @@ def test_a_window_slides_over_all_images(workers):
         assert window == sliding_window_ids(places, 5, number, 13, 5, 2).numpy().tolist()
     visits = np.bincount(np.concatenate(windows), minlength=13)
     assert visits.tolist() == [5] * 13  # the window has been all around twice, 26 places of 13
-    rest = _global(_train(_source(13), 3, workers, 26, first=9, window=(5, 2)))
+    rest = _global(_train(_source(13), 3, workers, 26, first=9, window=Window(5, 2)))
     assert [step.tolist() for step in rest] == [step.tolist() for step in steps[9:]]
 
 

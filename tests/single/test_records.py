@@ -18,6 +18,7 @@ from instcls_tf.data.prepare import prepare
 from instcls_tf.data.records import Shards
 from instcls_tf.data.sample import sample
 from instcls_tf.data.sources import open_source
+from instcls_tf.distributed import partition
 from instcls_tf.errors import UserError
 from tests.end_to_end.runs import write_images
 
@@ -112,7 +113,7 @@ def test_records_have_the_ids_and_labels_of_the_folder(prepared, records):
 
 @pytest.mark.parametrize("batch", [BATCH, 100])
 def test_the_global_order_is_the_same_for_every_number_of_workers(prepared, records, batch):
-    steps = pipeline.steps_per_epoch(COUNT, batch)
+    steps = partition.steps_per_epoch(COUNT, batch)
     alone = _steps(records, 1, last=2 * steps, batch=batch)
     paths = tuple(open_source(f"folder:{prepared[0]}").paths)
     grey_of = [4 * int(path[-7:-4]) for path in paths]

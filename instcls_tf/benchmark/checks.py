@@ -21,26 +21,20 @@ import time
 from typing import Callable
 
 import numpy as np
-import tensorflow as tf
 
 from instcls_tf import stamps
 from instcls_tf.benchmark.step import refuse_misfit, synthetic_batch
 from instcls_tf.benchmark.timing import seconds_of, slowest
 from instcls_tf.config import PretrainConfig
 from instcls_tf.distributed import collectives, watchdog, workers
-from instcls_tf.optimizer import WarmupCosine
 from instcls_tf.pretraining import agreement, finite
-from instcls_tf.pretraining.activations import groups_of
-from instcls_tf.pretraining.state import Run, make_run
+from instcls_tf.pretraining.state import TRIAL_LEARNING_RATE, Run, make_step_of_run, make_trial_run
 from instcls_tf.pretraining.steps import Steps
 from instcls_tf.pretraining.stopping import StopRequest
-from instcls_tf.pretraining.train_step import make_train_step
 from instcls_tf.progress import Progress
 from instcls_tf.run import checkpoint_choice
 from instcls_tf.run.parts import replicated_variables
 
-# So small that the weights of all timed steps stay sound.
-_LEARNING_RATE = 1e-4
 _STEPS_PER_BLOCK = 5
 _TICKS = 200
 
@@ -71,12 +65,7 @@ def measure_checks(config: PretrainConfig, num_instances: int, repeats: int, fol
 
 
 def _measure(config: PretrainConfig, num_instances: int, repeats: int) -> dict[str, object]:
-    run = make_run(config, num_instances, WarmupCosine(_LEARNING_RATE, 0, 1_000_000))
-    if run.classifier is not None:
-        run.classifier.initialize_gaussian()
-    if run.hard_negatives:
-        lists = run.hard_negatives.lists
-        lists.assign(tf.random.uniform(lists.shape, 0, num_instances, tf.int32))
+    run = make_trial_run(config, num_instances)
     ratios, seconds = _blocks(config, run, num_instances, repeats)
     low, share, high = (1 - 1 / np.percentile(ratios, [25, 50, 75])).tolist()
     variables = replicated_variables(run.replicated())
@@ -105,20 +94,22 @@ def _blocks(config: PretrainConfig, run: Run, num_instances: int, repeats: int) 
     """The ratios of blocks with checks to blocks without, and the seconds of a step with them."""
     batch = synthetic_batch(config, num_instances)
     stop = StopRequest(run, config.workdir, Progress(visible=False))
-    with_checks, without = (_train_step(config, run, num_instances, is_checked) for is_checked in (True, False))
+    with_checks, without = (
+        make_step_of_run(run, config, num_instances, is_checked=is_checked) for is_checked in (True, False)
+    )
     with_signals = stop.with_step(with_checks)
 
     def checked() -> None:
         for step in range(_STEPS_PER_BLOCK):
             stamps.stamp("waiting for images", step, _STEPS_PER_BLOCK)
             stamps.stamp("training", step, _STEPS_PER_BLOCK)
-            (_, health), is_asked_to_stop = with_signals(*batch, _LEARNING_RATE)
+            (_, health), is_asked_to_stop = with_signals(*batch, TRIAL_LEARNING_RATE)
             finite.refuse(health, step, batch[1], config, int)
             assert not is_asked_to_stop
 
     def bare() -> None:
         for _ in range(_STEPS_PER_BLOCK):
-            output = without(*batch, _LEARNING_RATE).output
+            output = without(*batch, TRIAL_LEARNING_RATE).output
         output.loss.numpy()
 
     for block in (checked, bare):
@@ -139,13 +130,6 @@ def _seconds(block: Callable[[], None]) -> float:
     started = time.perf_counter()
     block()
     return slowest(time.perf_counter() - started)
-
-
-def _train_step(config: PretrainConfig, run: Run, num_instances: int, is_checked: bool) -> Callable:
-    views_spec = tf.TensorSpec([None, config.views, config.image_size, config.image_size, 3], tf.uint8)
-    parts = run.network, run.method, run.optimizer
-    groups = groups_of(config, num_instances)
-    return make_train_step(*parts, views_spec, config.micro_batch, groups, is_checked=is_checked)
 
 
 def _seconds_of_tick(folder: str) -> float:

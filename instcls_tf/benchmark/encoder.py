@@ -31,14 +31,13 @@ from instcls_tf.distributed import collectives, device, workers
 from instcls_tf.encoder import bn_groups, networks
 from instcls_tf.errors import UserError
 from instcls_tf.optimizer import MomentumSGD
+from instcls_tf.pretraining.state import TRIAL_LEARNING_RATE
 from instcls_tf.progress import Progress
 from instcls_tf.report.answer import Answer
 
 OURS = "this design"
 # By name: whether `torch.compile` makes it.
 PEERS = {"PyTorch": False, "PyTorch, compiled": True}
-# So small that the weights of all timed steps stay sound.
-LEARNING_RATE = 1e-4
 GRADIENT = 1e-6
 
 _PROGRAM = os.path.join(os.path.dirname(__file__), "torch_encoder.py")
@@ -120,7 +119,7 @@ def _refuse_other_forms(config: PretrainConfig) -> None:
 
 def _ours(config: PretrainConfig, images: Images) -> Turn:
     encoder = networks.make_encoder(config, config.precision)
-    optimizer = MomentumSGD(LEARNING_RATE, config.momentum, config.weight_decay)
+    optimizer = MomentumSGD(TRIAL_LEARNING_RATE, config.momentum, config.weight_decay)
     groups = bn_groups.Groups(several=False)
     step = encoder_step(config, encoder, optimizer, groups, images.number)
     shape = [images.number, images.pixels, images.pixels, 3]
@@ -198,7 +197,7 @@ def _words(config: PretrainConfig, images: Images) -> dict[str, Any]:
         "rank": collectives.rank(),
         "workers": collectives.size(),
         "port": port,
-        "learning_rate": LEARNING_RATE,
+        "learning_rate": TRIAL_LEARNING_RATE,
         "momentum": config.momentum,
         "weight_decay": config.weight_decay,
         "gradient": GRADIENT,

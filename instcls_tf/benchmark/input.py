@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from instcls_tf.checks import require_value
 from instcls_tf.config import PretrainConfig
-from instcls_tf.data import augment, pipeline
+from instcls_tf.data import pipeline
 from instcls_tf.data.cache import with_cache
 from instcls_tf.data.source import Source
 from instcls_tf.data.sources import open_training_source
@@ -103,14 +103,8 @@ def _count(counts: Iterator[tf.Tensor], seconds: float) -> int:
 def _whole(config: PretrainConfig, source: Source, batch_size: int) -> tf.data.Dataset:
     """What a single worker trains on."""
     last_step = _ENDLESS * partition.steps_per_epoch(source.num_instances, batch_size)
-    batches = pipeline.training_batches(
-        source,
-        views=augment.views_of(config),
-        batch_size=batch_size,
-        num_views=_VIEWS,
-        micro_batch=batch_size,
-        seed=config.seed,
-        last_step=last_step,
+    batches = pipeline.training_batches_of(
+        config, source, last_step=last_step, batch_size=batch_size, micro_batch=batch_size, num_views=_VIEWS
     )
     return batches.map(lambda views, instance_ids: tf.size(instance_ids))
 

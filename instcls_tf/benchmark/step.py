@@ -34,7 +34,7 @@ import numpy as np
 import tensorflow as tf
 
 from instcls_tf.benchmark import fitting
-from instcls_tf.benchmark.encoder import GRADIENT, LEARNING_RATE, encoder_step
+from instcls_tf.benchmark.encoder import GRADIENT, encoder_step
 from instcls_tf.benchmark.sizes import SYNTHETIC
 from instcls_tf.benchmark.timing import seconds_of
 from instcls_tf.classifier.choice import passes_of
@@ -42,20 +42,17 @@ from instcls_tf.classifier.labels import ListsOfRows
 from instcls_tf.classifier.sharded_classifier import ShardedClassifier
 from instcls_tf.classifier.shift import needs_shift
 from instcls_tf.config import CACHE_IN_MEMORY, PretrainConfig
-from instcls_tf.data import augment, pipeline
+from instcls_tf.data import pipeline
 from instcls_tf.data.cache import with_cache
 from instcls_tf.data.folder import of_files
 from instcls_tf.data.order import Shares
 from instcls_tf.data.source import Source
 from instcls_tf.distributed import collectives, cores, workers
 from instcls_tf.encoder import networks
-from instcls_tf.encoder.bn_groups import Groups
-from instcls_tf.optimizer import WarmupCosine
 from instcls_tf.plan import classifier_bytes, planner
 from instcls_tf.plan.planner import CPU, make_plan
 from instcls_tf.pretraining.activations import groups_of
-from instcls_tf.pretraining.state import Run, make_run
-from instcls_tf.pretraining.train_step import make_train_step
+from instcls_tf.pretraining.state import TRIAL_LEARNING_RATE, Run, make_step_of_run, make_trial_run
 
 
 def measure_step(
@@ -80,14 +77,12 @@ def measure_step(
     workers.start(config.seed)
     refuse_misfit("step", config, num_instances)
     run = _make_run(config, num_instances)
-    if run.hard_negatives:  # an exact search says nothing about the step, and takes long for many classes
-        lists = run.hard_negatives.lists
-        lists.assign(tf.random.uniform(lists.shape, 0, num_instances, tf.int32))
     batch = synthetic_batch(config, num_instances)
     batches = itertools.repeat(batch) if source is None else iter(_batches(config, source, repeats))
 
     one_by_one, together = (
-        _train_step(config, run, way) for way in (collectives.sum_one_by_one, collectives.sum_together)
+        make_step_of_run(run, config, num_instances, sum_gradients=way)
+        for way in (collectives.sum_one_by_one, collectives.sum_together)
     )
     whole, wait = _undivided(one_by_one, batches, repeats)
     parts = {
@@ -138,16 +133,10 @@ def refuse_misfit(subject: str, config: PretrainConfig, num_instances: int) -> N
 
 
 def _make_run(config: PretrainConfig, num_instances: int) -> Run:
-    run = make_run(config, num_instances, WarmupCosine(LEARNING_RATE, 0, 1_000_000))
+    run = make_trial_run(config, num_instances)
     if run.classifier is None:
         raise ValueError(f"method={config.method!r}: the parts of the instance classification are measured")
-    run.classifier.initialize_gaussian()
     return run
-
-
-def _groups(config: PretrainConfig, run: Run) -> Groups:
-    assert run.classifier is not None
-    return groups_of(config, run.classifier.num_instances)
 
 
 def _alone(
@@ -177,42 +166,25 @@ def _batches(config: PretrainConfig, source: Source, repeats: int) -> tf.data.Da
         sample = of_files(source, config.cache).spread(config.batch_size)
         every = source.num_instances // sample.num_instances
         source = with_cache(config.replace(cache=CACHE_IN_MEMORY), sample, visible=False)
-    batches = pipeline.training_batches(
-        source,
-        views=augment.views_of(config),
-        batch_size=config.batch_size,
-        micro_batch=config.micro_batch,
-        num_views=config.views,
-        seed=config.seed,
-        last_step=repeats + 1,
-        rank=collectives.rank(),
-        num_workers=collectives.size(),
-    )
+    batches = pipeline.training_batches_of(config, source, last_step=repeats + 1)
     return batches.map(lambda views, ids: (views, tf.where(ids < 0, ids, every * ids)))
-
-
-def _train_step(config: PretrainConfig, run: Run, sum_gradients: Callable) -> Callable:
-    views_spec = tf.TensorSpec([None, config.views, config.image_size, config.image_size, 3], tf.uint8)
-    parts = run.network, run.method, run.optimizer
-    groups = _groups(config, run)
-    return make_train_step(*parts, views_spec, config.micro_batch, groups, sum_gradients)
 
 
 def _finished(train_step: Callable, batch: tuple[tf.Tensor, tf.Tensor]) -> float:
     """The loss of a step, which is there when the step is done."""
-    return float(train_step(*batch, LEARNING_RATE).output.loss)
+    return float(train_step(*batch, TRIAL_LEARNING_RATE).output.loss)
 
 
 def _undivided(train_step: Callable, batches: Iterator, repeats: int) -> tuple[float, float]:
     """Seconds of a whole step, and of waiting for its batch."""
-    train_step(*next(batches), LEARNING_RATE).output.loss.numpy()
+    train_step(*next(batches), TRIAL_LEARNING_RATE).output.loss.numpy()
     times = []
     collectives.barrier()
     before = time.perf_counter()
     for _ in range(repeats):
         batch = next(batches)
         ready = time.perf_counter()
-        train_step(*batch, LEARNING_RATE).output.loss.numpy()
+        train_step(*batch, TRIAL_LEARNING_RATE).output.loss.numpy()
         after = time.perf_counter()
         times.append((after - before, ready - before))
         before = after
@@ -225,7 +197,8 @@ def _encoder_alone(config: PretrainConfig, run: Run, views: tf.Tensor, repeats: 
     images = tf.reshape(views, [-1, *views.shape[2:]])  # [b V, H, W, 3]
     gradient = tf.random.normal([images.shape[0], config.embedding_size], stddev=GRADIENT)
     group_rows = config.micro_batch * config.views
-    groups = _groups(config, run)
+    assert run.classifier is not None
+    groups = groups_of(config, run.classifier.num_instances)
     encode = encoder_step(config, run.encoder, run.optimizer, groups, group_rows)
     return _seconds_alone(lambda: encode(images, gradient).numpy(), repeats)
 
@@ -259,7 +232,7 @@ def _classifier_alone(config: PretrainConfig, num_local: int, instance_ids: tf.T
         shape = [num_rows, max(1, config.hard_negatives // workers)]
         hard_negatives = ListsOfRows(tf.random.uniform(shape, 0, num_local, tf.int32))
     embeddings = tf.random.normal([num_rows, config.embedding_size])
-    return _seconds_alone(lambda: layer(embeddings, ids, hard_negatives, LEARNING_RATE).loss.numpy(), repeats)
+    return _seconds_alone(lambda: layer(embeddings, ids, hard_negatives, TRIAL_LEARNING_RATE).loss.numpy(), repeats)
 
 
 def _seconds_alone(action: Callable[[], object], repeats: int) -> float:

@@ -8,14 +8,17 @@ masks, and its pixels those of the first good image of its group, which disturb 
 
 from __future__ import annotations
 
+from typing import Any
+
 import tensorflow as tf
 
-from instcls_tf.config import PLAIN_VIEWS, Window
+from instcls_tf.config import PLAIN_VIEWS, PretrainConfig, Window
 from instcls_tf.data import order
-from instcls_tf.data.augment import Views
+from instcls_tf.data.augment import Views, views_of
 from instcls_tf.data.order import Shares
 from instcls_tf.data.source import Source
 from instcls_tf.data.threads import parallel_calls, without_autotuner
+from instcls_tf.distributed import collectives
 
 PADDING_ID = -1
 # Pixels of views that are augmented together: few enough for the processor's cache, or many small images.
@@ -60,6 +63,27 @@ def training_batches(
     shares = Shares(num_listed, batch_size, micro_batch, rank, num_workers)
     batches = _batches(source, shares, seed, views, num_views, first_step, last_step, window)
     return batches.map(lambda images, ids, labels: (images, ids))
+
+
+def training_batches_of(config: PretrainConfig, source: Source, *, last_step: int, **settings: Any) -> tf.data.Dataset:
+    """`training_batches` as a recipe has them, on all workers.
+
+    Args:
+      config: the recipe; PIC's window is one of the `settings`, for those who slide it.
+      source: the images.
+      last_step: one after the last step.
+      **settings: those of `training_batches` that are to be otherwise than in the recipe, or that it does not have.
+    """
+    of_recipe: dict[str, Any] = {
+        "views": views_of(config),
+        "batch_size": config.batch_size,
+        "micro_batch": config.micro_batch,
+        "num_views": config.views,
+        "seed": config.seed,
+        "rank": collectives.rank(),
+        "num_workers": collectives.size(),
+    }
+    return training_batches(source, last_step=last_step, **{**of_recipe, **settings})
 
 
 def inference_batches(

@@ -15,7 +15,7 @@ import tensorflow as tf
 from instcls_tf.checks import require, require_value
 from instcls_tf.classifier.directions import SMALLEST_NORM
 from instcls_tf.config import DIET, INSTANCE, MARGINAL, PretrainConfig
-from instcls_tf.data import augment, pipeline
+from instcls_tf.data import pipeline
 from instcls_tf.data.source import Source, notes_of
 from instcls_tf.data.sources import open_training_source
 from instcls_tf.distributed import partition, workers
@@ -111,15 +111,8 @@ def hardest(directions: np.ndarray, ids: np.ndarray, k: int) -> np.ndarray:
 def embedded_views(config: PretrainConfig, source: Source, encoder: tf.keras.Model, instances: int) -> Rows:
     """Views as training makes and embeds them: BN normalises each group of `micro_batch` instances by itself."""
     group = min(config.micro_batch, config.batch_size, source.num_instances)
-    batches = pipeline.training_batches(
-        source,
-        views=augment.views_of(config),
-        batch_size=group,
-        micro_batch=group,
-        num_views=config.views,
-        seed=config.seed,
-        last_step=-(-min(instances, source.num_instances) // group),
-    )
+    steps = -(-min(instances, source.num_instances) // group)
+    batches = pipeline.training_batches_of(config, source, last_step=steps, batch_size=group, micro_batch=group)
     embeddings, ids = [], []
     for views, of_views in batches:
         rows = encoder(tf.reshape(views, [-1, *views.shape[2:]]), training=True).numpy().astype(np.float64)

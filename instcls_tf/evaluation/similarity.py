@@ -13,7 +13,7 @@ from instcls_tf.classifier.arguments import ZEROS
 from instcls_tf.classifier.prior import initialize_classifier
 from instcls_tf.classifier.sharded_classifier import ShardedClassifier
 from instcls_tf.config import CLASSIFIER_INITS, RANDOM, RAW_BATCH_BN, PretrainConfig
-from instcls_tf.data import augment, pipeline
+from instcls_tf.data import pipeline
 from instcls_tf.data.labelled import labels_of
 from instcls_tf.data.source import Source, notes_of
 from instcls_tf.data.sources import open_training_source
@@ -136,17 +136,8 @@ def _embedded_views(
 ) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
     """This worker's embeddings `[r, D]` of length 1 and ids `[r]`, without padding, batch by batch."""
     batch_size = min(config.batch_size, source.num_instances)
-    batches = pipeline.training_batches(
-        source,
-        views=augment.views_of(config),
-        batch_size=batch_size,
-        micro_batch=config.micro_batch,
-        num_views=config.views,
-        seed=config.seed,
-        last_step=-(-min(instances, source.num_instances) // batch_size),
-        rank=collectives.rank(),
-        num_workers=collectives.size(),
-    )
+    steps = -(-min(instances, source.num_instances) // batch_size)
+    batches = pipeline.training_batches_of(config, source, last_step=steps, batch_size=batch_size)
     for views, ids in batches:
         embeddings = _embed(encoder, views, config.micro_batch, training)
         row_ids = tf.repeat(ids, config.views)

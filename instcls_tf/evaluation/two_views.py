@@ -7,10 +7,10 @@ import tensorflow as tf
 
 from instcls_tf import stamps
 from instcls_tf.config import PretrainConfig
-from instcls_tf.data import augment, pipeline
+from instcls_tf.data import pipeline
 from instcls_tf.data.sample import sample
 from instcls_tf.data.source import Source
-from instcls_tf.distributed import collectives, partition
+from instcls_tf.distributed import partition
 from instcls_tf.evaluation.features import Embedder, OnProgress
 from instcls_tf.evaluation.gauge import Reading, read_gauges
 
@@ -67,14 +67,8 @@ class TwoViews:
 
 
 def _views(config: PretrainConfig, few: Source) -> tf.data.Dataset:
-    return pipeline.training_batches(
-        few,
-        views=augment.views_of(config),
-        batch_size=min(_BATCH, few.num_instances),
-        num_views=2,
-        seed=config.seed,
-        last_step=partition.steps_per_epoch(few.num_instances, min(_BATCH, few.num_instances)),
-        micro_batch=_GROUP,
-        rank=collectives.rank(),
-        num_workers=collectives.size(),
+    batch_size = min(_BATCH, few.num_instances)
+    steps = partition.steps_per_epoch(few.num_instances, batch_size)
+    return pipeline.training_batches_of(
+        config, few, last_step=steps, batch_size=batch_size, micro_batch=_GROUP, num_views=2
     )

@@ -8,20 +8,15 @@ from typing import Callable, NamedTuple
 import tensorflow as tf
 
 from instcls_tf.config import CACHE_IN_MEMORY, FLOAT32, PretrainConfig
-from instcls_tf.data import augment, pipeline
+from instcls_tf.data import pipeline
 from instcls_tf.data.cache import with_cache
 from instcls_tf.data.folder import FolderSource, of_files
 from instcls_tf.data.source import Source
 from instcls_tf.distributed import partition, workers
 from instcls_tf.encoder.sizes import sizes_of
-from instcls_tf.optimizer import WarmupCosine
-from instcls_tf.pretraining.activations import groups_of
 from instcls_tf.pretraining.advice import measured_rate
-from instcls_tf.pretraining.state import make_run
-from instcls_tf.pretraining.train_step import make_train_step
+from instcls_tf.pretraining.state import TRIAL_LEARNING_RATE, make_step_of_run, make_trial_run
 
-# So small that the weights of all timed steps stay sound.
-_LEARNING_RATE = 1e-4
 # The first step traces and compiles, and during it batches are made ahead.
 _UNTIMED, _LEAST = 2, 2
 # Of the time for the passes over the images before training, where there are any.
@@ -52,23 +47,17 @@ def measure_pace(config: PretrainConfig, num_instances: int, source: Source, sec
       seconds: how long steps are timed, after the first ones; longer if two steps take longer.
     """
     workers.start(config.seed)
-    run = make_run(config, num_instances, WarmupCosine(_LEARNING_RATE, 0, 1_000_000))
-    if run.classifier is not None:
-        run.classifier.initialize_gaussian()
-    if run.hard_negatives is not None:  # which they are says nothing about the time of a step
-        lists = run.hard_negatives.lists
-        lists.assign(tf.random.uniform(lists.shape, 0, num_instances, tf.int32))
+    run = make_trial_run(config, num_instances)
     instances = min(_instances_of_a_step(config, seconds), source.num_instances)
-    views_spec = tf.TensorSpec([None, config.views, config.image_size, config.image_size, 3], tf.uint8)
-    groups = groups_of(config, num_instances)
-    train_step = make_train_step(run.network, run.method, run.optimizer, views_spec, config.micro_batch, groups)
+    train_step = make_step_of_run(run, config, num_instances)
     infer = tf.function(lambda images: run.encoder(images, training=False), autograph=False)
-    batches = iter(_training_batches(config, source, instances))
+    last_step = _ENDLESS * partition.steps_per_epoch(source.num_instances, instances)
+    batches = iter(pipeline.training_batches_of(config, source, last_step=last_step, batch_size=instances))
     passes = iter(_inference_batches(config, source, instances))
 
     def train() -> int:
         views, ids = next(batches)
-        train_step(views, ids, _LEARNING_RATE).output.loss.numpy()
+        train_step(views, ids, TRIAL_LEARNING_RATE).output.loss.numpy()
         return int(tf.reduce_sum(tf.cast(ids >= 0, tf.int32)))
 
     def look() -> int:
@@ -109,18 +98,6 @@ def _instances_of_a_step(config: PretrainConfig, seconds: float) -> int:
     products = float(sizes_of(config).products) * _TRAINING_PASSES * config.views * config.micro_batch
     groups = int(seconds / _STEPS * _EFFICIENCY * measured_rate(config, 1) / products)
     return min(max(1, groups) * config.micro_batch, config.batch_size)
-
-
-def _training_batches(config: PretrainConfig, source: Source, instances: int) -> tf.data.Dataset:
-    return pipeline.training_batches(
-        source,
-        views=augment.views_of(config),
-        batch_size=instances,
-        micro_batch=config.micro_batch,
-        num_views=config.views,
-        seed=config.seed,
-        last_step=_ENDLESS * partition.steps_per_epoch(source.num_instances, instances),
-    )
 
 
 def _inference_batches(config: PretrainConfig, source: Source, instances: int) -> tf.data.Dataset:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import tensorflow as tf
 
@@ -16,12 +16,17 @@ from instcls_tf.methods.instance import HARD_NEGATIVES_KEY
 from instcls_tf.methods.method import Method
 from instcls_tf.optimizer import Extended, MomentumSGD, WarmupCosine
 from instcls_tf.pretraining import agreement
+from instcls_tf.pretraining.activations import groups_of
 from instcls_tf.pretraining.make_method import make_method
 from instcls_tf.pretraining.steps import Steps
+from instcls_tf.pretraining.train_step import TrainStep, make_train_step
 from instcls_tf.run import checkpoint
 from instcls_tf.run.checkpoint_manifest import Origin
 from instcls_tf.run.log import RunClock
 from instcls_tf.run.parts import Slices, replicated_variables
+
+# Of steps that are only timed: so small that the weights of all of them stay sound.
+TRIAL_LEARNING_RATE = 1e-4
 
 
 class Run(NamedTuple):
@@ -132,3 +137,40 @@ def make_run(
     run = Run(encoder, method, optimizer, keep_checkpoints=config.keep_checkpoints)
     optimizer.build(run.network.trainable_variables)
     return run
+
+
+def make_trial_run(config: PretrainConfig, num_instances: int) -> Run:
+    """A run whose steps are only timed, at `TRIAL_LEARNING_RATE`.
+
+    Class weights and hard negatives are random: which they are says nothing about the time of a step, and a search
+    takes long for many classes.
+
+    Args:
+      config: the recipe.
+      num_instances: N.
+    """
+    run = make_run(config, num_instances, WarmupCosine(TRIAL_LEARNING_RATE, 0, 1_000_000))
+    if run.classifier is not None:
+        run.classifier.initialize_gaussian()
+    if run.hard_negatives is not None:
+        lists = run.hard_negatives.lists
+        lists.assign(tf.random.uniform(lists.shape, 0, num_instances, tf.int32))
+    return run
+
+
+def make_step_of_run(
+    run: Run, config: PretrainConfig, num_instances: int, method: Method | None = None, **ways: Any
+) -> TrainStep:
+    """The training step of a run, for the batches of its recipe.
+
+    Args:
+      run: what is trained.
+      config: its recipe.
+      num_instances: N.
+      method: another than the run's.
+      **ways: `sum_gradients` and `is_checked` of `make_train_step`.
+    """
+    views_spec = tf.TensorSpec([None, config.views, config.image_size, config.image_size, 3], tf.uint8)
+    groups = groups_of(config, num_instances)
+    method = run.method if method is None else method
+    return make_train_step(run.network, method, run.optimizer, views_spec, config.micro_batch, groups, **ways)

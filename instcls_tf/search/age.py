@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from instcls_tf.config import PretrainConfig
-from instcls_tf.data import augment, pipeline
+from instcls_tf.data import pipeline
 from instcls_tf.data.source import Source
 from instcls_tf.distributed import collectives
 from instcls_tf.encoder.networks import make_encoder
@@ -52,17 +52,7 @@ def age_of(config: PretrainConfig, source: Source, encoder: tf.keras.Model) -> A
       encoder: of the run.
     """
     count = min(_IMAGES, source.num_instances)
-    batches = pipeline.training_batches(
-        source,
-        views=augment.views_of(config),
-        batch_size=count,
-        micro_batch=1,
-        num_views=2,
-        seed=config.seed,
-        last_step=1,
-        rank=collectives.rank(),
-        num_workers=collectives.size(),
-    )
+    batches = pipeline.training_batches_of(config, source, last_step=1, batch_size=count, micro_batch=1, num_views=2)
     ((views, ids),) = batches
     views = _of_all_workers(views[ids != pipeline.PADDING_ID], ids[ids != pipeline.PADDING_ID])
     # Moving statistics of an untrained network say nothing: it takes those of the batch.

@@ -11,7 +11,7 @@ from instcls_tf import stamps
 from instcls_tf.classifier.kernels import passes
 from instcls_tf.classifier.prior import initialize_classifier, initialize_new_classes
 from instcls_tf.config import AUTO, PretrainConfig
-from instcls_tf.data import augment, cache, contents, pipeline
+from instcls_tf.data import cache, contents, pipeline
 from instcls_tf.data.bad_files import BadFiles
 from instcls_tf.data.kernels import views
 from instcls_tf.data.source import Source, notes_of
@@ -21,13 +21,11 @@ from instcls_tf.evaluation.online_knn import OnlineKnn
 from instcls_tf.initial.start import keep_starting_weights
 from instcls_tf.methods.simclr import SimCLR
 from instcls_tf.pretraining import advice, agreement, finite, growth, judging, opening, preflight, starting
-from instcls_tf.pretraining.activations import groups_of
 from instcls_tf.pretraining.reporter import EpochReporter
-from instcls_tf.pretraining.state import make_run, make_schedule
+from instcls_tf.pretraining.state import Run, make_run, make_schedule, make_step_of_run
 from instcls_tf.pretraining.steps import Steps, note_of_length
 from instcls_tf.pretraining.stopping import StopRequest
-from instcls_tf.pretraining.train_step import make_train_step
-from instcls_tf.progress import Progress
+from instcls_tf.progress import OnProgress, Progress
 from instcls_tf.run import signals
 from instcls_tf.run.parts import replicated_variables
 from instcls_tf.run.precision import note_of as note_of_precision
@@ -91,8 +89,8 @@ def _pretrain(
     stamps.stamp("making the network")
     steps = Steps(config.for_instances(source.num_instances), source.num_instances)
     schedule = make_schedule(steps)
-    prefix = opened.prefix
-    run = make_run(config, source.num_instances, schedule, starting.initializer(config, prefix is None, progress))
+    prefix, begins = opened.prefix, opened.prefix is None
+    run = make_run(config, source.num_instances, schedule, starting.initializer(config, begins, progress))
     online_knn = OnlineKnn(config, run.encoder) if config.online_knn_every else None
     if prefix is not None:
         run = run._replace(origin=opening.origin_of(config, source))
@@ -101,7 +99,7 @@ def _pretrain(
 
     # ---- What the images are, by which an earlier run or a later one knows them
     grown, hashes = None, None
-    if prefix is None and classifier is not None:
+    if begins and classifier is not None:
         reading = Progress(is_chief, within=True)
         hashes = growth.contents_of(source, reading)
         grown = growth.find(config, hashes, reading) if config.extend_from else None
@@ -109,49 +107,42 @@ def _pretrain(
 
     # ---- The folder of the run
     _announce(source, steps, run.method.note, first_step, progress)
-    if length := note_of_length(config, source.num_instances, begins=prefix is None):
+    if length := note_of_length(config, source.num_instances, begins):
         progress.say(length)
-    if is_chief and prefix is None:
+    if is_chief and begins:
         for warning in advice.warnings_of(config, source, collectives.size()):
             progress.say(f"warning: {warning}")
     if is_chief and not opened.resuming:
         begin_run(config)
-    elif is_chief and prefix is None:
+    elif is_chief and begins:
         forget_images(config.workdir)
     run = run._replace(origin=opening.origin_of(config, source), clock=opening.clock_of(prefix, started))
     if is_chief:
         _report_changes(config, source, source.write_manifest(config.workdir), progress)
         if hashes is not None:
             contents.write(contents.contents_path(config.workdir), hashes)
-    bad_files = BadFiles(config.workdir, source, config.max_bad_fraction, goes_on=prefix is not None)
+    bad_files = BadFiles(config.workdir, source, config.max_bad_fraction, goes_on=not begins)
     stop = StopRequest(run, config.workdir, progress)
     signals.defer()  # from here on there is something to lose
 
     # ---- Class weights, from the random network or from an earlier run
-    if prefix is None:
+    if begins:
         heeding = stop.heeded_in(progress, changes_run=True)
-        if classifier is not None and grown is not None:
-            progress.say(str(grown))
-            growth.take_over(run, classifier, grown)
-            if grown.is_new.any():
-                initialize_new_classes(config, classifier, run.encoder, source, grown.is_new, heeding, bad_files)
-        elif classifier is not None and not config.contrast_epochs:
-            initialize_classifier(config, classifier, run.encoder, source, heeding, bad_files)
-            starting.report_gap(config, source, run.encoder, classifier, progress)
+        _fill_class_weights(config, run, source, grown, heeding, bad_files, progress)
         if is_chief:
             keep_starting_weights(config.workdir, run.encoder)
         if steps.end == 0:
             run.save(config.workdir, with_lists=False)
 
     # ---- Training
-    gauge = starting.make_gauge(config, run.encoder, source, progress, begins=prefix is None)
-    batches = iter(_training_batches(config, source, first_step, max(first_step, steps.end)))
-    views_spec = tf.TensorSpec([None, config.views, config.image_size, config.image_size, 3], tf.uint8)
-    groups = groups_of(config, source.num_instances)
+    gauge = starting.make_gauge(config, run.encoder, source, progress, begins)
+    last_step, window = max(first_step, steps.end), config.window(source.num_instances)
+    batches = iter(
+        pipeline.training_batches_of(config, source, first_step=first_step, last_step=last_step, window=window)
+    )
     contrast = SimCLR(temperature=config.batch_contrast_temperature, name="contrast")
     train_step, contrast_step = (
-        stop.with_step(make_train_step(run.network, loss, run.optimizer, views_spec, config.micro_batch, groups))
-        for loss in (run.method, contrast)
+        stop.with_step(make_step_of_run(run, config, source.num_instances, loss)) for loss in (run.method, contrast)
     )
     reporter = EpochReporter(steps, first_step, progress, online_knn, run.clock, gauge)
     for step in range(first_step, steps.end):
@@ -200,10 +191,10 @@ def _pretrain(
             reporter.close()
             stop.stop(f"after step {step + 1} of {steps.end}", with_lists=with_lists)
     reporter.close()
-    progress.say(f"done: {config.workdir} (checkpoint at step {max(first_step, steps.end)} of {steps.total})")
+    progress.say(f"done: {config.workdir} (checkpoint at step {last_step} of {steps.total})")
     collectives.barrier()  # rank 0 has written all that it writes
     signals.finish(
-        f"the run is saved at step {max(first_step, steps.end)} of {steps.total}, but not judged or drawn:"
+        f"the run is saved at step {last_step} of {steps.total}, but not judged or drawn:"
         f" python -m scripts.report --workdir={shown(config.workdir)} does it"
     )
     if config.report and first_step < steps.end == steps.total:
@@ -211,20 +202,25 @@ def _pretrain(
     return reporter.metrics
 
 
-def _training_batches(config: PretrainConfig, source: Source, first_step: int, last_step: int) -> tf.data.Dataset:
-    return pipeline.training_batches(
-        source,
-        views=augment.views_of(config),
-        batch_size=config.batch_size,
-        micro_batch=config.micro_batch,
-        num_views=config.views,
-        window=config.window(source.num_instances),
-        seed=config.seed,
-        first_step=first_step,
-        last_step=last_step,
-        rank=collectives.rank(),
-        num_workers=collectives.size(),
-    )
+def _fill_class_weights(
+    config: PretrainConfig,
+    run: Run,
+    source: Source,
+    grown: growth.Growth | None,
+    heeding: OnProgress,
+    bad_files: BadFiles,
+    progress: Progress,
+) -> None:
+    """Of a run that begins, unless it begins with epochs of contrast: from their network the loop takes them."""
+    classifier = run.classifier
+    if classifier is not None and grown is not None:
+        progress.say(str(grown))
+        growth.take_over(run, classifier, grown)
+        if grown.is_new.any():
+            initialize_new_classes(config, classifier, run.encoder, source, grown.is_new, heeding, bad_files)
+    elif classifier is not None and not config.contrast_epochs:
+        initialize_classifier(config, classifier, run.encoder, source, heeding, bad_files)
+        starting.report_gap(config, source, run.encoder, classifier, progress)
 
 
 def _announce(source: Source, steps: Steps, note_of_method: str, first_step: int, progress: Progress) -> None:

@@ -10,10 +10,8 @@ import tensorflow as tf
 from instcls_tf.distributed import collectives, workers
 from instcls_tf.pretraining.state import Run
 from instcls_tf.pretraining.train_step import TrainStep
-from instcls_tf.progress import Progress
+from instcls_tf.progress import OnProgress, Progress
 from instcls_tf.run import checkpoint_choice, signals
-
-Report = Callable[[str, int, int], None]
 
 
 class StopRequest:
@@ -65,7 +63,7 @@ class StopRequest:
         self._look()
         return bool(self._agree())
 
-    def heeded_in(self, progress: Report, changes_run: bool = False) -> Report:
+    def heeded_in(self, progress: OnProgress, changes_run: bool = False) -> OnProgress:
         """A phase's report of progress, which ends the phase if a worker was asked to stop.
 
         Args:

@@ -97,7 +97,7 @@ def weight_neighbours_of_run(workdir: str, data_dir: str | None, threshold: floa
 
 def num_classes(prefix: str) -> int:
     """N of a checkpoint."""
-    return tf.train.load_checkpoint(prefix).get_variable_to_shape_map()[KEY][0]
+    return checkpoint.shapes_of(prefix)[KEY][0]
 
 
 def refuse_other_number(prefix: str, source: Source) -> None:

@@ -24,6 +24,7 @@ from instcls_tf.methods.class_tables import read_rows
 from instcls_tf.methods.instance import CLASS_WEIGHTS_KEY, HARD_NEGATIVES_KEY
 from instcls_tf.progress import OnProgress
 from instcls_tf.run import checkpoint
+from instcls_tf.run.parts import spec_of_rows
 
 _BLOCK_ROWS = 65536
 _BATCH = 256
@@ -61,7 +62,7 @@ def known_ids(workdir: str, config: PretrainConfig, ids: np.ndarray) -> np.ndarr
 
 
 def _num_classes(prefix: str) -> int:
-    return int(tf.train.load_checkpoint(prefix).get_variable_to_shape_map()[CLASS_WEIGHTS_KEY][0])
+    return checkpoint.shapes_of(prefix)[CLASS_WEIGHTS_KEY][0]
 
 
 def class_weights(prefix: str, shown: Shown) -> np.ndarray:
@@ -93,10 +94,9 @@ def hard_negatives(prefix: str, shown: Shown, most: int) -> np.ndarray | None:
 
 def _lists_of(prefix: str, ids: np.ndarray) -> Iterator[np.ndarray]:
     """Some lists of a checkpoint, block by block; `ids` ascend."""
-    reader = tf.train.load_checkpoint(prefix)
-    total, k = reader.get_variable_to_shape_map()[HARD_NEGATIVES_KEY]
+    total, k = checkpoint.shapes_of(prefix)[HARD_NEGATIVES_KEY]
     for begin in range(0, total, _BLOCK_ROWS):
-        spec = f"{total} {k} {begin},{min(_BLOCK_ROWS, total - begin)}:-"
+        spec = spec_of_rows([total, k], begin, min(begin + _BLOCK_ROWS, total))
         about = {"tensor_names": [HARD_NEGATIVES_KEY], "shape_and_slices": [spec], "dtypes": [tf.int32]}
         yield _wanted(tf.raw_ops.RestoreV2(prefix=prefix, **about)[0], begin, ids)
 

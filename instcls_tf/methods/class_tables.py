@@ -5,6 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from instcls_tf.classifier import int8_rows
+from instcls_tf.run.parts import spec_of_rows
 
 
 def scales_key(key: str) -> str:
@@ -25,8 +26,7 @@ def read_rows(prefix: str, key: str, begin: int, end: int) -> tf.Tensor:
     shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
 
     def read(name: str) -> tf.Tensor:
-        whole = " ".join(map(str, shapes[name]))
-        spec = f"{whole} {begin},{end - begin}" + ":-" * (len(shapes[name]) - 1)
+        spec = spec_of_rows(shapes[name], begin, end)
         about = {"prefix": prefix, "tensor_names": [name], "shape_and_slices": [spec], "dtypes": [dtypes[name]]}
         return tf.raw_ops.RestoreV2(**about)[0]
 

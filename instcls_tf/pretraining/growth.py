@@ -139,7 +139,7 @@ def _images_of(other: str) -> Source:
 def _shape_of(prefix: str, key: str) -> list[int]:
     """Of a tensor in a checkpoint that holds it on all workers alike."""
     with checkpoint.damage_is_a_user_error(prefix):
-        return tf.train.load_checkpoint(prefix).get_variable_to_shape_map()[key]
+        return checkpoint.shapes_of(prefix)[key]
 
 
 def take_over(run: Run, classifier: ShardedClassifier, growth: Growth) -> None:

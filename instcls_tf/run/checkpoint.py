@@ -158,7 +158,7 @@ def _merge(parts: str, prefix: str, manifest: Manifest, facts: dict[str, tuple[i
     tf.raw_ops.MergeV2Checkpoints(
         checkpoint_prefixes=written, destination_prefix=merged, delete_old_dirs=False, allow_missing_files=False
     )
-    shapes = tf.train.load_checkpoint(merged).get_variable_to_shape_map()
+    shapes = shapes_of(merged)
     for name, total in manifest.rows.items():
         if shapes[name][0] != total:
             raise OSError(f"{name} has {shapes[name][0]} rows, {total} were written")
@@ -265,7 +265,7 @@ def restore(
     if differs:
         raise UserError(f"{prefix}: {differs}: this checkpoint cannot be continued here")
     with damage_is_a_user_error(prefix):
-        shapes = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
+        shapes = shapes_of(prefix)
         for name, part in sliced.items():
             if name not in shapes:
                 raise UserError(f"{prefix}: the checkpoint has no {name}")
@@ -277,6 +277,11 @@ def restore(
     refuse_not_finite(replicated, sliced, prefix)
 
 
+def shapes_of(prefix: str) -> dict[str, list[int]]:
+    """The shapes of a checkpoint's tensors, by their names."""
+    return tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
+
+
 def holds(prefix: str, name: str) -> bool:
     """Whether a checkpoint has a tensor of this name.
 
@@ -284,7 +289,7 @@ def holds(prefix: str, name: str) -> bool:
       UserError: the checkpoint is damaged.
     """
     with damage_is_a_user_error(prefix):
-        return name in tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
+        return name in shapes_of(prefix)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -29,10 +29,14 @@ class Slices(NamedTuple):
             yield start, min(start + CHUNK_ROWS, rows)
 
     def spec(self, start: int, stop: int) -> str:
-        """TensorFlow's notation of some of these rows: the whole shape, then `begin,length` or `-` per dimension."""
-        shape = self.variable.shape[1:]
-        whole = " ".join(map(str, [self.total, *shape]))
-        return f"{whole} {self.begin + start},{stop - start}" + ":-" * len(shape)
+        """`spec_of_rows` of some of these."""
+        return spec_of_rows([self.total, *self.variable.shape[1:]], self.begin + start, self.begin + stop)
+
+
+def spec_of_rows(shape: Sequence[int], begin: int, end: int) -> str:
+    """TensorFlow's notation of some rows of a tensor: the whole shape, then `begin,length` or `-` per dimension."""
+    whole = " ".join(map(str, shape))
+    return f"{whole} {begin},{end - begin}" + ":-" * (len(shape) - 1)
 
 
 def replicated_variables(replicated: tf.train.Checkpoint) -> list[tf.Variable]:

@@ -16,6 +16,14 @@ def momentum_update(
     The decay joins the gradient before the momentum, and the learning rate multiplies the momentum when it is applied,
     not when it is accumulated (Keras' SGD does the latter, which differs whenever the rate changes).
 
+    Args:
+      variable: of any shape.
+      gradient: of the loss, for the variable.
+      momentum: what earlier steps have accumulated.
+      learning_rate: of this step, a number or a scalar tensor.
+      momentum_factor: what remains of the momentum (the paper: 0.9).
+      weight_decay: the L2 coefficient (the paper: 1e-4).
+
     Returns:
       `(new variable, new momentum)`.
     """

@@ -14,25 +14,41 @@ def expected_start(num_instances: int, embedding_size: int, temperature: float) 
     """Eq. 1 with Gaussian class weights and a random network.
 
     Cosines have variance 1 / D around 0, so it is ln N + 1 / (2 D tau^2).
+
+    Args:
+      num_instances: N.
+      embedding_size: D.
+      temperature: tau.
     """
     return math.log(num_instances) + _half_variance(embedding_size, temperature)
 
 
 def expected_floor(num_instances: int, embedding_size: int, temperature: float) -> float:
-    """About the least that Eq. 1 can reach: own cosine 1, negatives spread evenly over the sphere."""
+    """About the least that Eq. 1 can reach: own cosine 1, negatives spread evenly over the sphere.
+
+    Args as for `expected_start`.
+    """
     log_negatives = math.log(max(1, num_instances - 1)) + _half_variance(embedding_size, temperature)
     return math.log1p(math.exp(min(700.0, log_negatives - 1.0 / temperature)))
 
 
 def compared_classes(num_instances: int, sampled_classes: int) -> int:
-    """How many classes the softmax of a row runs over: all, or its own and a sample (`--sampled_classes`)."""
+    """How many classes the softmax of a row runs over: all N, or its own and a sample.
+
+    Args:
+      num_instances: N.
+      sampled_classes: of the sample; 0 for all.
+    """
     return min(num_instances, sampled_classes + 1) if sampled_classes else num_instances
 
 
 def expected_losses(
     num_instances: int, embedding_size: int, temperature: float, sampled_classes: int = 0
 ) -> dict[str, float]:
-    """Both marks, under the names that `metrics.jsonl` gives them."""
+    """Both marks, under the names that `metrics.jsonl` gives them.
+
+    Args as for `expected_start` and `compared_classes`.
+    """
     sizes = (compared_classes(num_instances, sampled_classes), embedding_size, temperature)
     return {"loss_expected_start": expected_start(*sizes), "loss_floor": expected_floor(*sizes)}
 

@@ -241,12 +241,7 @@ class ShardedClassifier(tf.keras.layers.Layer):
     ) -> tuple[LossOutput, Move]:
         """A call whose class weights move later, or not at all if the encoder's step turns out not to be taken.
 
-        Args:
-          embeddings: this and the other arguments as in `call`.
-          instance_ids: see there.
-          hard_negatives: see there.
-          learning_rate: see there.
-          step: see there.
+        Args as in `call`.
 
         Returns:
           The output, whose loss is not checked to be finite; and what moves the class weights.

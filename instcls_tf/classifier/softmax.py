@@ -98,7 +98,16 @@ MakePasses = Callable[[LocalClasses, Softmax], Passes]
 
 
 def loss_per_row(totals: Totals, shift: Shift | None, smoothing_loss: str) -> tf.Tensor:
-    """Step 5: Eq. 1 and Eq. 3; `[B]`."""
+    """Step 5: the loss of each row, Eq. 1 and Eq. 3.
+
+    Args:
+      totals: of all workers.
+      shift: see `Shift`.
+      smoothing_loss: `marginal` or `cross_entropy`.
+
+    Returns:
+      `[B]`.
+    """
     log_denominator = tf.math.log(totals.exp_sum) + (0.0 if shift is None else shift.logits)
     if smoothing_loss == MARGINAL:
         return log_denominator - tf.math.log(totals.target_sum) - (0.0 if shift is None else shift.targets)
@@ -150,5 +159,15 @@ def target_terms(
 
 
 def target_shares(factors: tf.Tensor, targets: Targets, totals: Totals, smoothing_loss: str) -> tf.Tensor:
-    """`[e]` q_ij of some labels, from the factors that `target_terms` returns."""
+    """The labels' shares q_ij in the gradient, see `embedding_gradient`.
+
+    Args:
+      factors: `[e]` of `target_terms`.
+      targets: the labels.
+      totals: of all workers.
+      smoothing_loss: `marginal` or `cross_entropy`.
+
+    Returns:
+      `[e]`.
+    """
     return factors / tf.gather(totals.target_sum, targets.row) if smoothing_loss == MARGINAL else factors

@@ -101,7 +101,20 @@ def elements(
     seed: int | None,
     window: Window | None = None,
 ) -> tf.data.Dataset:
-    """`(what the loader takes, id int64, label int32)`, exactly `slots` per step; fillers are ignored later."""
+    """The images of this worker's batches, one by one.
+
+    Args:
+      source: the images.
+      shares: which part of each batch is this worker's.
+      slots: elements of a step, at least this worker's rows; fillers behind these are ignored later.
+      first_step: where to begin, counted over all epochs.
+      last_step: one after the last step.
+      seed: of the order; None for that of ids.
+      window: PIC's, of sources that are read in any order.
+
+    Returns:
+      A dataset of scalars `(what the loader takes, id int64, label int32)`, exactly `slots` per step.
+    """
     if source.random_access:
         return _permuted_elements(source, shares, slots, first_step, last_step, seed, window)
     return _streamed_elements(source, shares, slots, first_step, last_step, seed)

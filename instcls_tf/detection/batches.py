@@ -61,7 +61,18 @@ def training_batches(
 def inference_batches(
     source: DetectionSource, *, image_size: int, batch_size: int, begin: int, end: int
 ) -> tf.data.Dataset:
-    """The images `begin` to `end` of a split, in order and as in `training_batches`, without flips."""
+    """Some images of a split, in order, without flips.
+
+    Args:
+      source: the split.
+      image_size: side S of the squares that images are squeezed to, pixels.
+      batch_size: images per step.
+      begin: the first image.
+      end: the one behind the last.
+
+    Returns:
+      A prefetched dataset as of `training_batches`.
+    """
     order = np.arange(begin, end)
     return _squares(source, order, np.zeros(len(order), bool), image_size).batch(batch_size).prefetch(2)
 

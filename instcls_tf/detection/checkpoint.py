@@ -20,7 +20,13 @@ _NOT_RECIPE = ("workdir", "data_dir")
 
 
 def save(config: DetectConfig, origin: str, state: tf.train.Checkpoint, step: int) -> None:
-    """Writes `state` after `step` steps, in place of the one before; rank 0 does. `origin` as in `restore`.
+    """Writes the state of a fine-tune, in place of the one before; rank 0 does.
+
+    Args:
+      config: the settings.
+      origin: as in `restore`.
+      state: what is written.
+      step: completed steps.
 
     Raises:
       UserError: it cannot be written; the one before stays.

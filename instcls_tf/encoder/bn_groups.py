@@ -98,6 +98,13 @@ def map_groups(
     The last group comes first: the gradient of this loop then goes from the first to the last, in the order of
     `_backpropagate_groups`.
 
+    Args:
+      function: from a group `[g, H, W, 3]`, its first row and a state to embeddings `[g, D]` and the next state.
+      images: `[b, H, W, 3]`.
+      group_rows: images per group; the last one may be smaller.
+      embedding_size: D.
+      state: the first, a tensor or a structure of tensors whose shapes stay.
+
     Returns:
       All embeddings `[b, D]` float32, and the last state.
     """

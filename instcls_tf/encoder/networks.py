@@ -46,20 +46,20 @@ def resnet50(
     """ResNet-50 v1.5 without its classifier: 23,508,032 trainable parameters at width 1.
 
     Args:
-      width_multiplier: Scales every channel count; the first is round(64 * width_multiplier), later ones multiples.
-      stem: "imagenet" (7x7 stride 2, then max pool) or "small" (3x3 stride 1, no pool: for images of CIFAR's size).
-      zero_init_last_gamma: Start the last BN gamma of each residual block at 0, so that the block begins as its
+      width_multiplier: scales every channel count; the first is round(64 * width_multiplier), later ones multiples.
+      stem: `imagenet` (7x7 stride 2, then max pool) or `small` (3x3 stride 1, no pool: for images of CIFAR's size).
+      zero_init_last_gamma: start the last BN gamma of each residual block at 0, so that the block begins as its
         shortcut.
-      seed: Fixes all initial weights; every layer draws its own values.
-      name: Name of the model.
+      seed: fixes all initial weights; every layer draws its own values.
+      name: of the model.
 
     Returns:
-      A model from images [b, H, W, 3] of any H and W, uint8 or float, pixel values in 0..255, to globally average-
-      pooled features [b, 2048 * width_multiplier] float32. It normalises the pixels itself. Convolutions compute in
+      A model from images `[b, H, W, 3]` of any H and W, uint8 or float, pixel values in 0..255, to globally average-
+      pooled features `[b, 2048 * width_multiplier]` float32. It normalises the pixels itself. Convolutions compute in
       the current Keras mixed-precision policy.
 
     Raises:
-      UserError: Unknown stem, or a width that leaves no channel.
+      UserError: unknown stem, or a width that leaves no channel.
     """
     return _resnet(_bottleneck, RESNET_DEPTHS[RESNET50], width_multiplier, stem, zero_init_last_gamma, seed, name)
 
@@ -74,7 +74,7 @@ def resnet18(
 ) -> tf.keras.Model:
     """ResNet-18 without its classifier: 11,176,512 trainable parameters at width 1.
 
-    Args, input and errors as for `resnet50`; the features are [b, 512 * width_multiplier] float32.
+    Args, input and errors as for `resnet50`; the features are `[b, 512 * width_multiplier]` float32.
     """
     return _resnet(_basic_block, RESNET_DEPTHS[RESNET18], width_multiplier, stem, zero_init_last_gamma, seed, name)
 
@@ -108,14 +108,14 @@ def projection_head(
     """The head between the features and the classifier: Dense, ReLU, Dense, without BN.
 
     Args:
-      feature_size: Size of the features, and of the hidden layer.
-      embedding_size: D, size of the embedding.
+      feature_size: of the features, and of the hidden layer.
+      embedding_size: D.
       mlp: False leaves one linear map to D (Table 2, row 1).
-      seed: Fixes the initial weights.
+      seed: fixes the initial weights.
 
     Returns:
-      A model "projection" from features [b, feature_size] to embeddings [b, D] float32. They are not normalised: the
-      classifier does that.
+      A model "projection" from features `[b, feature_size]` to embeddings `[b, D]` float32. They are not normalised:
+      the classifier does that.
     """
     features = tf.keras.Input((feature_size,), name="features")
     x = features
@@ -149,17 +149,17 @@ def build_encoder(
     """Backbone and projection head as one model (step 1 of the method).
 
     Args:
-      encoder: "resnet50", "resnet18" or "resnet10".
-      width_multiplier, stem, zero_init_last_gamma: See `resnet50`.
-      mlp_head, embedding_size: See `projection_head`.
-      seed: Fixes all initial weights.
+      encoder: `resnet50`, `resnet18` or `resnet10`.
+      width_multiplier, stem, zero_init_last_gamma: see `resnet50`.
+      mlp_head, embedding_size: see `projection_head`.
+      seed: fixes all initial weights.
 
     Returns:
-      A model "encoder" from images as in `resnet50` to embeddings [b, D] float32, not normalised. Its two parts are
+      A model "encoder" from images as in `resnet50` to embeddings `[b, D]` float32, not normalised. Its two parts are
       `get_layer("backbone")` and `get_layer("projection")`.
 
     Raises:
-      UserError: A wrong value, named together with its argument.
+      UserError: a wrong value, named together with its argument.
     """
     require_argument("encoder", encoder, encoder in BACKBONES, "one of " + ", ".join(BACKBONES))
     require_argument("embedding_size", embedding_size, embedding_size >= 1, "at least 1")
@@ -225,12 +225,12 @@ def batch_norm_probe(encoder: tf.keras.Model) -> tf.keras.Model:
     the "running average of other instance features" of the contrastive prior asks.
 
     Args:
-      encoder: A model of `build_encoder`.
+      encoder: a model of `build_encoder`.
 
     Returns:
-      A model from images as in `resnet50` to (embeddings [b, D] float32, [BN input [b, h, w, c], ...]). The inputs
-      are in the order of `batch_norm_layers(encoder)` and in the policy's compute dtype: cast them to float32 before
-      summing.
+      A model from images as in `resnet50` to embeddings `[b, D]` float32 and a list of the inputs of BN layers
+      `[b, h, w, c]`. The inputs are in the order of `batch_norm_layers(encoder)` and in the policy's compute dtype:
+      cast them to float32 before summing.
     """
     backbone, projection = encoder.get_layer("backbone"), encoder.get_layer("projection")
     # A nested model's inner tensors are reachable from its own input only; the head has no BN to look at.

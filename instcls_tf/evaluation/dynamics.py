@@ -101,7 +101,16 @@ def _class_weights(config: PretrainConfig, prefix: str, source: Source) -> np.nd
 
 
 def hardest(directions: np.ndarray, ids: np.ndarray, k: int) -> np.ndarray:
-    """The hard negatives `[M, K]` of some classes, in no order; K is all others where there are not as many."""
+    """The hard negatives of some classes.
+
+    Args:
+      directions: `[N, D]`, L2-normalised class weights.
+      ids: `[M]` classes.
+      k: K; all others where there are not as many.
+
+    Returns:
+      `[M, K]` classes, in no order.
+    """
     cosines = directions[ids] @ directions.T
     cosines[np.arange(len(ids)), ids] = -np.inf
     k = min(k, len(directions) - 1)
@@ -109,7 +118,14 @@ def hardest(directions: np.ndarray, ids: np.ndarray, k: int) -> np.ndarray:
 
 
 def embedded_views(config: PretrainConfig, source: Source, encoder: tf.keras.Model, instances: int) -> Rows:
-    """Views as training makes and embeds them: BN normalises each group of `micro_batch` instances by itself."""
+    """Views as training makes and embeds them: BN normalises each group of `micro_batch` instances by itself.
+
+    Args:
+      config: the run's recipe.
+      source: the images.
+      encoder: from images to `[b, D]`.
+      instances: about how many, those of the first epoch's first batches.
+    """
     group = min(config.micro_batch, config.batch_size, source.num_instances)
     steps = -(-min(instances, source.num_instances) // group)
     batches = pipeline.training_batches_of(config, source, last_step=steps, batch_size=group, micro_batch=group)

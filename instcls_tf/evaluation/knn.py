@@ -199,6 +199,15 @@ def few_labels_accuracy(
 
     A class of fewer images than `labels_per_class` takes part with all that it has.
 
+    Args:
+      train_features: `[M, F]` floats of any scale.
+      train_labels: `[M]` integers.
+      test_features: `[Q, F]`.
+      test_labels: `[Q]`.
+      labels_per_class: training images that have one.
+      draws: how often they are drawn.
+      seed: of the draws.
+
     Returns:
       `mean` and `std` over random draws of the labelled images; the same draws for every network.
     """

@@ -82,7 +82,20 @@ def labelled_batches(
     steps: int,
     center_crop_fraction: float,
 ) -> tf.data.Dataset:
-    """This worker's `(images uint8 [b, S, S, 3], labels int32 [b])`, one view per image; -1 marks padding."""
+    """This worker's batches of training images with their labels, one view per image.
+
+    Args:
+      source: the images.
+      recipe: their views, and the seed of their order.
+      image_size: side S, pixels.
+      labels: `[N]` integers.
+      batch_size: images per step, all workers together.
+      steps: of all epochs.
+      center_crop_fraction: what the views are taken from, see `make_linear_views`.
+
+    Returns:
+      A dataset of `(images, labels)`: uint8 `[b, S, S, 3]` and int32 `[b]`, -1 for padding.
+    """
     views = make_linear_views(recipe.augmentation, image_size, recipe.seed, recipe.crop_min_area, center_crop_fraction)
     batches = pipeline.training_batches(
         source,

@@ -32,14 +32,24 @@ def make_train_step(
     sum_gradients: Callable[[list[tf.Tensor], str], list[tf.Tensor]] = collectives.sum_one_by_one,
     is_checked: bool = True,
 ) -> TrainStep:
-    """The training step as a `tf.function` of `(views [b, V, H, W, 3], instance_ids [b], learning_rate)`.
-
-    A worker's share is encoded in BN groups of `micro_batch` instances, `groups` says how; `sum_gradients` completes
-    the gradients of the network over the workers. Instances with id -1 are padding: they are encoded but not in the
-    loss. One graph serves all batch sizes: retracing for the last batch of an epoch takes longer than many steps.
+    """The training step, of a worker's share of a batch.
 
     Loss and gradients are complete before weights and moving statistics move. If they are not finite, none does, on
-    any worker; without `is_checked`, with which what that costs is measured, nobody looks.
+    any worker. One graph serves all batch sizes: retracing for the last batch of an epoch takes longer than many steps.
+
+    Args:
+      network: what is trained, from images to `[b, D]`.
+      method: gives the loss of embeddings, and moves what it has of its own.
+      optimizer: of the network.
+      views_spec: `[None, V, H, W, 3]`, uint8 or float.
+      micro_batch: instances of a BN group.
+      groups: how several of them are encoded.
+      sum_gradients: completes the network's gradients over the workers; given them and the name of their messages.
+      is_checked: False lets numbers that are not finite pass, to measure what the checks cost.
+
+    Returns:
+      A `tf.function` of `(views [b, V, H, W, 3], instance_ids [b] int32, learning_rate float32)`. Instances with id -1
+      are padding: they are encoded but not in the loss.
     """
 
     def learn(views: tf.Tensor, instance_ids: tf.Tensor, loss_of_rows: LossOfRows) -> Step:

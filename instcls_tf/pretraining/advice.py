@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -14,7 +13,6 @@ import numpy as np
 
 from instcls_tf.config import (
     BN_MOMENTUM,
-    FLOAT32,
     INSTANCE,
     RAW_FIXED_BN,
     RAW_RUNNING_BN,
@@ -26,8 +24,8 @@ from instcls_tf.data.folder import FolderSource
 from instcls_tf.data.source import Source
 from instcls_tf.data.tfds import TfdsSource
 from instcls_tf.distributed import gpus, partition
-from instcls_tf.encoder.sizes import sizes_of
 from instcls_tf.pretraining import short_runs
+from instcls_tf.pretraining.speed import measured_rate, products_of, products_of_step
 from instcls_tf.progress import in_words
 
 # Views as large as the files need no warning, nor do crops that are shown somewhat larger than they are.
@@ -45,9 +43,6 @@ _FEWEST_CHANNELS = 16
 _REMAINS, _HARDLY_REMAINS, _TRIAL = 0.5, 0.2, 100
 # Files whose headers are looked at.
 _HEADERS = 32
-# Training takes a forward pass, and a backward pass of twice its products.
-_PASSES = 3
-_PRODUCT, _REPEATS = 1024, 3
 # Multiplications a second of a worker that is slower than any: what fits it needs no measurement.
 _SLOWEST = 1e9
 
@@ -221,21 +216,6 @@ def _basis(per_second: float) -> str:
     return f"(by the networks' multiplications, at the {billions} of a bare matrix product here)"
 
 
-def products_of(config: PretrainConfig, num_instances: int) -> float:
-    """Multiplications of the encoder in a whole run."""
-    epochs = config.for_instances(num_instances).all_epochs
-    return _products_of(config, epochs * num_instances)
-
-
-def products_of_step(config: PretrainConfig, num_instances: int) -> float:
-    """The same of one step, over all workers."""
-    return _products_of(config, min(config.batch_size, num_instances))
-
-
-def _products_of(config: PretrainConfig, images: int) -> float:
-    return float(sizes_of(config).products) * _PASSES * config.views * images
-
-
 def shorter_side(source: Source) -> float | None:
     """The median of the images' shorter sides in pixels, of some of them; None where it is not known beforehand."""
     if isinstance(source, TfdsSource):
@@ -262,16 +242,3 @@ def _side_of_file(path: str) -> int | None:
         with Image.open(path) as image:
             return min(image.size)
     return None
-
-
-def measured_rate(config: PretrainConfig, num_workers: int) -> float:
-    """Multiplications a second of a matrix product in the recipe's number type, times the workers."""
-    import tensorflow as tf
-
-    dtype = tf.float32 if config.precision == FLOAT32 else tf.as_dtype(config.precision.removeprefix("mixed_"))
-    factor = tf.cast(tf.random.stateless_uniform([_PRODUCT, _PRODUCT], [0, 0]), dtype)
-    tf.reduce_sum(factor @ factor).numpy()  # threads and caches
-    started = time.perf_counter()
-    for _ in range(_REPEATS):
-        tf.reduce_sum(factor @ factor).numpy()
-    return num_workers * _REPEATS * _PRODUCT**3 / (time.perf_counter() - started)

@@ -13,8 +13,7 @@ from instcls_tf.data.cache import with_cache
 from instcls_tf.data.folder import FolderSource, of_files
 from instcls_tf.data.source import Source
 from instcls_tf.distributed import partition, workers
-from instcls_tf.encoder.sizes import sizes_of
-from instcls_tf.pretraining.advice import measured_rate
+from instcls_tf.pretraining.speed import measured_rate, products_of_images
 from instcls_tf.pretraining.state import TRIAL_LEARNING_RATE, make_step_of_run, make_trial_run
 
 # The first step traces and compiles, and during it batches are made ahead.
@@ -23,7 +22,6 @@ _UNTIMED, _LEAST = 2, 2
 _SHARE_OF_PASSES = 0.2
 # So many steps should fit into the time, at the share of a bare matrix product's speed that networks come to.
 _STEPS, _EFFICIENCY = 8, 0.3
-_TRAINING_PASSES = 3  # forward, and a backward pass of twice its products
 _ENDLESS = 10_000  # epochs
 _SAMPLE, _FEW = 128, 8  # images for a cache; the time of the few is that of what comes before any image
 
@@ -95,7 +93,7 @@ def search_seconds(config: PretrainConfig, num_instances: int) -> float:
 
 
 def _instances_of_a_step(config: PretrainConfig, seconds: float) -> int:
-    products = float(sizes_of(config).products) * _TRAINING_PASSES * config.views * config.micro_batch
+    products = products_of_images(config, config.micro_batch)
     groups = int(seconds / _STEPS * _EFFICIENCY * measured_rate(config, 1) / products)
     return min(max(1, groups) * config.micro_batch, config.batch_size)
 

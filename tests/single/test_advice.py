@@ -1,4 +1,4 @@
-"""What a run is warned of before it begins, and the arithmetic of its times."""
+"""What a run is warned of before it begins."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.sources import open_source
-from instcls_tf.encoder import networks
 from instcls_tf.pretraining import advice
+from instcls_tf.pretraining.speed import products_of_step
 from tests.end_to_end.runs import write_images
 
 RATE = 1e11
@@ -132,8 +132,7 @@ def test_a_gpu_that_tensorflow_cannot_load(folder):
 def test_steps_that_the_watchdog_may_take_for_a_standstill(folder):
     """By the bare multiplications, so only where even these take too long; one worker has no watchdog."""
     config = PretrainConfig(workdir="run", dataset=folder, **FITS)
-    least = advice.products_of_step(config, 11) / RATE
-    assert advice.products_of_step(config, 11) == advice.sizes_of(config).products * 3 * 2 * 4
+    least = products_of_step(config, 11) / RATE
     (sentence,) = said(folder, num_workers=2, **FITS, stall_timeout=1.9 * least)
     assert sentence.startswith(
         f"--stall_timeout={1.9 * least:g} ends a job in which nothing moves for so many seconds,"
@@ -166,34 +165,3 @@ def test_an_image_size_that_is_not_the_images(folder, tmp_path):
     (sentence,) = said(f"folder:{tmp_path}", **{**FITS, "batch_size": 2})
     assert sentence.startswith("--image_size=32 leaves little of images of 200 pixels: take --image_size=96, or --fl")
     assert said(f"folder:{tmp_path}", **{**FITS, "batch_size": 2, "image_size": 64}) == []
-
-
-def test_times_are_those_of_the_products():
-    config = PretrainConfig(encoder="resnet18", stem="small", image_size=32, epochs=3, views=2, exposures=4000)
-    assert advice.products_of(config, 100) == advice.sizes_of(config).products * 3 * 2 * 40 * 100
-
-
-def test_the_rate_is_of_this_machine():
-    assert 1e8 < advice.measured_rate(PretrainConfig(), 1) < 1e14
-
-
-@pytest.mark.parametrize(
-    ("encoder", "width", "stem", "side"),
-    [("resnet18", 0.25, "small", 33), ("resnet50", 0.125, "imagenet", 50)],
-)
-def test_products_are_those_of_the_layers(encoder, width, stem, side):
-    settings = {"encoder": encoder, "width_multiplier": width, "stem": stem}
-    config = PretrainConfig(**settings, image_size=side, embedding_size=16)
-    model = networks.build_encoder(**settings, embedding_size=16)
-    count = 0
-    backbone = networks.tf.keras.Model(model.get_layer("backbone").input, [
-        layer.output for layer in model.get_layer("backbone").layers if hasattr(layer, "kernel")
-    ])  # fmt: skip
-    shapes = backbone.compute_output_shape((1, side, side, 3))
-    for layer, shape in zip(
-        [layer for layer in model.get_layer("backbone").layers if hasattr(layer, "kernel")], shapes
-    ):
-        count += int(layer.kernel.shape.num_elements()) * int(shape[1]) * int(shape[2])
-    head = model.get_layer("projection").layers
-    count += sum(int(layer.kernel.shape.num_elements()) for layer in head if hasattr(layer, "kernel"))
-    assert advice.sizes_of(config).products == count

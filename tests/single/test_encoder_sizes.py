@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from instcls_tf.config import PretrainConfig
 from instcls_tf.encoder import networks
-from instcls_tf.encoder.sizes import encoder_sizes
+from instcls_tf.encoder.sizes import encoder_sizes, sizes_of
 
 _KEPT = tuple(
     getattr(tf.keras.layers, name)
@@ -50,3 +51,25 @@ def test_resnet50_has_its_published_size():
         encoder="resnet50", width_multiplier=1, stem="imagenet", mlp_head=False, embedding_size=128, image_size=224
     )
     assert sizes.parameters == 23_508_032 + 2048 * 128 + 128
+
+
+@pytest.mark.parametrize(
+    ("encoder", "width", "stem", "side"),
+    [("resnet18", 0.25, "small", 33), ("resnet50", 0.125, "imagenet", 50)],
+)
+def test_products_are_those_of_the_layers(encoder, width, stem, side):
+    settings = {"encoder": encoder, "width_multiplier": width, "stem": stem}
+    config = PretrainConfig(**settings, image_size=side, embedding_size=16)
+    model = networks.build_encoder(**settings, embedding_size=16)
+    count = 0
+    backbone = tf.keras.Model(model.get_layer("backbone").input, [
+        layer.output for layer in model.get_layer("backbone").layers if hasattr(layer, "kernel")
+    ])  # fmt: skip
+    shapes = backbone.compute_output_shape((1, side, side, 3))
+    for layer, shape in zip(
+        [layer for layer in model.get_layer("backbone").layers if hasattr(layer, "kernel")], shapes
+    ):
+        count += int(layer.kernel.shape.num_elements()) * int(shape[1]) * int(shape[2])
+    head = model.get_layer("projection").layers
+    count += sum(int(layer.kernel.shape.num_elements()) for layer in head if hasattr(layer, "kernel"))
+    assert sizes_of(config).products == count

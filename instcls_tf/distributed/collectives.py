@@ -33,7 +33,7 @@ from instcls_tf.errors import UserError
 
 
 class Others(Protocol):
-    """What arrives from other workers where there are none; see `as_worker`."""
+    """The other workers: what arrives from them for what this one sends, which is no constant."""
 
     def gathered(self, own: tf.Tensor, name: str) -> tf.Tensor:
         """What `all_gather` returns."""
@@ -45,7 +45,20 @@ class Others(Protocol):
         """What `max_over_workers` returns."""
 
 
-_others: Others | None = None
+class _OthersOfJob:
+    """Those that the launcher has started, by Horovod."""
+
+    def gathered(self, own: tf.Tensor, name: str) -> tf.Tensor:
+        return _horovod().allgather(own, name=name, ignore_name_scope=True)
+
+    def summed(self, own: tf.Tensor, name: str) -> tf.Tensor:
+        return _horovod().allreduce(own, op=_horovod().Sum, name=name, ignore_name_scope=True)
+
+    def largest(self, own: tf.Tensor, name: str) -> tf.Tensor:
+        return _horovod().allreduce(own, op=_horovod().Max, name=name, ignore_name_scope=True)
+
+
+_others: Others = _OthersOfJob()
 _size = 1
 _rank = 0
 _local_rank = 0
@@ -137,12 +150,7 @@ def local_size() -> int:
 
 def all_gather(tensor: tf.Tensor, name: str) -> tf.Tensor:
     """Concatenates the workers' tensors along axis 0 in the order of ranks; their first dimensions may differ."""
-    if _is_only_one():
-        return tensor
-    tensor = _not_constant(tensor, name)
-    if _others is not None:
-        return _others.gathered(tensor, name)
-    return _horovod().allgather(tensor, name=name, ignore_name_scope=True)
+    return tensor if _is_only_one() else _others.gathered(_not_constant(tensor, name), name)
 
 
 def all_gather_ids(ids: tf.Tensor, name: str) -> tuple[tf.Tensor, tf.Tensor]:
@@ -163,11 +171,7 @@ def all_gather_ids(ids: tf.Tensor, name: str) -> tuple[tf.Tensor, tf.Tensor]:
 
 def sum_over_workers(tensor: tf.Tensor, name: str) -> tf.Tensor:
     """The element-wise sum of the workers' tensors, on every worker."""
-    if _is_only_one():
-        return tensor
-    if _others is not None:
-        return _others.summed(_not_constant(tensor, name), name)
-    return _allreduce(tensor, _horovod().Sum, name)
+    return tensor if _is_only_one() else _others.summed(_not_constant(tensor, name), name)
 
 
 def sum_one_by_one(tensors: list[tf.Tensor], name: str) -> list[tf.Tensor]:
@@ -186,15 +190,7 @@ def sum_together(tensors: list[tf.Tensor], name: str) -> list[tf.Tensor]:
 
 def max_over_workers(tensor: tf.Tensor, name: str) -> tf.Tensor:
     """The element-wise maximum of the workers' tensors, on every worker."""
-    if _is_only_one():
-        return tensor
-    if _others is not None:
-        return _others.largest(_not_constant(tensor, name), name)
-    return _allreduce(tensor, _horovod().Max, name)
-
-
-def _allreduce(tensor: tf.Tensor, op: Any, name: str) -> tf.Tensor:
-    return _horovod().allreduce(_not_constant(tensor, name), op=op, name=name, ignore_name_scope=True)
+    return tensor if _is_only_one() else _others.largest(_not_constant(tensor, name), name)
 
 
 def _not_constant(tensor: tf.Tensor, name: str) -> tf.Tensor:

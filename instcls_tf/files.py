@@ -100,7 +100,7 @@ def refuse_unwritable(path: str, flag: str = "output") -> None:
         else:
             os.remove(path)
     except OSError as error:
-        raise told(error, f"--{flag}={shown(path)}: cannot write this file ({error.strerror})") from error
+        raise error_of(error, f"--{flag}={shown(path)}: cannot write this file ({error.strerror})") from error
 
 
 def write(path: str, content: bytes) -> None:

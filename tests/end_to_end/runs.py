@@ -11,7 +11,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 TINY = {
     "dataset": "digits",
@@ -51,12 +50,3 @@ def searches_of(workdir: Path) -> dict[int, dict[str, float]]:
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     found = {line["step"]: {name: line[name] for name in line if name.startswith("hard_negative_")} for line in lines}
     return {step: search for step, search in found.items() if search}
-
-
-def write_images(folder: Path, names: list[str]) -> None:
-    """Small JPEG files of noise, each of another size."""
-    random = np.random.default_rng(0)
-    for index, name in enumerate(names):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(random.integers(0, 256, [20 + index, 24, 3], np.uint8)).save(path)

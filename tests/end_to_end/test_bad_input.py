@@ -12,7 +12,8 @@ from instcls_tf.data.image_suffixes import IMAGE_SUFFIXES
 from instcls_tf.data.sources import open_source
 from instcls_tf.errors import UserError
 from tests.commands import Finished, run_script, snapshot
-from tests.end_to_end.runs import TINY, flags_of, write_images
+from tests.end_to_end.runs import TINY, flags_of
+from tests.images import write_images
 
 
 def sentence_of(finished: Finished, workers: int = 1) -> str:

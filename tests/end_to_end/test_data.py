@@ -15,7 +15,8 @@ import instcls_tf
 from instcls_tf.config import PretrainConfig
 from instcls_tf.errors import UserError
 from tests.commands import run_script, snapshot
-from tests.end_to_end.runs import TINY, flags_of, metrics_of, write_images
+from tests.end_to_end.runs import TINY, flags_of, metrics_of
+from tests.images import write_images
 from tests.single.test_folder import plant
 
 SMALL = {"augmentation": "simclr", "batch_size": 8, "micro_batch": 2, "hard_negatives": 2, "learning_rate": 0.01}

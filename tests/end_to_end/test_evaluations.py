@@ -21,7 +21,8 @@ from instcls_tf.evaluation.subject import Subject, open_subject
 from instcls_tf.report.correlation import accuracies_of_run
 from instcls_tf.report.pictures import load_metrics
 from tests.commands import run_command, run_script, under_launcher
-from tests.end_to_end.runs import TINY, metrics_of, write_images
+from tests.end_to_end.runs import TINY, metrics_of
+from tests.images import write_images
 from tests.parallel import evaluations
 
 

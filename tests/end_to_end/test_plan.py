@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.commands import ROOT, TIMEOUT, run_script
-from tests.end_to_end.runs import flags_of, write_images
+from tests.end_to_end.runs import flags_of
+from tests.images import write_images
 
 IMAGENET = ("--flagfile=flags/presets/imagenet.flags", "--num_instances=1281167", "--workers=64")
 

@@ -16,7 +16,8 @@ from instcls_tf.export.subject import subject_of_run
 from instcls_tf.initial.arrays import read_arrays
 from instcls_tf.initial.start import initialize_encoder
 from tests.commands import Finished, run_script
-from tests.end_to_end.runs import flags_of, write_images
+from tests.end_to_end.runs import flags_of
+from tests.images import write_images
 from tests.torch_layout import random_state_dict
 
 # Two epochs of one step, for 40 of the digits' scans.

@@ -11,7 +11,7 @@ from instcls_tf.data.image_suffixes import IMAGE_SUFFIXES
 from instcls_tf.errors import UserError
 from instcls_tf.search.commands import Searched, search_in_run
 from tests.encoders import trained_encoder
-from tests.end_to_end.runs import write_images
+from tests.images import write_images
 from tests.single.test_index import ALL, make_run
 
 NAMES = ["june/1.png", "june/2.png", "may/3.png"]

@@ -11,7 +11,7 @@ from instcls_tf.config import PretrainConfig
 from instcls_tf.data.sources import open_source
 from instcls_tf.pretraining import advice
 from instcls_tf.pretraining.speed import products_of_step
-from tests.end_to_end.runs import write_images
+from tests.images import write_images
 
 RATE = 1e11
 

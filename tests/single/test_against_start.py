@@ -10,7 +10,7 @@ import pytest
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.sources import open_training_source
 from instcls_tf.evaluation.against_start import BETTER, LIKE, TOO_FEW, WORSE, Judgement, _splits
-from tests.end_to_end.runs import write_images
+from tests.images import write_images
 
 ABOUT = {
     "dataset": "d",

@@ -15,7 +15,7 @@ from instcls_tf.data.sources import open_source
 from instcls_tf.errors import UserError
 from instcls_tf.evaluation.commands import features_from_files
 from instcls_tf.search.duplicates import Duplicates, Images
-from tests.end_to_end.runs import write_images
+from tests.images import write_images
 
 SENTENCE = (
     "Folders ({}) are not taken for labels: those of PATH/{{train,test}}/CLASS/* are, where every image lies in one of"

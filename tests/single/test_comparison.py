@@ -15,7 +15,7 @@ from instcls_tf.errors import UserError
 from instcls_tf.evaluation import features
 from instcls_tf.report import comparison, figures, pictures
 from instcls_tf.run.workdir import begin_run
-from tests.end_to_end.runs import write_images
+from tests.images import write_images
 
 
 def test_images_that_cannot_be_read_have_no_row(tmp_path):

@@ -14,7 +14,7 @@ from instcls_tf.data.labelled import take
 from instcls_tf.data.prepare import prepare
 from instcls_tf.data.sources import open_source
 from instcls_tf.errors import UserError
-from tests.end_to_end.runs import write_images
+from tests.images import write_images
 
 NAMES = ["a.png", "b/c.png", "b/d.jpg"]
 

@@ -32,7 +32,7 @@ from instcls_tf.search.neighbours import unit_rows
 from instcls_tf.search.settings import Settings
 from instcls_tf.search.signatures import signatures_of
 from tests.encoders import trained_encoder
-from tests.end_to_end.runs import write_images
+from tests.images import write_images
 from tests.single.test_verify import scene
 
 OLD_ENOUGH = Age(0.8, 0.1, 100, False)

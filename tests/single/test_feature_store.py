@@ -23,7 +23,7 @@ from instcls_tf.errors import UserError
 from instcls_tf.evaluation import feature_store, features
 from instcls_tf.evaluation.feature_store import Stored, load_features, stored_features, write_output
 from instcls_tf.progress import Progress
-from tests.end_to_end.runs import write_images
+from tests.images import write_images
 
 CONFIG = PretrainConfig(
     dataset="digits", image_size=8, encoder="resnet18", width_multiplier=0.0625, stem="small", embedding_size=6

@@ -17,7 +17,7 @@ from instcls_tf.export.subject import Subject
 from instcls_tf.export.writing import export
 from instcls_tf.initial.start import keep_starting_weights
 from instcls_tf.progress import Progress
-from tests.end_to_end.runs import write_images
+from tests.images import write_images
 
 QUIET = Progress(visible=False)
 CONFIG = PretrainConfig(

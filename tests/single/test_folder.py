@@ -18,7 +18,7 @@ from instcls_tf.plan.answer import plan_run
 from instcls_tf.report.comparison import compare_runs
 from instcls_tf.report.view_grid import draw_views
 from instcls_tf.run.workdir import begin_run
-from tests.end_to_end.runs import write_images
+from tests.images import write_images
 
 SIZE = 8
 

@@ -22,7 +22,7 @@ from instcls_tf.progress import no_progress
 from instcls_tf.run import checkpoint
 from instcls_tf.run.workdir import begin_run, load_run, run_flags_path
 from tests.encoders import trained_encoder
-from tests.end_to_end.runs import write_images
+from tests.images import write_images
 from tests.single.test_checkpoint import make_state
 from tests.single.test_index import make_run
 

@@ -33,7 +33,7 @@ from instcls_tf.run.workdir import load_run, run_flags_path
 from instcls_tf.search.commands import Searched, search_in_run
 from instcls_tf.search.index import Hit
 from tests.encoders import trained_encoder
-from tests.end_to_end.runs import write_images
+from tests.images import write_images
 from tests.single.test_checkpoint import make_state
 
 NAMES = [*(f"a/{number}.png" for number in range(6)), "b/<i>&.png", "b/z.png"]

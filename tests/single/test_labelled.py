@@ -17,7 +17,7 @@ from instcls_tf.errors import UserError
 from instcls_tf.evaluation.online_knn import OnlineKnn
 from instcls_tf.pretraining import preflight
 from instcls_tf.sweep.run import COMMANDS
-from tests.end_to_end.runs import write_images
+from tests.images import write_images
 
 LABELS = np.repeat([0, 1, 2], [100, 60, 3])
 

@@ -12,7 +12,7 @@ from instcls_tf.data.overlap import common_files, overlapping
 from instcls_tf.data.prepare import prepare
 from instcls_tf.data.records import Shards
 from instcls_tf.data.sources import open_source
-from tests.end_to_end.runs import write_images
+from tests.images import write_images
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from instcls_tf.data.sample import sample
 from instcls_tf.data.sources import open_source
 from instcls_tf.distributed import partition
 from instcls_tf.errors import UserError
-from tests.end_to_end.runs import write_images
+from tests.images import write_images
 
 COUNT, BATCH, MICRO = 53, 12, 4
 STEPS = 5

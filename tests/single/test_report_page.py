@@ -19,7 +19,7 @@ from instcls_tf.errors import UserError
 from instcls_tf.report import page
 from instcls_tf.report.charts import Line, Mark, chart
 from instcls_tf.run.workdir import begin_run
-from tests.end_to_end.runs import write_images
+from tests.images import write_images
 
 STEPS = 8  # of two epochs over the digits
 

@@ -14,7 +14,7 @@ from instcls_tf.data.decoding import Reading
 from instcls_tf.data.labelled import take
 from instcls_tf.data.prepare import prepare
 from instcls_tf.data.sources import open_source
-from tests.end_to_end.runs import write_images
+from tests.images import write_images
 
 NAMES = ["train/a/0.png", "train/a/é.png", "train/b/2.png"]
 

@@ -14,7 +14,7 @@ from instcls_tf.data.prepare import prepare
 from instcls_tf.data.sources import open_source, open_training_source
 from instcls_tf.errors import UserError
 from instcls_tf.sweep.held_out import held_out_folder, refuse_other_images, stratified_slice, write_held_out
-from tests.end_to_end.runs import write_images
+from tests.images import write_images
 
 CLASSES = {"ant": 20, "bee": 7, "cat": 2}
 

@@ -23,7 +23,7 @@ from instcls_tf.run.workdir import holds_this_run
 from instcls_tf.sweep.ownership import interruptible, locked
 from instcls_tf.sweep.run import COMMANDS, Commands, plan_of_sweep, run_sweep
 from instcls_tf.sweep.spec import Spec, read_spec
-from tests.end_to_end.runs import write_images
+from tests.images import write_images
 
 # Three epochs of four steps, or what the recipe says; at a rate of 9 the loss is no number, at 8 there is no disk.
 _TRAIN = """

@@ -18,7 +18,7 @@ from instcls_tf.search.age import Age
 from instcls_tf.search.commands import search_in_run
 from instcls_tf.search.settings import Settings
 from tests.encoders import trained_encoder
-from tests.end_to_end.runs import write_images
+from tests.images import write_images
 from tests.single.test_index import ALL, make_run
 
 BROKEN = [f"{number:02d} broken.jpg" for number in range(12)]

@@ -12,7 +12,7 @@ from flags import data
 from instcls_tf.config import PretrainConfig
 from instcls_tf.errors import UserError
 from instcls_tf.report.view_grid import draw_views
-from tests.end_to_end.runs import write_images
+from tests.images import write_images
 from tests.recipes import write_run
 
 

@@ -20,7 +20,7 @@ from instcls_tf.run import checkpoint
 from instcls_tf.run.parts import Slices
 from instcls_tf.run.workdir import run_flags_path
 from tests import reference
-from tests.end_to_end.runs import write_images
+from tests.images import write_images
 
 NUM_CLASSES = 23
 

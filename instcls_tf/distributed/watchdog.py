@@ -74,7 +74,7 @@ class Watch:
         self._looked: float | None = None
 
     def look(self, folder: str, now: float | None = None) -> None:
-        """Reads the newest statuses; to be called every tick.
+        """Reads the newest statuses; to be called every tick. A worker without one, for whatever reason, is not judged.
 
         Args:
           folder: in which the workers publish.
@@ -138,17 +138,21 @@ def _is_stopped(status: Status) -> bool:
 
 
 def publish(folder: str, status: Status) -> None:
-    """Writes a worker's status; a folder that cannot be written is no reason to end a run.
+    """Writes a worker's status; a folder that cannot be written, as on a full disk, is no reason to end a run.
 
-    The folder is made if it is missing, but not the one that it lies in: a workdir that is refused stays as it is.
+    Then the last status goes: it would stay as it is, like that of a worker that is stopped. The folder is made if it
+    is missing, but not the one that it lies in: a workdir that is refused stays as it is.
     """
     path = _path(folder, status.rank)
-    with contextlib.suppress(OSError):
+    try:
         if not os.path.isdir(folder):
             os.mkdir(folder)
         with open(f"{path}.new", "w") as file:
             json.dump(status, file)
         os.replace(f"{path}.new", path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.remove(path)
 
 
 def read(folder: str, ranks: Iterable[int]) -> list[Status]:

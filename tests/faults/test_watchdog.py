@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import socket
@@ -14,6 +15,7 @@ from instcls_tf.distributed import watchdog
 from tests.commands import TIMEOUT, run_command, under_launcher
 from tests.end_to_end.runs import flags_of
 from tests.faults.jobs import Job, hurt, launcher, running, saved, standin
+from tests.full_disk import full_disk
 
 LONG, LIMIT = "--steps=1000", "--stall_timeout=3"
 STALLED = 70
@@ -190,6 +192,29 @@ def test_without_a_limit(tmp_path):
 def test_a_watch_that_was_stopped_itself_counts_nothing_of_that(tmp_path):
     """As after Ctrl-Z and fg, or when a laptop sleeps."""
     assert sentence_after(tmp_path, 5, lambda second: [status(0, second, 5), status(1, second, 5)], step=3600) is None
+
+
+def test_a_disk_that_is_full_is_no_standstill(tmp_path):
+    """The disk of the job's folder is full for longer than the limit: nothing is ended, but for a worker that is
+    stopped then.
+    """
+
+    def publish(second: int, ranks: tuple[int, ...]) -> None:
+        with full_disk() if second in range(5, 40) else contextlib.nullcontext():
+            for rank in ranks:
+                watchdog.publish(str(tmp_path), status(rank, second, second))
+
+    watch = watchdog.Watch(range(2))
+    for second in range(60):
+        publish(second, (0, 1))
+        watch.look(str(tmp_path), now=second)
+        assert watch.sentence() is None
+    assert [one.ticks for one in watchdog.read(str(tmp_path), range(2))] == [59, 59]
+    watch = watchdog.Watch(range(2))
+    for second in range(20):
+        publish(second, (0, 1) if second < 3 else (0,))
+        watch.look(str(tmp_path), now=second)
+    assert "worker 1 (pid 101 on elsewhere) gives no sign of life in training; worker 0" in watch.sentence()
 
 
 def test_a_folder_that_cannot_be_written_is_no_fault(tmp_path):

@@ -16,6 +16,8 @@ from instcls_tf.config import PretrainConfig
 from instcls_tf.distributed import collectives
 from instcls_tf.progress import OnProgress, no_progress
 
+_NO_LISTS = "hard_negatives: HardNegatives without lists, must be filled by its refresh() before"
+
 
 def hard_negatives(
     classifier: ShardedClassifier, k: int, progress: OnProgress = no_progress, sizes: SearchSizes = SEARCH_SIZES
@@ -205,18 +207,23 @@ class HardNegatives(tf.Module):
           `[B, K]` int32 class ids.
 
         Raises:
-          ValueError: there are no lists yet: neither `refresh` nor a checkpoint has filled them.
+          ValueError: there are no lists yet: neither `refresh` nor a checkpoint has filled them. On all workers alike.
+          tf.errors.InvalidArgumentError: likewise, with more workers than classes.
         """
-        self._refuse_none_yet()
+        has_idle_workers = self.classifier.num_instances < collectives.size()
+        if not has_idle_workers:
+            self._refuse_none_yet()
         begin, end = self.classifier.begin, self.classifier.end
         classes, _ = tf.unique(tf.sort(instance_ids))  # [u]
         own = classes[(classes >= begin) & (classes < end)] - begin
         lists = collectives.all_gather(self.lists.sparse_read(own), f"{self.name}_lists")  # [u, K]
+        if has_idle_workers:  # a worker without a class has no list to look at, and would wait here for the others
+            tf.debugging.assert_non_negative(lists[:, :1], _NO_LISTS)
         return tf.gather(lists, tf.searchsorted(classes, instance_ids))
 
     def _refuse_none_yet(self) -> None:
         """Looks at one list; in a `tf.function` while that is traced, so that a step pays nothing."""
         with tf.init_scope():
-            first = self.lists.sparse_read(tf.range(min(1, self.classifier.num_local)))  # [1, K], or [0, K]
+            first = self.lists.sparse_read(tf.range(min(1, self.classifier.num_local)))  # [1, K]
             if tf.executing_eagerly() and (first.numpy() < 0).any():
-                raise ValueError("hard_negatives: HardNegatives without lists, must be filled by its refresh() before")
+                raise ValueError(_NO_LISTS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -12,6 +14,7 @@ from instcls_tf.classifier.directions import unit_vectors
 from instcls_tf.classifier.hard_negatives import HardNegatives, hard_negatives
 from instcls_tf.classifier.sharded_classifier import ShardedClassifier
 from instcls_tf.classifier.tiles import SEARCH_SIZES, SearchSizes
+from instcls_tf.distributed import collectives
 from instcls_tf.errors import UserError
 from tests import reference
 
@@ -138,6 +141,21 @@ def test_lists_that_were_never_made_are_refused():
             use()
     module.lists.assign(reference.hard_negatives(weights().astype(np.float64), 5))  # as a checkpoint fills them
     assert np.isfinite(step()) and np.isfinite(step.python_function())
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_with_more_workers_than_classes_all_are_refused_at_the_same_point(rank):
+    """The third of them has no list to look at: it would wait for those that have left before."""
+    others = SimpleNamespace(gathered=lambda own, name: tf.fill([2, 1], place))
+    with collectives.as_worker(rank, 3, others):
+        module = HardNegatives(ShardedClassifier(2, SIZE), 1)
+        assert module.classifier.num_local == (rank == 1)
+        traced, place = tf.function(module.lookup), -1
+        for lookup in (traced, module.lookup):
+            with pytest.raises(tf.errors.InvalidArgumentError, match="HardNegatives without lists, must be filled by"):
+                lookup(tf.range(2))
+        place = 1
+        np.testing.assert_array_equal(tf.function(module.lookup)(tf.range(2)), [[1], [1]])
 
 
 def test_lists_are_as_old_as_the_last_refresh():

@@ -154,13 +154,13 @@ def scratch_prefix(parent: str) -> str:
 
     Those that processes of this machine had begun before they were killed are removed.
     """
-    own = re.compile(rf"\.writing-{re.escape(_machine())}-(\d+)-\w+")
+    own = re.compile(rf"\.writing-{re.escape(machine())}-(\d+)-\w+")
     with contextlib.suppress(OSError):
         for name in os.listdir(parent):
             begun = own.fullmatch(name)
             if begun and not is_running(int(begun[1])):
                 shutil.rmtree(os.path.join(parent, name), ignore_errors=True)
-    return f".writing-{_machine()}-{os.getpid()}-"
+    return f".writing-{machine()}-{os.getpid()}-"
 
 
 def is_running(pid: int) -> bool:
@@ -174,7 +174,7 @@ def is_running(pid: int) -> bool:
     return True
 
 
-def _machine() -> str:
+def machine() -> str:
     """This machine, or a container on it: processes of another have numbers of their own."""
     try:
         return f"{os.uname().nodename}-{os.stat('/proc/self/ns/pid').st_ino}"

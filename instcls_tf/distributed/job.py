@@ -11,10 +11,11 @@ import socket
 import time
 from typing import NamedTuple
 
+from instcls_tf import files
 from instcls_tf.distributed.launcher import launched_rank_and_size, refuse_several
 from instcls_tf.errors import UserError
 
-# Set by the launcher: the job's folder; itself, as PID@HOST; a terminal for rank 0's progress bar, as PATH@HOST.
+# Set by the launcher: the job's folder; itself, as PID@MACHINE; a terminal for rank 0's progress bar, as PATH@MACHINE.
 FOLDER, LAUNCHER, TERMINAL = "INSTCLS_JOB", "INSTCLS_LAUNCHER", "INSTCLS_TERMINAL"
 
 # An empty file of the launcher's in the job's folder: a machine on which it is missing does not share that folder.
@@ -80,9 +81,9 @@ def read_errors(of: str) -> list[WorkerError]:
 
 
 def is_orphaned() -> bool:
-    """Whether the launcher was on this machine and is gone."""
-    pid, _, host = os.environ.get(LAUNCHER, "").partition("@")
-    return bool(pid) and host == socket.gethostname() and not os.path.exists(f"/proc/{pid}")
+    """Whether the launcher was on this machine, or in this container, and is gone."""
+    pid, _, machine = os.environ.get(LAUNCHER, "").partition("@")
+    return bool(pid) and machine == files.machine() and not os.path.exists(f"/proc/{pid}")
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:
@@ -113,7 +114,7 @@ def join() -> None:
         return
     die_with_parent()
     rank, _ = launched_rank_and_size() or (0, 1)
-    name, _, host = os.environ.get(TERMINAL, "").partition("@")
-    if rank == 0 and name and host == socket.gethostname():
+    name, _, machine = os.environ.get(TERMINAL, "").partition("@")
+    if rank == 0 and name and machine == files.machine():
         with contextlib.suppress(OSError):
             os.dup2(os.open(name, os.O_WRONLY | os.O_NOCTTY), 2)

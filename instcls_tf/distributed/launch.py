@@ -14,7 +14,6 @@ import re
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from instcls_tf import files
 from instcls_tf.distributed import cores, job, loopback, mpirun, watchdog
 from instcls_tf.distributed import hosts as machines
 from instcls_tf.distributed.forwarded_signals import ENDING, ForwardedSignals
@@ -155,7 +155,7 @@ def _say(line: str) -> None:
 
 def _remove_left(where: str) -> None:
     """Folders of launchers on this machine that were killed; another one's name may begin as this one's does."""
-    own = re.compile(re.escape(f"{_FOLDER_PREFIX}{socket.gethostname()}") + r"-(\d+)-[^-]+")
+    own = re.compile(re.escape(f"{_FOLDER_PREFIX}{files.machine()}") + r"-(\d+)-[^-]+")
     for left in Path(where).glob(f"{_FOLDER_PREFIX}*"):
         found = own.fullmatch(left.name)
         if found and not os.path.exists(f"/proc/{found[1]}"):
@@ -181,7 +181,7 @@ def _folder(hosts: Sequence[Host], workdir: str | None) -> Iterator[str]:
     try:
         where = tempfile.gettempdir() if is_here else _nearest(workdir or "")
         _remove_left(where)
-        folder = tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{socket.gethostname()}-{os.getpid()}-", dir=where)
+        folder = tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{files.machine()}-{os.getpid()}-", dir=where)
         Path(folder, job.MARK).touch()
     except OSError as error:
         given = f"TMPDIR={shown(os.environ.get('TMPDIR', '/tmp'))}" if is_here else f"--workdir={shown(workdir)}"
@@ -239,9 +239,9 @@ class _Attempt:
         environment[job.FOLDER] = self._folder
         if self._threads is not None:
             environment[cores.THREADS] = str(self._threads)
-        environment[job.LAUNCHER] = f"{os.getpid()}@{socket.gethostname()}"
+        environment[job.LAUNCHER] = f"{os.getpid()}@{files.machine()}"
         if os.isatty(2):
-            environment[job.TERMINAL] = f"{os.ttyname(2)}@{socket.gethostname()}"
+            environment[job.TERMINAL] = f"{os.ttyname(2)}@{files.machine()}"
         command = mpirun.command(self._hosts, self._words, environment)
         if "LD_PRELOAD" in " ".join(command):
             library = loopback.library()

@@ -193,7 +193,7 @@ def test_what_killed_processes_had_begun_is_removed(tmp_path, source, encoder):
     """Only theirs: another machine, or a container, has processes of the same numbers."""
     gone = subprocess.Popen(["true"])
     gone.wait()
-    here = files._machine()
+    here = files.machine()
     others = [f".writing-{here}-{os.getppid()}-abc", f".writing-else{here}-{gone.pid}-abc", ".writing-abc_1"]
     for name in (f".writing-{here}-{gone.pid}-x_1", *others):
         (tmp_path / "features" / name).mkdir(parents=True)

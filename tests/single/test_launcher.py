@@ -12,6 +12,7 @@ import tempfile
 import pytest
 
 from flags import claims, sweep
+from instcls_tf import files
 from instcls_tf.distributed import job, launch, launcher
 from instcls_tf.distributed.forwarded_signals import ForwardedSignals
 from instcls_tf.distributed.hosts import Host
@@ -24,6 +25,10 @@ PAIRS = {
     "mpich": ("PMI_RANK", "PMI_SIZE"),
     "srun": ("PMIX_RANK", "SLURM_NTASKS"),
 }
+
+DEAD = 2**22 + 1  # above the largest process id
+# The namespace of this process' ids.
+PROCESSES = os.stat("/proc/self/ns/pid").st_ino
 
 
 @pytest.fixture(autouse=True)
@@ -144,15 +149,23 @@ def test_mpirun_does_not_begin_with_what_ends_it_ignored(is_resumable):
 
 
 def test_only_own_folders_of_dead_launchers_are_removed(tmp_path, monkeypatch):
-    """Not those of a machine whose name begins as this one's does."""
+    """Not those of a machine whose name begins as this one's does, or of a container with this one's name."""
     monkeypatch.setattr(socket, "gethostname", lambda: "gpu")
-    dead = 2**22 + 1  # above the largest process id
-    gone = tmp_path / f"instcls-job-gpu-{dead}-ab_c1"
-    kept = [f"instcls-job-gpu-2-{dead}-abc1", f"instcls-job-gpu-{os.getpid()}-abc1", f"instcls-job-gpu{dead}", "mine"]
+    monkeypatch.setattr(files, "machine", lambda: f"gpu-{PROCESSES}")
+    gone = tmp_path / f"instcls-job-gpu-{PROCESSES}-{DEAD}-ab_c1"
+    of_others = [f"{machine}-{DEAD}" for machine in ("gpu", f"gpu-{PROCESSES + 1}", f"gpu-2-{PROCESSES}")]
+    kept = [*(f"instcls-job-{other}-abc1" for other in (*of_others, f"gpu-{PROCESSES}-{os.getpid()}")), "mine"]
     for folder in (gone, *(tmp_path / name for name in kept)):
         folder.mkdir()
     launch._remove_left(str(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+
+
+@pytest.mark.parametrize(("container", "is_orphaned"), [(PROCESSES, True), (PROCESSES + 1, False)])
+def test_a_launcher_in_another_container_is_not_looked_for(shell, container, is_orphaned):
+    """Its number is one of that container's processes, also where both have the name of their host."""
+    shell.setenv(job.LAUNCHER, f"{DEAD}@{socket.gethostname()}-{container}")
+    assert job.is_orphaned() is is_orphaned
 
 
 @pytest.mark.parametrize("name", ["gettempdir", "mkdtemp"])

@@ -47,13 +47,19 @@ _HEADERS = 32
 _SLOWEST = 1e9
 
 
-def warnings_of(config: PretrainConfig, source: Source, num_workers: int) -> Iterator[str]:
-    """`sentences` for this machine: its speed is measured if there is something to say, in a tenth of a second."""
+def warnings_of(config: PretrainConfig, source: Source, num_workers: int, begins: bool) -> Iterator[str]:
+    """What is to be looked at on this machine whenever it is started, and the `sentences` of a run that begins.
+
+    Its speed is measured if there is something to say, in a tenth of a second.
+    """
     import tensorflow as tf
 
     rate = functools.cache(lambda: measured_rate(config, num_workers))
     on_cpu = not tf.config.list_physical_devices("GPU")
-    yield from sentences(config, source, rate, on_cpu, num_workers, gpus.are_there())
+    if on_cpu and gpus.are_there():
+        yield f"{gpus.LEFT_OUT}; {gpus.REMEDY}"
+    if begins:
+        yield from sentences(config, source, rate, on_cpu, num_workers)
 
 
 def sentences(
@@ -62,7 +68,6 @@ def sentences(
     rate: Callable[[], float],
     on_cpu: bool,
     num_workers: int = 1,
-    has_gpus: bool = False,
 ) -> Iterator[str]:
     """What should be looked at before a run begins, one sentence each. No TensorFlow.
 
@@ -72,7 +77,6 @@ def sentences(
       rate: measures multiplications a second of this machine, of all workers; called if there is something to say.
       on_cpu: whether TensorFlow sees no GPU.
       num_workers: T, whom a recipe that is named must fit.
-      has_gpus: whether the machine has some, for TensorFlow to see.
     """
     side = shorter_side(source)
     preset = _SMALL_IMAGES if side and side <= _SMALL_SIDE else _PHOTOS
@@ -86,10 +90,9 @@ def sentences(
         fits=better.groups_per_batch >= num_workers,
         rate=rate,
         on_cpu=on_cpu,
-        has_gpus=has_gpus,
         num_workers=num_workers,
     )
-    for advise in (_of_gpus, _of_steps_in_an_epoch, _of_standstill, _of_large_network, _of_narrow_network):
+    for advise in (_of_steps_in_an_epoch, _of_standstill, _of_large_network, _of_narrow_network):
         yield from advise(case)
     yield from short_runs.sentences(config, case.num_images)
     yield from _of_image_size(case)
@@ -106,7 +109,6 @@ class _Case(NamedTuple):
     fits: bool  # whether all workers have a BN group of its batch
     rate: Callable[[], float]  # multiplications a second of all workers
     on_cpu: bool
-    has_gpus: bool
     num_workers: int  # T
 
     def times(self, better: PretrainConfig) -> str:
@@ -114,11 +116,6 @@ class _Case(NamedTuple):
         per_second = self.rate()
         own, others = (in_words(products_of(recipe, self.num_images) / per_second) for recipe in (self.config, better))
         return f"{others} at best instead of {own} {_basis(per_second)}"
-
-
-def _of_gpus(case: _Case) -> Iterator[str]:
-    if case.on_cpu and case.has_gpus:
-        yield f"{gpus.LEFT_OUT}; {gpus.REMEDY}"
 
 
 def _of_steps_in_an_epoch(case: _Case) -> Iterator[str]:

@@ -23,13 +23,15 @@ from instcls_tf.classifier.kernels import passes, streamed_softmax
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.kernels import views
 from instcls_tf.data.source import Source, digest_of_ids
-from instcls_tf.distributed import collectives, cores, device, workers
+from instcls_tf.distributed import collectives, cores, device, gpus, workers
 from instcls_tf.errors import MachineError, UserError, shown
 from instcls_tf.run import checkpoint_choice, checkpoint_manifest
 from instcls_tf.run.code import code_digest
 
 # Places may have other names on other machines; whether they are the same is tried.
 _PLACES = ("workdir", "data_dir")
+# A kind of devices, in TensorFlow's word.
+_GPU = "GPU"
 # Seconds until a file or a folder must be seen on all machines: network file systems remember for a while what was not
 # there.
 _PATIENCE = 60.0
@@ -43,11 +45,17 @@ def refuse_differences(config: PretrainConfig, source: Source) -> None:
     Raises:
       UserError: names the first difference, with both values; on all workers alike.
     """
-    found = workers.everybodys(_facts(config, source))
+    with tf.device("CPU"):  # where all workers have a device alike
+        found = workers.everybodys(_facts(config, source))
     for rank, facts in enumerate(found):
         for name, value in facts.items():
             if value == found[0][name]:
                 continue
+            if name == _GPU:
+                raise UserError(
+                    f"worker {rank}: TensorFlow sees {value}, for worker 0 {found[0][name]}: wanted the same on all"
+                    f" workers; {gpus.REMEDY}"
+                )
             if name == "dataset":
                 raise UserError(
                     f"--dataset={source.name}: worker {rank} does not see the same images as worker 0 ({value},"
@@ -66,7 +74,7 @@ def refuse_differences(config: PretrainConfig, source: Source) -> None:
 
 
 def _facts(config: PretrainConfig, source: Source) -> dict[str, str]:
-    """What must be the same everywhere, in words."""
+    """What must be the same everywhere, in words; what others of them follow from comes first."""
     fields = dataclasses.asdict(config)
     flags = {f"--{name}": str(value) for name, value in fields.items() if name not in _PLACES}
     kernels = [
@@ -77,6 +85,7 @@ def _facts(config: PretrainConfig, source: Source) -> dict[str, str]:
         )
     ]
     return {
+        _GPU: "a GPU" if tf.config.list_physical_devices(_GPU) else "no GPU",
         **flags,
         "dataset": f"{source.num_instances} images{_gone(source)}, digest {source.ids_digest().hex()}",
         "code": code_digest(),

@@ -109,8 +109,8 @@ def _pretrain(
     _announce(source, steps, run.method.note, first_step, progress)
     if length := note_of_length(config, source.num_instances, begins):
         progress.say(length)
-    if is_chief and begins:
-        for warning in advice.warnings_of(config, source, collectives.size()):
+    if is_chief:
+        for warning in advice.warnings_of(config, source, collectives.size(), begins):
             progress.say(f"warning: {warning}")
     if is_chief and not opened.resuming:
         begin_run(config)

@@ -40,6 +40,17 @@ def test_workers_that_differ_are_refused(monkeypatch, name, value, sentence):
     assert str(refusal.value).startswith(sentence)
 
 
+def test_a_worker_whose_gpu_tensorflow_cannot_load_is_told_so(monkeypatch):
+    """Number type, kernels and threads differ as well, and follow from it."""
+    config, source = PretrainConfig(workdir="here", dataset="digits"), open_source("digits")
+    mine = agreement._facts(config, source)
+    there = {**mine, "GPU": "a GPU", "--precision": "mixed_float16", "kernels": "none", "threads": "a GPU's"}
+    monkeypatch.setattr(workers, "everybodys", lambda _: [there, mine])
+    sentence = "worker 1: TensorFlow sees no GPU, for worker 0 a GPU: wanted the same on all workers; pip install '"
+    with pytest.raises(UserError, match=f"^{sentence}"):
+        agreement.refuse_differences(config, source)
+
+
 def test_files_that_are_gone_for_one_worker_only_are_a_difference(monkeypatch):
     """Of a run that goes on: ids and names come from its list, also of what a worker does not see any more."""
     config, source = PretrainConfig(workdir="here", dataset="digits"), open_source("digits")

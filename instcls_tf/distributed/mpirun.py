@@ -72,10 +72,15 @@ def command(hosts: Sequence[Host], words: Sequence[str], environment: Mapping[st
         remote += ["-mca", f"oob_tcp_keepalive_{name}", str(value)]
     if os.path.exists(os.path.join(sys.prefix, "bin", "orted")):
         remote += ["--prefix", sys.prefix]  # ssh does not have it on its PATH
-    for name in environment:
-        if _PASSED_ON.fullmatch(name) and name != machines.USERS_SSH_OPTIONS:
+    for name, value in environment.items():
+        if _PASSED_ON.fullmatch(name) and name != machines.USERS_SSH_OPTIONS and not _is_of_one_host(name, value):
             remote += ["-x", name]
     return [*every, *remote, *words]
+
+
+def _is_of_one_host(name: str, value: str) -> bool:
+    """The numbers or names of its GPUs; that none is to be used is for all hosts."""
+    return name == "CUDA_VISIBLE_DEVICES" and value not in ("", "-1")
 
 
 class Ended(NamedTuple):

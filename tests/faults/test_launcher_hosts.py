@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from instcls_tf.distributed import cores, hosts, job, mpirun
+from instcls_tf.distributed import cores, hosts, job
 from tests.commands import run_command, user_environment
 from tests.faults.jobs import attempts, launcher, running, saved, standin
 
@@ -99,21 +99,6 @@ def test_a_folder_of_the_job_that_cannot_be_made(tmp_path, monkeypatch):
     reason = "the launcher cannot make a folder of its own there (No such file or directory)"
     wanted = "wanted one with room that this user may write to"
     assert finished.stderr == f"error: --workdir=/proc/runs/a: {reason}, {wanted}\n"
-
-
-def test_what_other_hosts_get_of_the_environment():
-    environment = {
-        "PATH": user_environment()["PATH"],
-        "OMPI_MCA_plm_rsh_args": "-p 2222",
-        "TFDS_DATA_DIR": "/data",
-        "XLA_FLAGS": "--a",
-        "https_proxy": "http://proxy",
-        "HOME": "/home/me",
-    }
-    words = mpirun.command(hosts.parse("a:1,b:1"), ["true"], environment)
-    passed = [after for before, after in zip(words, words[1:]) if before == "-x"]
-    assert passed == ["PATH", "TFDS_DATA_DIR", "XLA_FLAGS", "https_proxy"]
-    assert words[words.index("plm_rsh_args") + 1] == "-o BatchMode=yes -o ConnectTimeout=10 -p 2222"
 
 
 # An ssh that leads to this machine.

@@ -1,10 +1,11 @@
-"""What of `mpirun`'s standard error people see, and what is told at the end of a worker that failed."""
+"""How `mpirun` is called, what of its standard error people see, and what is told of a worker that failed."""
 
 from __future__ import annotations
 
 import pytest
 
-from instcls_tf.distributed import mpirun
+from instcls_tf.distributed import hosts, mpirun
+from tests.commands import user_environment
 
 RULE = "-" * 74
 OF_WORKERS = (
@@ -70,3 +71,26 @@ def test_a_cause_that_mpi_tells_stands_beside_how_a_worker_ended(messages, sente
     _, filtered = fed(*blocks(*messages))
     ended = filtered.ended()
     assert (ended.rank, ended.sentence) == (1, sentence)
+
+
+def given_after(option: str, environment: dict[str, str], where: str = "a:1,b:1") -> list[str]:
+    """What follows the places of an option in the command line."""
+    words = mpirun.command(hosts.parse(where), ["true"], {"PATH": user_environment()["PATH"], **environment})
+    return [after for before, after in zip(words, words[1:]) if before == option]
+
+
+def test_what_other_hosts_get_of_the_environment():
+    environment = {
+        "OMPI_MCA_plm_rsh_args": "-p 2222",
+        "TFDS_DATA_DIR": "/data",
+        "XLA_FLAGS": "--a",
+        "https_proxy": "http://proxy",
+        "HOME": "/home/me",
+    }
+    assert given_after("-x", environment) == ["PATH", "TFDS_DATA_DIR", "XLA_FLAGS", "https_proxy"]
+    assert given_after("plm_rsh_args", environment) == ["-o BatchMode=yes -o ConnectTimeout=10 -p 2222"]
+
+
+@pytest.mark.parametrize(("value", "is_passed_on"), [("", True), ("-1", True), ("2,3", False), ("GPU-8932f937", False)])
+def test_the_gpus_of_the_launcher_s_host_are_no_other_s(value, is_passed_on):
+    assert ("CUDA_VISIBLE_DEVICES" in given_after("-x", {"CUDA_VISIBLE_DEVICES": value})) is is_passed_on

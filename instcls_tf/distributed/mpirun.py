@@ -37,6 +37,8 @@ _PASSED_ON = re.compile(
 )
 # In a job of Slurm, Open MPI would count the job's tasks as places, whatever it is told, and start workers by srun.
 PLACES_AS_TOLD = {"OMPI_MCA_ras": "^slurm", "OMPI_MCA_plm": "^slurm"}
+# How messages travel between machines, unless the environment has another word for it, as for InfiniBand.
+_OVER_TCP = {"pml": "ob1", "btl": "^openib"}
 # Seconds and counts after which a cut connection between machines ends the job: between 11 and 12, so that one of ten
 # does not.
 _KEEPALIVE = {"time": 1, "intvl": 1, "probes": 11}
@@ -60,16 +62,18 @@ def command(hosts: Sequence[Host], words: Sequence[str], environment: Mapping[st
     workers = sum(host.slots for host in hosts)
     where = ",".join(f"{host.name}:{host.slots}" for host in hosts)
     every = [mpirun, "--allow-run-as-root", "-np", str(workers), "-H", where, "-bind-to", "none", "-map-by", "slot"]
-    for variable, told in {**PLACES_AS_TOLD, "OMPI_MCA_pml": "ob1"}.items():
+    for variable, told in PLACES_AS_TOLD.items():
         every += ["-mca", variable.removeprefix("OMPI_MCA_"), told]
     if all(machines.is_here(host.name) for host in hosts):
         # Shared memory alone: nobody else has to reach the workers.
-        local = ["-mca", "btl", "self,vader", "-mca", "oob_tcp_if_include", "127.0.0.0/8"]
+        local = ["-mca", "pml", "ob1", "-mca", "btl", "self,vader", "-mca", "oob_tcp_if_include", "127.0.0.0/8"]
         preload = environment.get("LD_PRELOAD")
         return [*every, *local, "env", *([f"LD_PRELOAD={preload}"] if preload else ["-u", "LD_PRELOAD"]), *words]
-    remote = ["-mca", "btl", "^openib", "-mca", "plm_rsh_args", machines.ssh_options(environment)]
-    for name, value in _KEEPALIVE.items():
-        remote += ["-mca", f"oob_tcp_keepalive_{name}", str(value)]
+    remote = ["-mca", "plm_rsh_args", machines.ssh_options(environment)]
+    for name, value in _OVER_TCP.items():
+        remote += [] if f"OMPI_MCA_{name}" in environment else ["-mca", name, value]
+    for name, count in _KEEPALIVE.items():
+        remote += ["-mca", f"oob_tcp_keepalive_{name}", str(count)]
     if os.path.exists(os.path.join(sys.prefix, "bin", "orted")):
         remote += ["--prefix", sys.prefix]  # ssh does not have it on its PATH
     for name, value in environment.items():

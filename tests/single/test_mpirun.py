@@ -94,3 +94,12 @@ def test_what_other_hosts_get_of_the_environment():
 @pytest.mark.parametrize(("value", "is_passed_on"), [("", True), ("-1", True), ("2,3", False), ("GPU-8932f937", False)])
 def test_the_gpus_of_the_launcher_s_host_are_no_other_s(value, is_passed_on):
     assert ("CUDA_VISIBLE_DEVICES" in given_after("-x", {"CUDA_VISIBLE_DEVICES": value})) is is_passed_on
+
+
+def test_another_word_for_how_messages_travel_between_hosts():
+    """As clusters with InfiniBand set it; the command line would win over the environment."""
+    assert given_after("pml", {}) == ["ob1"] and given_after("btl", {}) == ["^openib"]
+    ucx = {"OMPI_MCA_pml": "ucx"}
+    assert given_after("pml", ucx) == [] and given_after("btl", ucx) == ["^openib"]
+    assert given_after("btl", {"OMPI_MCA_btl": "self,tcp"}) == []
+    assert given_after("pml", ucx, "localhost:2") == ["ob1"]  # through shared memory

@@ -14,7 +14,7 @@ from flags import given
 from instcls_tf import flagfiles
 from instcls_tf.checks import require_value
 from instcls_tf.distributed import hosts
-from instcls_tf.distributed.launch import Options
+from instcls_tf.distributed.restarts import Options
 from instcls_tf.errors import UserError, shown
 
 FLAGS = flags.FLAGS

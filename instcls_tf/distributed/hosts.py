@@ -37,6 +37,7 @@ class Host(NamedTuple):
 
     name: str
     slots: int
+    left_out: tuple[int, ...] = ()  # of its places, by their numbers from 0
 
 
 def parse(text: str) -> tuple[Host, ...]:
@@ -70,18 +71,23 @@ def take(hosts: Sequence[Host], workers: int) -> tuple[Host, ...]:
     for host in hosts:
         slots = min(host.slots, workers - sum(other.slots for other in taken))
         if slots > 0:
-            taken.append(Host(host.name, slots))
+            taken.append(host._replace(slots=slots))
     return tuple(taken)
 
 
-def of_rank(hosts: Sequence[Host], rank: int) -> str:
-    """The host on which a worker runs."""
-    return [host.name for host in hosts for _ in range(host.slots)][rank]
+def of_rank(hosts: Sequence[Host], rank: int) -> tuple[str, int]:
+    """The host on which a worker runs, and its place among those there."""
+    return [(host.name, local_rank) for host in hosts for local_rank in range(host.slots)][rank]
 
 
-def without_one(hosts: Sequence[Host], name: str) -> tuple[Host, ...]:
-    """The hosts with one worker less on one of them."""
-    fewer = (Host(host.name, host.slots - (host.name == name)) for host in hosts)
+def without_one(hosts: Sequence[Host], name: str, local_rank: int) -> tuple[Host, ...]:
+    """The hosts with one worker less on one of them, whose place is left out from now on."""
+    fewer = []
+    for host in hosts:
+        if host.name == name:
+            places = [place for place in range(host.slots + len(host.left_out)) if place not in host.left_out]
+            host = Host(name, host.slots - 1, (*host.left_out, places[local_rank]))
+        fewer.append(host)
     return tuple(host for host in fewer if host.slots > 0)
 
 
@@ -99,9 +105,9 @@ def look(hosts: Sequence[Host]) -> dict[str, Seen]:
         return dict(zip(names, pool.map(_look, names)))
 
 
-def problems(hosts: Sequence[Host]) -> dict[str, str]:
-    """What keeps workers from being started on other machines, by their names; a sentence each."""
-    return {name: seen.problem for name, seen in look(hosts).items() if seen.problem}
+def problems(seen: Mapping[str, Seen]) -> dict[str, str]:
+    """What keeps workers from being started on machines, by their names; a sentence each."""
+    return {name: answer.problem for name, answer in seen.items() if answer.problem}
 
 
 def shares(hosts: Sequence[Host], seen: Mapping[str, Seen]) -> dict[str, int]:

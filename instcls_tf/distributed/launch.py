@@ -1,4 +1,4 @@
-"""The supervisor around `mpirun`: signals, standstill, orphans, the one cause of a failure, restarts. No TensorFlow.
+"""The supervisor around `mpirun`: signals, standstill, orphans, the one cause of a failure. No TensorFlow.
 
 Three processes could outlive each other: the supervisor, mpirun, a worker. mpirun has a signal sent to it when the
 supervisor is gone, workers one when mpirun is (`job.die_with_parent`), and what is left of a job after that bears the
@@ -20,7 +20,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from instcls_tf import files
 from instcls_tf.distributed import cores, job, loopback, mpirun, watchdog
@@ -28,8 +27,8 @@ from instcls_tf.distributed import hosts as machines
 from instcls_tf.distributed.forwarded_signals import ENDING, ForwardedSignals
 from instcls_tf.distributed.hosts import Host
 from instcls_tf.distributed.job import STOPPED_STATUS
+from instcls_tf.distributed.restarts import Options, Outcome, Restarts
 from instcls_tf.errors import UserError, one_line, shown
-from instcls_tf.workdir_files import CHECKPOINT_PREFIX, CHECKPOINTS_NAME
 
 _FAILED_STATUS, _USER_ERROR_STATUS = 1, 2
 _LOOK_SECONDS = 0.5
@@ -37,27 +36,7 @@ _LOOK_SECONDS = 0.5
 _LATER_SECONDS = 8.0
 # mpirun gives its workers a second before it kills them.
 _KILL_SECONDS = 10.0
-# Between two looks at machines that do not answer.
-_ASK_SECONDS = 2.0
 _FOLDER_PREFIX = "instcls-job-"
-
-
-class Options(NamedTuple):
-    """What is launched where."""
-
-    hosts: tuple[Host, ...]
-    workers: int
-    max_restarts: int
-    min_workers: int
-    wait_for_hosts: float  # seconds, for machines without which fewer are left
-
-
-class Outcome(NamedTuple):
-    """How an attempt ended."""
-
-    status: int
-    rank: int | None  # of the worker that failed first, if that is known
-    is_mistake: bool = False  # for a person to mend: the same would come again
 
 
 def supervise(options: Options, words: Sequence[str], is_resumable: bool, workdir: str | None) -> int:
@@ -75,54 +54,14 @@ def supervise(options: Options, words: Sequence[str], is_resumable: bool, workdi
       UserError: a host cannot be used.
     """
     with ForwardedSignals(is_resumable) as signals:
-        hosts = options.hosts
-        seen = machines.look(machines.take(hosts, options.workers))
-        problems = [host.problem for host in seen.values() if host.problem]
-        if problems:
-            raise UserError("; ".join(problems))
-        restarts, before, saved = 0, Outcome(0, None), _newest(workdir)
+        restarts = Restarts(options, workdir, _say)
         while True:
-            hosts = machines.take(hosts, options.workers)
+            hosts, threads = restarts.hosts, _threads(machines.shares(restarts.hosts, restarts.seen))
             with _folder(hosts, workdir) as folder:
-                outcome = _Attempt(hosts, words, folder, signals, _threads(machines.shares(hosts, seen))).run()
+                outcome = _Attempt(hosts, words, folder, signals, threads).run()
             is_final = outcome.status in (0, STOPPED_STATUS) or outcome.is_mistake or signals.asked is not None
-            if is_final or restarts == options.max_restarts:
+            if is_final or not restarts.follow(outcome):
                 return outcome.status
-            restarts += 1
-            gone = _gone(hosts, options.min_workers, options.wait_for_hosts)
-            left = _left(hosts, gone, outcome, before, has_moved=_newest(workdir) != saved)
-            count = sum(host.slots for host in left)
-            if count < options.min_workers:
-                _say(f"no restart: {count} worker(s) are left, --min_workers={options.min_workers}")
-                return outcome.status
-            hosts, before, saved = left, outcome, _newest(workdir)
-            _say(f"restart {restarts} of {options.max_restarts}, with {count} worker(s), from {saved or 'the start'}")
-
-
-def _gone(hosts: Sequence[Host], fewest: int, patience: float) -> set[str]:
-    """The machines that cannot be used, after some patience if too few workers are left without them."""
-    gone = machines.problems(hosts)
-    for problem in gone.values():
-        _say(problem)
-    end, is_told = time.monotonic() + patience, False
-    while gone and sum(host.slots for host in hosts if host.name not in gone) < fewest and time.monotonic() < end:
-        if not is_told:
-            _say(f"waiting for {', '.join(gone)}, up to {patience:g} s (--wait_for_hosts)")
-        is_told = True
-        time.sleep(_ASK_SECONDS)
-        gone = machines.problems(hosts)
-    return set(gone)
-
-
-def _left(
-    hosts: Sequence[Host], gone: set[str], outcome: Outcome, before: Outcome, has_moved: bool
-) -> tuple[Host, ...]:
-    """The workers that may be started again: not on machines that are gone, nor one that fails again and again."""
-    left = tuple(host for host in hosts if host.name not in gone)
-    if outcome.rank is None or outcome.rank != before.rank or has_moved:
-        return left
-    name = machines.of_rank(hosts, outcome.rank)
-    return left if name in gone else machines.without_one(left, name)
 
 
 def _threads(shares: Mapping[str, int]) -> int | None:
@@ -136,15 +75,6 @@ def _threads(shares: Mapping[str, int]) -> int | None:
     told = ", ".join(f"{name} {share}" for name, share in shares.items())
     _say(f"hosts differ in cores per worker ({told}): all compute with {shares[fewest]} thread(s), as on {fewest}")
     return shares[fewest]
-
-
-def _newest(workdir: str | None) -> str | None:
-    """The name of the newest checkpoint, to see whether a job has come further."""
-    try:
-        names = os.listdir(os.path.join(workdir or "", CHECKPOINTS_NAME)) if workdir else []
-    except OSError:
-        return None
-    return max((name.partition(".")[0] for name in names if name.startswith(CHECKPOINT_PREFIX)), default=None)
 
 
 def _say(line: str) -> None:

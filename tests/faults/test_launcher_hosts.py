@@ -64,14 +64,14 @@ def test_a_host_that_lets_one_in_and_hangs(tmp_path, monkeypatch):
     """A login that never gets to its command, as with a home on a file server that is gone: it does not answer."""
     monkeypatch.setenv("PATH", fake_ssh(tmp_path, "exec sleep 60"))
     monkeypatch.setattr(hosts, "_ANSWER_SECONDS", 0.5)
-    assert hosts.problems([hosts.Host("b", 1)]) == {"b": "host b: does not answer"}
+    assert hosts.problems(hosts.look([hosts.Host("b", 1)])) == {"b": "host b: does not answer"}
 
 
 def test_arguments_of_ssh_that_users_give_to_open_mpi(tmp_path, monkeypatch):
     """A port, a key: the look before the job uses them as well."""
     monkeypatch.setenv("PATH", fake_ssh(tmp_path, f'echo "$@" > {tmp_path}/asked; echo 2'))
     monkeypatch.setenv("OMPI_MCA_plm_rsh_args", "-p 2222 -i key")
-    assert hosts.problems([hosts.Host("b", 1)]) == {}
+    assert hosts.problems(hosts.look([hosts.Host("b", 1)])) == {}
     assert " -p 2222 -i key b " in (tmp_path / "asked").read_text()
 
 

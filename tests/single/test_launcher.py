@@ -16,6 +16,7 @@ from instcls_tf import files
 from instcls_tf.distributed import job, launch, launcher
 from instcls_tf.distributed.forwarded_signals import ForwardedSignals
 from instcls_tf.distributed.hosts import Host
+from instcls_tf.distributed.restarts import Outcome
 from instcls_tf.errors import UserError
 from tests.commands import run_command, script
 
@@ -131,7 +132,7 @@ def test_a_worker_says_whether_the_same_would_come_again(shell, tmp_path, said, 
         shell.setenv(name, str(value))
     assert job.record_error("step 4: went wrong", **said)
     attempt = launch._Attempt((Host("localhost", 2),), [], str(tmp_path), ForwardedSignals(True))
-    assert attempt._judge(status) == launch.Outcome(*outcome)
+    assert attempt._judge(status) == Outcome(*outcome)
 
 
 @pytest.mark.parametrize("is_resumable", [True, False])

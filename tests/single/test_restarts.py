@@ -1,0 +1,81 @@
+"""With which workers a job that failed is started again, on machines that answer as they are told here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from instcls_tf.distributed import hosts as machines
+from instcls_tf.distributed.hosts import Host, Seen
+from instcls_tf.distributed.restarts import Options, Outcome, Restarts
+
+UNKNOWN = Outcome(1, None)
+
+
+@pytest.fixture
+def gone(monkeypatch) -> set[str]:
+    """The machines that do not answer."""
+    names: set[str] = set()
+
+    def look(hosts):
+        return {host.name: Seen(f"host {host.name}: does not answer" if host.name in names else "") for host in hosts}
+
+    monkeypatch.setattr(machines, "look", look)
+    return names
+
+
+def job_on(where: str, workers: int, workdir: Path, min_workers: int = 1) -> tuple[Restarts, list[str]]:
+    """Its restarts, and what they say."""
+    said: list[str] = []
+    options = Options(machines.parse(where), workers, 9, min_workers, 0.0)
+    return Restarts(options, str(workdir), said.append), said
+
+
+def save(workdir: Path, step: int) -> None:
+    (workdir / "checkpoints").mkdir(exist_ok=True)
+    (workdir / "checkpoints" / f"ckpt-{step:08d}.index").touch()
+
+
+def test_spare_places_are_those_of_machines_that_are_gone(tmp_path, gone):
+    """And a machine that answers again has its workers back."""
+    job, said = job_on("a:8,b:8,c:8", 16, tmp_path, min_workers=16)
+    assert job.hosts == (Host("a", 8), Host("b", 8))
+    gone.add("b")
+    assert job.follow(UNKNOWN) and job.hosts == (Host("a", 8), Host("c", 8))
+    assert said == ["host b: does not answer", "restart 1 of 9, with 16 worker(s), from the start"]
+    assert machines.shares(job.hosts, job.seen) == {"a": 1, "c": 1}
+    gone.clear()
+    assert job.follow(UNKNOWN) and job.hosts == (Host("a", 8), Host("b", 8))
+    gone.update("bc")
+    assert not job.follow(UNKNOWN)
+    assert said[-1] == "no restart: 8 worker(s) are left, --min_workers=16"
+
+
+def test_ranks_are_others_when_hosts_have_changed(tmp_path, gone):
+    """Nobody has failed twice whose number alone has."""
+    job, _ = job_on("a:2,b:2,c:2", 6, tmp_path)
+    third = Outcome(1, 2)
+    gone.add("a")
+    assert job.follow(third) and job.hosts == (Host("b", 2), Host("c", 2))
+    assert job.follow(third) and job.hosts == (Host("b", 2), Host("c", 2))
+    assert job.follow(third) and job.hosts == (Host("b", 2), Host("c", 1, (0,)))
+    assert job.follow(third) and job.hosts == (Host("b", 2), Host("c", 1, (0,)))
+
+
+def test_a_worker_is_left_out_of_whom_nothing_else_is_to_be_expected(tmp_path, gone):
+    job, _ = job_on("a:3", 3, tmp_path)
+    for step, outcome in enumerate([Outcome(1, 1), Outcome(1, 1), Outcome(1, 2), UNKNOWN, Outcome(1, 2)]):
+        if step == 1:
+            save(tmp_path, step)
+        assert job.follow(outcome) and job.hosts == (Host("a", 3),)
+    assert job.follow(Outcome(1, 2)) and job.hosts == (Host("a", 2, (2,)),)
+
+
+def test_one_whose_machine_is_gone_is_not_left_out(tmp_path, gone):
+    job, _ = job_on("a:2,b:2", 4, tmp_path)
+    assert job.follow(Outcome(1, 3))
+    gone.add("b")
+    assert job.follow(Outcome(1, 3)) and job.hosts == (Host("a", 2),)
+    gone.clear()
+    assert job.follow(UNKNOWN) and job.hosts == (Host("a", 2), Host("b", 2))

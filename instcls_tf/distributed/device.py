@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from instcls_tf.distributed import collectives, cores
+from instcls_tf.distributed import collectives, cores, gpus
 from instcls_tf.errors import UserError
 
 # Names and numbers of mallopt(3).
@@ -16,7 +16,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 
 def take() -> None:
-    """Each worker takes one GPU; the workers of a machine share its cores.
+    """Each worker takes one GPU, none that the launcher has left out; the workers of a machine share its cores.
 
     After `collectives.init` and before TensorFlow's first operation: from then on it takes no other device. One worker
     alone may come later, as in a notebook where `load_encoder` was first: it goes on with what TensorFlow has.
@@ -45,9 +45,13 @@ def _take_unless_late(take_part: Callable[[], None]) -> None:
 
 
 def _take_gpu() -> None:
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus:
-        mine = gpus[collectives.local_rank() % len(gpus)]
+    there = tf.config.list_physical_devices("GPU")
+    if there:
+        unused = gpus.unused(collectives.rank())
+        used = [gpu for number, gpu in enumerate(there) if number not in unused]
+        if len(used) < collectives.local_size():  # workers share them, or those that failed are gone by themselves
+            used = there
+        mine = used[collectives.local_rank() % len(used)]
         tf.config.set_visible_devices(mine, "GPU")
         tf.config.experimental.set_memory_growth(mine, True)
 
@@ -57,15 +61,15 @@ def pci_address() -> str | None:
 
     Its number does not tell: launchers may show each worker a GPU of its own, which is then the only one.
     """
-    gpus = tf.config.get_visible_devices("GPU")
+    visible = tf.config.get_visible_devices("GPU")
     try:
-        cuda = ctypes.CDLL("libcuda.so.1") if gpus else None
+        cuda = ctypes.CDLL("libcuda.so.1") if visible else None
     except OSError:
         cuda = None
     if cuda is None:
         return None
     handle, address = ctypes.c_int(), ctypes.create_string_buffer(32)
-    number = int(gpus[0].name.rpartition(":")[2])
+    number = int(visible[0].name.rpartition(":")[2])
     has_failed = cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(handle), number)
     if has_failed or cuda.cuDeviceGetPCIBusId(address, len(address), handle):
         return None

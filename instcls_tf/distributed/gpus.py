@@ -13,6 +13,9 @@ from pathlib import Path
 _DRIVER, _DEVICES = Path("/proc/driver/nvidia/version"), Path("/dev")
 
 LEFT_OUT = "NVIDIA's driver has a GPU, and TensorFlow cannot load it: CPUs compute"
+# Set by the launcher if it has left workers out: for each of the others, in the order of ranks, the numbers of the GPUs
+# on its host that they had, with + between them.
+UNUSED = "INSTCLS_UNUSED_GPUS"
 _EXTRA = "tensorflow[and-cuda]==" + ("2.15.1" if sys.version_info < (3, 12) else "2.18.1")
 REMEDY = (
     f"pip install '{_EXTRA}', or docker/Dockerfile, has what TensorFlow loads (TF_CPP_MIN_LOG_LEVEL=0 tells what it"
@@ -38,6 +41,12 @@ def are_there(driver: Path = _DRIVER, devices: Path = _DEVICES) -> bool:
 def can_be_loaded(driver: Path = _DRIVER, devices: Path = _DEVICES) -> bool:
     """Whether GPUs are there, see `are_there`, and the library without which TensorFlow leaves them alone."""
     return are_there(driver, devices) and (_has_module("nvidia.cudnn") or find_library("cudnn") is not None)
+
+
+def unused(rank: int) -> set[int]:
+    """The numbers of the GPUs on a worker's host that nobody is to take, as those have failed who had them."""
+    told = dict(enumerate(os.environ.get(UNUSED, "").split(",")))
+    return {int(number) for number in told.get(rank, "").split("+") if number}
 
 
 def _has_module(name: str) -> bool:

@@ -37,7 +37,7 @@ class Host(NamedTuple):
 
     name: str
     slots: int
-    left_out: tuple[int, ...] = ()  # of its places, by their numbers from 0
+    left_out: tuple[int, ...] = ()  # places by their numbers from 0, which are those of their GPUs
 
 
 def parse(text: str) -> tuple[Host, ...]:
@@ -89,6 +89,11 @@ def without_one(hosts: Sequence[Host], name: str, local_rank: int) -> tuple[Host
             host = Host(name, host.slots - 1, (*host.left_out, places[local_rank]))
         fewer.append(host)
     return tuple(host for host in fewer if host.slots > 0)
+
+
+def unused_gpus(hosts: Sequence[Host]) -> str:
+    """What is left out on the host of each worker, as `gpus.unused` reads it."""
+    return ",".join("+".join(map(str, host.left_out)) for host in hosts for _ in range(host.slots))
 
 
 class Seen(NamedTuple):

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from instcls_tf import files
-from instcls_tf.distributed import cores, job, loopback, mpirun, watchdog
+from instcls_tf.distributed import cores, gpus, job, loopback, mpirun, watchdog
 from instcls_tf.distributed import hosts as machines
 from instcls_tf.distributed.forwarded_signals import ENDING, ForwardedSignals
 from instcls_tf.distributed.hosts import Host
@@ -169,6 +169,8 @@ class _Attempt:
         environment[job.FOLDER] = self._folder
         if self._threads is not None:
             environment[cores.THREADS] = str(self._threads)
+        if any(host.left_out for host in self._hosts):
+            environment[gpus.UNUSED] = machines.unused_gpus(self._hosts)
         environment[job.LAUNCHER] = f"{os.getpid()}@{files.machine()}"
         if os.isatty(2):
             environment[job.TERMINAL] = f"{os.ttyname(2)}@{files.machine()}"

@@ -9,6 +9,8 @@ import tensorflow as tf
 from tensorflow.python.eager import context
 
 from instcls_tf.distributed import collectives, cores, device, workers
+from instcls_tf.distributed import gpus as own_gpus
+from instcls_tf.distributed import hosts as machines
 from instcls_tf.errors import UserError
 
 NAMED = "TF_NUM_INTRAOP_THREADS"
@@ -67,6 +69,30 @@ def test_a_gpu_is_taken_though_the_threads_are_given(gpus, monkeypatch):
     monkeypatch.setattr(tf.config, "set_visible_devices", lambda mine, kind: taken.append((mine, kind)))
     device.take()
     assert taken == [(gpus[0], "GPU")]
+
+
+@pytest.mark.parametrize(
+    ("count", "taken"),
+    [
+        (8, [0, 2, 3, 4, 5, 6, 7]),
+        (7, [0, 1, 2, 3, 4, 5, 6]),  # the one that failed is not seen any more
+        (2, [0, 1, 0, 1, 0, 1, 0]),
+    ],
+)
+def test_a_gpu_that_was_left_out_is_nobody_s(monkeypatch, count, taken):
+    """The second of eight, whose worker has failed: seven go on, and as many on a host of which all are well."""
+    hosts = machines.without_one(machines.parse("a:8,b:7"), "a", 1)
+    monkeypatch.setenv(own_gpus.UNUSED, machines.unused_gpus(hosts))
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: list(range(count)))
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda mine, grows: None)
+    monkeypatch.setattr(collectives, "_local_size", 7)
+    given = []
+    monkeypatch.setattr(tf.config, "set_visible_devices", lambda mine, kind: given.append(mine))
+    for rank in range(14):
+        monkeypatch.setattr(collectives, "_rank", rank)
+        monkeypatch.setattr(collectives, "_local_rank", rank % 7)
+        device._take_gpu()
+    assert given == taken + [local_rank % count for local_rank in range(7)]
 
 
 @pytest.mark.parametrize(("quota", "environment", "threads"), [(1, {}, [1]), (None, {}, []), (1, {NAMED: "2"}, [])])

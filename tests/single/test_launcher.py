@@ -13,7 +13,7 @@ import pytest
 
 from flags import claims, sweep
 from instcls_tf import files
-from instcls_tf.distributed import job, launch, launcher
+from instcls_tf.distributed import gpus, job, launch, launcher
 from instcls_tf.distributed.forwarded_signals import ForwardedSignals
 from instcls_tf.distributed.hosts import Host
 from instcls_tf.distributed.restarts import Outcome
@@ -133,6 +133,16 @@ def test_a_worker_says_whether_the_same_would_come_again(shell, tmp_path, said, 
     assert job.record_error("step 4: went wrong", **said)
     attempt = launch._Attempt((Host("localhost", 2),), [], str(tmp_path), ForwardedSignals(True))
     assert attempt._judge(status) == Outcome(*outcome)
+
+
+@pytest.mark.parametrize(("left_out", "told"), [((), None), ((1, 0), "1+0,1+0,")])
+def test_workers_are_told_which_gpus_failed_others(shell, tmp_path, left_out, told):
+    begun = []
+    shell.setattr(subprocess, "Popen", lambda command, env, **_: begun.append((command, env)))
+    hosts = (Host("a", 2, left_out), Host("b", 1))
+    launch._Attempt(hosts, ["true"], str(tmp_path), ForwardedSignals(True))._start()
+    ((command, environment),) = begun
+    assert environment.get(gpus.UNUSED) == told and (gpus.UNUSED in command) == (told is not None)
 
 
 @pytest.mark.parametrize("is_resumable", [True, False])

@@ -72,6 +72,15 @@ def test_a_worker_is_left_out_of_whom_nothing_else_is_to_be_expected(tmp_path, g
     assert job.follow(Outcome(1, 2)) and job.hosts == (Host("a", 2, (2,)),)
 
 
+def test_places_that_are_left_out_keep_their_numbers():
+    hosts = machines.parse("a:4,b:1")
+    for local_rank, left_out in [(1, (1,)), (1, (1, 2)), (0, (1, 2, 0))]:
+        hosts = machines.without_one(hosts, "a", local_rank)
+        assert hosts == (Host("a", 4 - len(left_out), left_out), Host("b", 1))
+    assert machines.unused_gpus(hosts) == "1+2+0,"
+    assert machines.without_one(machines.without_one(hosts, "a", 0), "b", 0) == ()
+
+
 def test_one_whose_machine_is_gone_is_not_left_out(tmp_path, gone):
     job, _ = job_on("a:2,b:2", 4, tmp_path)
     assert job.follow(Outcome(1, 3))

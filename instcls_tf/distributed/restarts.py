@@ -14,6 +14,9 @@ from instcls_tf.workdir_files import CHECKPOINT_PREFIX, CHECKPOINTS_NAME
 
 # Between two looks at machines that do not answer.
 _ASK_SECONDS = 2.0
+# Before a restart, if no worker is known to have failed and nothing was saved: what a machine lacks may take its time.
+# Twice as long each time.
+_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 5.0, 60.0
 
 
 class Options(NamedTuple):
@@ -54,7 +57,7 @@ class Restarts:
         self._options, self._workdir, self._say = options, workdir, say
         self._all = options.hosts  # without the places that are left out
         self._before, self._saved = Outcome(0, None), newest(workdir)
-        self._count = 0
+        self._count = self._in_vain = 0
 
     def follow(self, outcome: Outcome) -> bool:
         """Whether the job is started again after an attempt that failed; it is said with whom."""
@@ -62,8 +65,10 @@ class Restarts:
             return False
         self._count += 1
         saved = newest(self._workdir)
+        has_moved = saved != self._saved
+        self._pause(outcome, has_moved)
         self._ask()
-        self._leave_out(outcome, has_moved=saved != self._saved)
+        self._leave_out(outcome, has_moved)
         hosts = machines.take(self._answering(), self._options.workers)
         count = sum(host.slots for host in hosts)
         if count < self._options.min_workers:
@@ -75,6 +80,15 @@ class Restarts:
         told = f"restart {self._count} of {self._options.max_restarts}, with {count} worker(s)"
         self._say(f"{told}, from {saved or 'the start'}")
         return True
+
+    def _pause(self, outcome: Outcome, has_moved: bool) -> None:
+        if has_moved:
+            self._in_vain = 0
+        elif outcome.rank is None:
+            seconds = min(_PAUSE_SECONDS * 2**self._in_vain, _LONGEST_PAUSE_SECONDS)
+            self._in_vain += 1
+            self._say(f"waiting {seconds:g} s, as nothing was saved since the last start")
+            time.sleep(seconds)
 
     def _ask(self) -> None:
         """Looks at all machines, with some patience if too few workers are left without those that do not answer."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from instcls_tf.distributed import hosts as machines
+from instcls_tf.distributed import restarts
 from instcls_tf.distributed.hosts import Host, Seen
 from instcls_tf.distributed.restarts import Options, Outcome, Restarts
 
@@ -23,6 +24,14 @@ def gone(monkeypatch) -> set[str]:
 
     monkeypatch.setattr(machines, "look", look)
     return names
+
+
+@pytest.fixture(autouse=True)
+def slept(monkeypatch) -> list[float]:
+    """The seconds of each pause, of which none passes."""
+    seconds: list[float] = []
+    monkeypatch.setattr(restarts.time, "sleep", seconds.append)
+    return seconds
 
 
 def job_on(where: str, workers: int, workdir: Path, min_workers: int = 1) -> tuple[Restarts, list[str]]:
@@ -43,7 +52,7 @@ def test_spare_places_are_those_of_machines_that_are_gone(tmp_path, gone):
     assert job.hosts == (Host("a", 8), Host("b", 8))
     gone.add("b")
     assert job.follow(UNKNOWN) and job.hosts == (Host("a", 8), Host("c", 8))
-    assert said == ["host b: does not answer", "restart 1 of 9, with 16 worker(s), from the start"]
+    assert said[1:] == ["host b: does not answer", "restart 1 of 9, with 16 worker(s), from the start"]
     assert machines.shares(job.hosts, job.seen) == {"a": 1, "c": 1}
     gone.clear()
     assert job.follow(UNKNOWN) and job.hosts == (Host("a", 8), Host("b", 8))
@@ -88,3 +97,18 @@ def test_one_whose_machine_is_gone_is_not_left_out(tmp_path, gone):
     assert job.follow(Outcome(1, 3)) and job.hosts == (Host("a", 2),)
     gone.clear()
     assert job.follow(UNKNOWN) and job.hosts == (Host("a", 2), Host("b", 2))
+
+
+def test_what_a_machine_lacks_may_take_its_time(tmp_path, gone, slept):
+    """Not where the job had come further, nor where a worker has died of its own."""
+    job, said = job_on("a:2", 2, tmp_path)
+    for _ in range(6):
+        job.follow(UNKNOWN)
+    job.follow(Outcome(1, 1))
+    assert slept == [5, 10, 20, 40, 60, 60]
+    assert said[2] == "waiting 10 s, as nothing was saved since the last start"
+    save(tmp_path, 3)
+    job.follow(UNKNOWN)
+    assert len(slept) == 6
+    job.follow(UNKNOWN)
+    assert slept[6:] == [5]

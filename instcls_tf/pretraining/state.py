@@ -35,6 +35,7 @@ class Run(NamedTuple):
     encoder: tf.keras.Model
     method: Method
     optimizer: MomentumSGD
+    kept: set[int]  # the steps that this process has saved, and the one that it has restored
     origin: Origin = Origin()
     keep_checkpoints: int = PretrainConfig.keep_checkpoints
     clock: RunClock | None = None  # of which checkpoints keep the time
@@ -88,6 +89,7 @@ class Run(NamedTuple):
         sliced = self.sliced(with_lists)
         seconds = self.clock.seconds() if self.clock else 0.0
         checkpoint.save(workdir, self.step, replicated, sliced, self.origin, self.keep_checkpoints, seconds)
+        self.kept.add(self.step)
 
     def restore(self, prefix: str) -> bool:
         """Reads a checkpoint; returns whether it holds the lists of an epoch that was cut in two.
@@ -98,6 +100,7 @@ class Run(NamedTuple):
         stamps.stamp("restoring")
         has_lists = checkpoint.holds(prefix, HARD_NEGATIVES_KEY)
         checkpoint.restore(prefix, self.replicated(), self.sliced(has_lists), self.origin)
+        self.kept.add(self.step)
         return has_lists
 
 
@@ -134,7 +137,7 @@ def make_run(
     if config.precision == MIXED_FLOAT16:
         optimizer = tf.keras.mixed_precision.LossScaleOptimizer(optimizer)
     method = make_method(config, num_instances, encoder)
-    run = Run(encoder, method, optimizer, keep_checkpoints=config.keep_checkpoints)
+    run = Run(encoder, method, optimizer, set(), keep_checkpoints=config.keep_checkpoints)
     optimizer.build(run.network.trainable_variables)
     return run
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, Callable, NoReturn
 
 import tensorflow as tf
 
-from instcls_tf.distributed import collectives, workers
+from instcls_tf.distributed import collectives
 from instcls_tf.pretraining.state import Run
 from instcls_tf.pretraining.train_step import TrainStep
 from instcls_tf.progress import OnProgress, Progress
-from instcls_tf.run import checkpoint_choice, signals
+from instcls_tf.run import signals
 
 
 class StopRequest:
@@ -87,9 +86,8 @@ class StopRequest:
         return report
 
     def _is_saved(self) -> bool:
-        """Whether there is a checkpoint of the step at which the run is; all workers together."""
-        index = checkpoint_choice.prefix_of(self._workdir, self._run.step) + ".index"
-        return workers.rank_0_says(os.path.exists(index), "is_saved")
+        """Whether there is a checkpoint of the step at which the run is; one that it has gone around is none."""
+        return self._run.step in self._run.kept
 
     def stop(self, where: str, saves: bool = True, with_lists: bool = False) -> NoReturn:
         """Saves what is not saved yet and leaves; all workers together.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import os
 import re
 import unicodedata
@@ -41,6 +42,29 @@ def require_argument(name: str, value: object, holds: bool, wanted: str) -> None
 def require(settings: object, name: str, holds: bool, wanted: str) -> None:
     """Refuses a setting that is named as its flag is; see `require_value`."""
     require_value(name, getattr(settings, name), holds, wanted)
+
+
+def as_flag_gives_it(value: Any, kind: str) -> Any:
+    """A number of the type that its flag gives: recipes are compared and kept as text, where 10 is not 10.0.
+
+    Args:
+      value: of a setting; what is no such number is returned as it is.
+      kind: the annotation of the setting.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value
+    if kind.startswith("float"):
+        return float(value)
+    return int(value) if kind.startswith("int") and value == value // 1 else value
+
+
+def require_numbers(settings: Any) -> None:
+    """Refuses what is no number where a setting is one, and fractions where it is a whole one."""
+    for field in dataclasses.fields(settings):
+        value, (kind, _, optional) = getattr(settings, field.name), str(field.type).partition(" | ")
+        if kind in ("int", "float") and not (optional and value is None):
+            is_number = isinstance(value, int if kind == "int" else float) and not isinstance(value, bool)
+            require(settings, field.name, is_number, "a whole number" if kind == "int" else "a number")
 
 
 def require_one_of(settings: object, name: str, choices: tuple[str, ...]) -> None:

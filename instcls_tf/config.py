@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from instcls_tf import flagfiles
 from instcls_tf.checks import (
+    as_flag_gives_it,
     background_colour,
     check_sampled_classes,
     check_seed,
@@ -20,6 +21,7 @@ from instcls_tf.checks import (
     refuse_workers_without_group,
     require,
     require_above_zero,
+    require_numbers,
     require_one_of,
     require_path_for_tensorflow,
     require_zero_or_more,
@@ -178,11 +180,8 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if self.temperature is None:
             object.__setattr__(self, "temperature", TEMPERATURES.get(self.method, TEMPERATURES[INSTANCE]))
-        # As flags give them: recipes are compared as text, where 10 is not 10.0.
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if str(field.type).startswith("float") and isinstance(value, int) and not isinstance(value, bool):
-                object.__setattr__(self, field.name, float(value))
+            object.__setattr__(self, field.name, as_flag_gives_it(getattr(self, field.name), str(field.type)))
 
     def validate(self, num_workers: int = 1, begins: bool = True) -> None:
         """Checks what can be known before the data are opened.
@@ -196,11 +195,11 @@ class PretrainConfig:
         """
         if not self.workdir:
             raise UserError("--workdir is missing: name the folder that receives the run")
+        require_numbers(self)
         require_path_for_tensorflow("workdir", self.workdir)
         for name in ("dataset", "data_dir", "tfds_split", "init", "cache"):
-            value = getattr(self, name) or ""
             # Several lines would be several flags in run.flags.
-            require(self, name, "\n" not in value and "\r" not in value, "one line")
+            require(self, name, not set("\n\r") & set(getattr(self, name) or ""), "one line")
         for name, choices in CHOICES.items():
             require_one_of(self, name, choices)
         for name in ("image_size", "embedding_size", "batch_size", "views", "micro_batch", "epochs", "log_every"):
@@ -275,6 +274,8 @@ class PretrainConfig:
         if window is not None:
             most = instances if flag else f"the {num_instances} instances of --dataset={self.dataset}"
             require(self, "pic_window", window.size <= num_instances, f"at most {most}")
+            is_whole = not begins or window.stride <= window.size
+            require(self, "pic_stride", is_whole, f"at most the window, {window.size}")
 
     def window(self, num_instances: int) -> Window | None:
         """PIC's sliding window over the instances; None for ordinary epochs."""

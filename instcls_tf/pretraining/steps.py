@@ -60,7 +60,7 @@ class Steps:
 
     @property
     def longest_absence(self) -> int:
-        """The most steps between two visits of an instance."""
+        """The most steps between two visits of an instance; a window goes on by no more than its own size."""
         window = self.config.window(self.num_instances)
         passes = 1 if window is None else -(-self.num_instances // window.stride)
         return (passes + 1) * self._per_pass

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from instcls_tf.config import PretrainConfig
@@ -237,3 +239,24 @@ def test_whole_numbers_are_the_fractions_that_flags_make_of_them():
     assert whole.as_flags() == fraction.as_flags()
     assert recipe_of(whole) == recipe_of(fraction)
     assert recipe_of(PretrainConfig()) == recipe_of(PretrainConfig(warmup_epochs=10.0))
+    of_numpy = PretrainConfig(workdir="run", epochs=np.int64(20), learning_rate=np.float32(0.5), exposures=3e5)
+    assert (
+        of_numpy.as_flags() == PretrainConfig(workdir="run", epochs=20, learning_rate=0.5, exposures=300_000).as_flags()
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"epochs": 2.5}, "--epochs=2.5: must be a whole number"),
+        ({"batch_size": "64"}, "--batch_size=64: must be a whole number"),
+        ({"max_steps": True}, "--max_steps=True: must be a whole number"),
+        ({"views": None}, "--views=None: must be a whole number"),
+        ({"momentum": "high"}, "--momentum=high: must be a number"),
+        ({"exposures": float("inf")}, "--exposures=inf: must be a whole number"),
+    ],
+)
+def test_what_is_no_number_is_refused_before_anything_is_written(changes, wanted):
+    """A run of 2.5 epochs would make its prior, write a run.flags that nobody can read, and fail."""
+    with pytest.raises(UserError, match=re.escape(wanted)):
+        VALID.replace(**changes).validate()

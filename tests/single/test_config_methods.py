@@ -131,3 +131,13 @@ def test_cifar10_preset_fits_all_methods():
         config = PretrainConfig(workdir="run", method=method, **preset)
         config.validate(2)
         config.validate_with_data(5000, 2)
+
+
+def test_a_window_leaves_out_nothing_between_its_places():
+    """Images in between would wait for several ways around, which is longer than what PIC's weights catch up with."""
+    config = PretrainConfig(workdir="run", method="pic", pic_window=100, pic_stride=101)
+    with pytest.raises(UserError) as refusal:
+        config.validate_with_data(5000)
+    assert str(refusal.value) == "--pic_stride=101: must be at most the window, 100"
+    config.validate_with_data(5000, begins=False)
+    config.replace(pic_stride=100).validate_with_data(5000)

@@ -72,6 +72,11 @@ def similarities_of_run(
     weight_index.refuse_other_number(prefix, source)
     progress = workers.start(config.seed, notes_of(source))
     trained = load_encoder(workdir)
+    if config.extend_from or config.contrast_epochs:
+        network = "random" if not config.init else "given"
+        progress.say(
+            f"similarity: the rows of initialisations are of the {network} network, not of what this run took over"
+        )
     labels = labels_of(source) if source.class_names else None
     summaries, cosines = {}, {}
     for init in (*CLASSIFIER_INITS, "trained"):
@@ -90,7 +95,7 @@ def similarities_of_run(
 
 
 def _initial_weights(config: PretrainConfig, source: Source) -> tuple[tf.keras.Model, tf.Tensor]:
-    """The network and the class weights `[N, D]` with which a run of this recipe starts, on every worker."""
+    """The random or given network, and its class weights `[N, D]` by `classifier_init`, on every worker."""
     encoder = networks.make_encoder(config)
     if config.init:
         initialize_encoder(encoder, config.init)

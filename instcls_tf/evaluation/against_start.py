@@ -17,10 +17,10 @@ from instcls_tf.data.source import Source, notes_of
 from instcls_tf.data.sources import open_training_source
 from instcls_tf.distributed import workers
 from instcls_tf.errors import NoSplitError, UserError
-from instcls_tf.evaluation import features
+from instcls_tf.evaluation import features, paired
 from instcls_tf.evaluation.features import Embedder, Features
 from instcls_tf.evaluation.gauge import FEWEST, neighbours_among, read_gauges
-from instcls_tf.evaluation.knn import shared_knn_accuracy
+from instcls_tf.evaluation.knn import shared_knn_hits
 from instcls_tf.evaluation.recipes import KNN_NEIGHBORS
 from instcls_tf.evaluation.subject import judged_config
 from instcls_tf.evaluation.two_views import TwoViews
@@ -36,6 +36,7 @@ _NAMES = ("pixels", "start", "run")
 # Of a run against its start.
 BETTER, WORSE, LIKE = "better than its start", "worse than its start", "like its start"
 TOO_FEW = "not to be told from its start by so few images"
+_VERDICTS = {1: BETTER, -1: WORSE, 0: LIKE, None: TOO_FEW}
 
 
 class Judgement(NamedTuple):
@@ -43,6 +44,7 @@ class Judgement(NamedTuple):
 
     networks: dict[str, dict[str, float]]  # by the names above: accuracies, if there are labels, and gauges
     about: dict[str, Any]  # of the images and the run
+    hits: dict[str, np.ndarray]  # likewise: whether the label of each image that asks came first, bool [Q]
 
     def result(self) -> dict[str, Any]:
         """The JSON object of the command."""
@@ -54,12 +56,13 @@ class Judgement(NamedTuple):
         return "top1" if "top1" in self.networks["run"] else "gauge_agreement"
 
     def verdict(self) -> str:
-        """Whether the run is better than its start: beyond two standard errors of so many images."""
-        if self.measure != "top1" and self.about["gauge_images"] < FEWEST:
+        """Whether the run is better than its start, beyond two standard errors."""
+        if self.measure == "top1":
+            return _VERDICTS[paired.compared(self.hits["run"], self.hits["start"], paired.OF_HITS)]
+        if self.about["gauge_images"] < FEWEST:
             return TOO_FEW
         start, run = (self.networks[name][self.measure] for name in ("start", "run"))
-        asked = self.about["test_examples"] if self.measure == "top1" else self.about["gauge_images"]
-        doubt = 2 * np.sqrt((start * (1 - start) + run * (1 - run)) / asked)
+        doubt = 2 * np.sqrt((start * (1 - start) + run * (1 - run)) / self.about["gauge_images"])
         if abs(run - start) <= doubt:
             return LIKE
         return BETTER if run > start else WORSE
@@ -120,15 +123,15 @@ def judge_run(workdir: str, data_dir: str | None = None, images: int = IMAGES) -
     embedder = Embedder(_side_by_side(config, [network.get_layer("backbone") for network in networks]))
     views = TwoViews(config, source).features(embedder)
     readings, gauge_images = [read_gauges(*both) for both in views], len(views[0][0])
-    scores, examples = _accuracies(embedder, splits, config, images, progress)
+    hits, examples = _hits(embedder, splits, config, images, progress)
     progress.close()
-    found = {name: {**score, **reading._asdict()} for name, score, reading in zip(_NAMES, scores, readings)}
+    accuracies = [_accuracies(of_images) for of_images in hits] or [{} for _ in _NAMES]
+    found = {name: {**of_labels, **reading._asdict()} for name, of_labels, reading in zip(_NAMES, accuracies, readings)}
     origin = {"init": config.init or "", "extend_from": config.extend_from or ""}
     about = {"dataset": config.dataset, "step": step_of(newest(workdir)), **origin, **examples}
     about["not_labels"] = why_unlabelled(source)
-    return Judgement(
-        found, {**about, "gauge_images": gauge_images, "pixel_side": min(features.PIXEL_SIDE, config.image_size)}
-    )
+    about.update(gauge_images=gauge_images, pixel_side=min(features.PIXEL_SIDE, config.image_size))
+    return Judgement(found, about, {name: of_images[:, 0] for name, of_images in zip(_NAMES, hits)})
 
 
 def _side_by_side(config: PretrainConfig, backbones: list[tf.keras.Model]) -> Callable[[tf.Tensor], list[tf.Tensor]]:
@@ -156,23 +159,27 @@ def _splits(config: PretrainConfig, source: Source, data_dir: str | None) -> tup
         return Splits(source, source), f"warning: every fifth training image asks the others: {error}"
 
 
-def _accuracies(
+def _hits(
     embedder: Embedder, splits: Splits | None, config: PretrainConfig, images: int, progress: Any
-) -> tuple[list[dict[str, float]], dict[str, Any]]:
-    """k-NN accuracies of each output of a model, none without labels; and how many images were looked at."""
+) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """`knn_hits` of each output of a model, none without labels; and how many images were looked at."""
     if splits is None:
-        return [{} for _ in _NAMES], {"train_examples": 0, "test_examples": 0, "test_split": ""}
+        return [], {"train_examples": 0, "test_examples": 0, "test_split": ""}
     train = _all_features(embedder, sample(splits.train, images), config, progress)
     if splits.test is splits.train:  # every fifth image asks the others
         asks = np.arange(len(train[0].labels)) % _TEST_PART == 0
         train, test = ([Features(part.vectors[which], part.labels[which]) for part in train] for which in (~asks, asks))
     else:
         test = _all_features(embedder, sample(splits.test, max(1, images // _TEST_PART)), config, progress)
-    scores = [shared_knn_accuracy(*index, *queries) for index, queries in zip(train, test)]
-    kept = [{name: score[name] for name in ("top1", "nearest_top1")} for score in scores]
+    hits = [shared_knn_hits(*index, *queries) for index, queries in zip(train, test)]
     held_out = "every fifth training image" if splits.test is splits.train else "test"
     counts = {"train_examples": len(train[0].labels), "test_examples": len(test[0].labels)}
-    return kept, {**counts, "test_split": held_out}
+    return hits, {**counts, "test_split": held_out}
+
+
+def _accuracies(hits: np.ndarray) -> dict[str, float]:
+    top1, _, nearest_top1 = hits.mean(axis=0).tolist()
+    return {"top1": top1, "nearest_top1": nearest_top1}
 
 
 def _all_features(embedder: Embedder, source: Source, config: PretrainConfig, progress: Any) -> list[Features]:

@@ -122,11 +122,33 @@ def shared_knn_accuracy(
     """`knn_accuracy` with the queries shared out over the workers, and the plain nearest neighbour beside it.
 
     Args:
-      train_features, train_labels, test_features, test_labels, k, temperature: see `knn_accuracy`; all of them, the
-        same on all workers.
+      train_features, train_labels, test_features, test_labels, k, temperature: see `shared_knn_hits`.
 
     Returns:
       What `knn_accuracy` returns, and `nearest_top1`: the accuracy of 1-NN.
+
+    Raises:
+      UserError: see `shared_knn_hits`.
+    """
+    hits = shared_knn_hits(train_features, train_labels, test_features, test_labels, k=k, temperature=temperature)
+    top1, top5, nearest_top1 = hits.mean(axis=0).tolist()
+    return {"top1": top1, "top5": top5, "examples": len(test_labels), "nearest_top1": nearest_top1}
+
+
+def shared_knn_hits(
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    test_features: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    k: int = KNN_NEIGHBORS,
+    temperature: float = KNN_TEMPERATURE,
+) -> np.ndarray:
+    """`knn_hits` with the queries shared out over the workers; each gets the whole, bool `[Q, 3]`.
+
+    Args:
+      train_features, train_labels, test_features, test_labels, k, temperature: see `knn_accuracy`; all of them, the
+        same on all workers.
 
     Raises:
       UserError: a split is empty or lacks labels, or a feature is not finite.
@@ -137,9 +159,7 @@ def shared_knn_accuracy(
             raise UserError(f"the {split} split {problem}")
     own = slice(*collectives.own_bounds(len(test_labels)))
     hits = knn_hits(train_features, train_labels, test_features[own], test_labels[own], k=k, temperature=temperature)
-    counts = collectives.sum_over_workers(tf.constant(hits.sum(axis=0), tf.int64), "knn_hits").numpy()
-    top1, top5, nearest_top1 = (counts / len(test_labels)).tolist()
-    return {"top1": top1, "top5": top5, "examples": len(test_labels), "nearest_top1": nearest_top1}
+    return collectives.all_gather(tf.constant(hits, tf.uint8), "knn_hits").numpy().astype(bool)
 
 
 def nearest(index: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from instcls_tf.config import PretrainConfig
@@ -37,20 +38,34 @@ def networks(start: float, run: float, has_labels: bool) -> dict[str, dict[str, 
     return found
 
 
-@pytest.mark.parametrize("has_labels", [True, False])
+def with_labels(start: int, run: int, both: int = 100, neither: int = 250, **about) -> Judgement:
+    """Of images that only the start, only the run, both and neither get right."""
+    kinds = np.repeat([[1, 0], [0, 1], [1, 1], [0, 0]], [start, run, both, neither], axis=0).astype(bool)
+    hits = {"pixels": np.zeros(len(kinds), bool), "start": kinds[:, 0], "run": kinds[:, 1]}
+    accuracies = hits["start"].mean(), hits["run"].mean()
+    return Judgement(networks(*accuracies, has_labels=True), {**LABELLED, "test_examples": len(kinds), **about}, hits)
+
+
 @pytest.mark.parametrize(
     ("start", "run", "verdict"),
-    [(0.3, 0.4, BETTER), (0.4, 0.3, WORSE), (0.30, 0.36, LIKE), (0.30, 0.24, LIKE), (0.5, 0.5, LIKE)],
+    [(0, 0, LIKE), (0, 4, LIKE), (0, 5, BETTER), (5, 0, WORSE), (19, 31, LIKE), (15, 31, BETTER), (31, 15, WORSE)],
 )
-def test_the_verdict_is_beyond_two_standard_errors(has_labels, start, run, verdict):
-    """Of 400 images: 0.065 to 0.07 here."""
-    found = Judgement(networks(start, run, has_labels), LABELLED if has_labels else UNLABELLED)
+def test_the_verdict_is_beyond_two_standard_errors(start, run, verdict):
+    """Of the images that only one of the two gets right: 50 of them differ by 14 with luck."""
+    found = with_labels(start, run)
     assert found.verdict() == verdict
     assert found.result() == {**found.networks, **found.about, "verdict": verdict}
 
 
+@pytest.mark.parametrize(("run", "both"), [(1, 0), (2, 2), (4, 0)])
+def test_the_labels_of_a_handful_of_images_tell_nothing(run, both):
+    found = with_labels(0, run, both, neither=0)
+    assert found.verdict() == TOO_FEW
+    assert f"by so few images (20-NN of {run + both} images among 5000)." in found.text()
+
+
 def test_the_table_with_labels():
-    found = Judgement(networks(0.3, 0.45, has_labels=True), {**LABELLED, "init": "w.npz"})
+    found = with_labels(0, 60, both=120, neither=220, init="w.npz")
     assert found.text() == (
         "                                  1-NN        20-NN  views agree       RankMe\n"
         "raw pixels (32 px)                1.0%        99.0%         1.0%         20.0\n"
@@ -61,7 +76,7 @@ def test_the_table_with_labels():
 
 
 def test_the_table_without_labels():
-    found = Judgement(networks(0.3, 0.2, has_labels=False), UNLABELLED)
+    found = Judgement(networks(0.3, 0.2, has_labels=False), UNLABELLED, {})
     assert found.text() == (
         "                              views agree       RankMe\n"
         "raw pixels (32 px)                  99.0%          1.0\n"
@@ -73,14 +88,14 @@ def test_the_table_without_labels():
 
 @pytest.mark.parametrize(("images", "said"), [(5, "nearest neighbour"), (40, "9 nearest neighbours")])
 def test_the_neighbours_that_were_looked_at_stand_in_the_sentence(images, said):
-    found = Judgement(networks(0.9, 0.9, has_labels=False), {**UNLABELLED, "gauge_images": images})
+    found = Judgement(networks(0.9, 0.9, has_labels=False), {**UNLABELLED, "gauge_images": images}, {})
     assert found.text().splitlines()[-1] == (
         f"This run is like its start (no labels: {said} shared by two views of {images} images)."
     )
 
 
 def test_a_handful_of_images_tells_nothing():
-    found = Judgement(networks(1.0, 1.0, has_labels=False), {**UNLABELLED, "gauge_images": 4})
+    found = Judgement(networks(1.0, 1.0, has_labels=False), {**UNLABELLED, "gauge_images": 4}, {})
     assert found.verdict() == TOO_FEW
     assert found.text().splitlines()[-1] == (
         "This run is not to be told from its start by so few images (no labels: nearest neighbour shared by two views"
@@ -89,13 +104,14 @@ def test_a_handful_of_images_tells_nothing():
 
 
 def test_folders_that_are_no_labels_are_told_before_the_verdict():
-    found = Judgement(networks(0.3, 0.2, has_labels=False), {**UNLABELLED, "not_labels": "Folders ('DCIM') are not."})
+    about = {**UNLABELLED, "not_labels": "Folders ('DCIM') are not."}
+    found = Judgement(networks(0.3, 0.2, has_labels=False), about, {})
     *_, told, verdict = found.text().splitlines()
     assert told == "Folders ('DCIM') are not." and verdict.startswith("This run is worse than its start (no labels: ")
 
 
 def test_a_grown_run_starts_from_the_one_it_extends():
-    found = Judgement(networks(0.3, 0.45, has_labels=True), {**LABELLED, "extend_from": "runs/before"})
+    found = with_labels(0, 60, both=120, neither=220, extend_from="runs/before")
     assert [line.split("  ")[0] for line in found.text().splitlines()][2:4] == [
         "starting weights (of the run it extends)", "this run (step 8)",
     ]  # fmt: skip

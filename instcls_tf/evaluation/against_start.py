@@ -19,7 +19,7 @@ from instcls_tf.distributed import workers
 from instcls_tf.errors import NoSplitError, UserError
 from instcls_tf.evaluation import features, paired
 from instcls_tf.evaluation.features import Embedder, Features
-from instcls_tf.evaluation.gauge import FEWEST, neighbours_among, read_gauges
+from instcls_tf.evaluation.gauge import neighbours_among, read_gauges
 from instcls_tf.evaluation.knn import shared_knn_hits
 from instcls_tf.evaluation.recipes import KNN_NEIGHBORS
 from instcls_tf.evaluation.subject import judged_config
@@ -44,7 +44,7 @@ class Judgement(NamedTuple):
 
     networks: dict[str, dict[str, float]]  # by the names above: accuracies, if there are labels, and gauges
     about: dict[str, Any]  # of the images and the run
-    hits: dict[str, np.ndarray]  # likewise: whether the label of each image that asks came first, bool [Q]
+    of_images: dict[str, np.ndarray]  # likewise: what `measure` is the mean of, hits or shares of neighbours [M]
 
     def result(self) -> dict[str, Any]:
         """The JSON object of the command."""
@@ -56,16 +56,9 @@ class Judgement(NamedTuple):
         return "top1" if "top1" in self.networks["run"] else "gauge_agreement"
 
     def verdict(self) -> str:
-        """Whether the run is better than its start, beyond two standard errors."""
-        if self.measure == "top1":
-            return _VERDICTS[paired.compared(self.hits["run"], self.hits["start"], paired.OF_HITS)]
-        if self.about["gauge_images"] < FEWEST:
-            return TOO_FEW
-        start, run = (self.networks[name][self.measure] for name in ("start", "run"))
-        doubt = 2 * np.sqrt((start * (1 - start) + run * (1 - run)) / self.about["gauge_images"])
-        if abs(run - start) <= doubt:
-            return LIKE
-        return BETTER if run > start else WORSE
+        """Whether the run is better than its start, by more than chance."""
+        errors = paired.OF_HITS if self.measure == "top1" else paired.OF_AGREEMENTS
+        return _VERDICTS[paired.compared(self.of_images["run"], self.of_images["start"], errors)]
 
     def text(self) -> str:
         """The table, for people."""
@@ -122,16 +115,17 @@ def judge_run(workdir: str, data_dir: str | None = None, images: int = IMAGES) -
     networks = [load_starting_encoder(workdir, config), load_encoder(workdir)]
     embedder = Embedder(_side_by_side(config, [network.get_layer("backbone") for network in networks]))
     views = TwoViews(config, source).features(embedder)
-    readings, gauge_images = [read_gauges(*both) for both in views], len(views[0][0])
+    readings = [read_gauges(*both) for both in views]
     hits, examples = _hits(embedder, splits, config, images, progress)
     progress.close()
     accuracies = [_accuracies(of_images) for of_images in hits] or [{} for _ in _NAMES]
-    found = {name: {**of_labels, **reading._asdict()} for name, of_labels, reading in zip(_NAMES, accuracies, readings)}
+    found = {name: {**of_labels, **reading.figures()} for name, of_labels, reading in zip(_NAMES, accuracies, readings)}
+    of_images = [of_labels[:, 0] for of_labels in hits] or [reading.shares for reading in readings]
     origin = {"init": config.init or "", "extend_from": config.extend_from or ""}
     about = {"dataset": config.dataset, "step": step_of(newest(workdir)), **origin, **examples}
     about["not_labels"] = why_unlabelled(source)
-    about.update(gauge_images=gauge_images, pixel_side=min(features.PIXEL_SIDE, config.image_size))
-    return Judgement(found, about, {name: of_images[:, 0] for name, of_images in zip(_NAMES, hits)})
+    about.update(gauge_images=len(readings[0].shares), pixel_side=min(features.PIXEL_SIDE, config.image_size))
+    return Judgement(found, about, dict(zip(_NAMES, of_images)))
 
 
 def _side_by_side(config: PretrainConfig, backbones: list[tf.keras.Model]) -> Callable[[tf.Tensor], list[tf.Tensor]]:

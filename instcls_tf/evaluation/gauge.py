@@ -15,17 +15,24 @@ from instcls_tf.errors import UserError
 # Neighbours of which the two views are to share as many as they can, and the most that they are of the other images:
 # two views have all others in common, whatever the network.
 NEIGHBOURS, _MOST_OF_OTHERS = 10, 1 / 4
-# Fewer images than this, and even one neighbour is more than that part.
-FEWEST = 5
 # RankMe's guard against log 0.
 _EPSILON = 1e-7
 
 
 class Reading(NamedTuple):
-    """What the gauges show, under the names of `metrics.jsonl`."""
+    """What the gauges show."""
 
-    gauge_agreement: float  # 0 to 1
+    shares: np.ndarray  # [M] of `shared_neighbours`
     rank_me: float  # 1 to the number of features or of views, the smaller
+
+    @property
+    def gauge_agreement(self) -> float:
+        """0 to 1."""
+        return float(self.shares.mean())
+
+    def figures(self) -> dict[str, float]:
+        """Both under their names in `metrics.jsonl`."""
+        return {"gauge_agreement": self.gauge_agreement, "rank_me": self.rank_me}
 
 
 def read_gauges(first: np.ndarray, second: np.ndarray) -> Reading:
@@ -42,7 +49,7 @@ def read_gauges(first: np.ndarray, second: np.ndarray) -> Reading:
         raise UserError("the gauge needs at least two images that can be read")
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         raise UserError("the features are not finite: did the training of their network diverge?")
-    return Reading(float(shared_neighbours(first, second).mean()), rank_me(np.concatenate([first, second])))
+    return Reading(shared_neighbours(first, second), rank_me(np.concatenate([first, second])))
 
 
 def neighbours_among(count: int) -> int:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import time
 from typing import Callable
 
+import numpy as np
 import tensorflow as tf
 
 from instcls_tf import stamps
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.source import Source
 from instcls_tf.evaluation.features import Embedder, OnProgress
+from instcls_tf.evaluation.gauge import Reading
+from instcls_tf.evaluation.paired import OF_AGREEMENTS, compared
 from instcls_tf.evaluation.two_views import TwoViews
 
-# Less agreement than this below the start is no chance of a few hundred images.
+# A smaller fall of the agreement is no reason to do anything, whether it is chance or not.
 _CLEARLY = 0.05
 _START = "_start"
 
@@ -42,6 +45,8 @@ class OnlineGauge:
         self._views = TwoViews(config, source)
         self._say, self._warned = say, False
         self._start = start or {}
+        # Of each image or, where the start was measured by an earlier part of the run, their mean.
+        self._agreement_before: np.ndarray | float | None = self._start.get(f"gauge_agreement{_START}")
 
     def is_due(self, epoch: int) -> bool:
         """Whether to measure at the end of this epoch, counted from 0."""
@@ -54,7 +59,9 @@ class OnlineGauge:
           encoder: has them; None for the run's own, which has made no step yet.
         """
         backbone = self._backbone if encoder is None else Embedder(encoder.get_layer("backbone"))
-        self._start = {f"{name}{_START}": value for name, value in self._read(backbone).items()}
+        reading = self._read(backbone)
+        self._start = {f"{name}{_START}": value for name, value in reading.figures().items()}
+        self._agreement_before = reading.shares
 
     def measure(self, progress: OnProgress = stamps.stamp) -> dict[str, float]:
         """`gauge_agreement` and `rank_me`, those of the start, and what they cost, as `metrics.jsonl` has them.
@@ -65,25 +72,30 @@ class OnlineGauge:
         started = time.monotonic()
         now = self._read(self._backbone, progress)
         if not self._warned:
-            warning = if_worse(now["gauge_agreement"], self._start.get(f"gauge_agreement{_START}"))
+            warning = if_worse(now.shares, self._agreement_before)
             self._warned = bool(warning)
             if warning:
                 self._say(warning)
-        return {**now, **self._start, "gauge_seconds": time.monotonic() - started}
+        return {**now.figures(), **self._start, "gauge_seconds": time.monotonic() - started}
 
-    def _read(self, backbone: Embedder, progress: OnProgress = stamps.stamp) -> dict[str, float]:
+    def _read(self, backbone: Embedder, progress: OnProgress = stamps.stamp) -> Reading:
         (reading,) = self._views.read(backbone, progress)
-        return reading._asdict()
+        return reading
 
 
-def if_worse(agreement: float, start: float | None) -> str:
-    """What to say of a network that has become worse than it was at its start; nothing if it has not, clearly."""
-    if start is None or agreement > start - _CLEARLY:
+def if_worse(now: np.ndarray, start: np.ndarray | float | None) -> str:
+    """What to say of a network that has become worse than it was at its start; nothing if it has not, clearly.
+
+    Args:
+      now: `[M]`, the agreement of each image, see `gauge.shared_neighbours`.
+      start: likewise, or the mean of all; None if nobody has measured it.
+    """
+    if start is None or now.mean() > np.mean(start) - _CLEARLY or compared(now, start, OF_AGREEMENTS) != -1:
         return ""
     return (
-        f"warning: two views of an image share {agreement:.0%} of their nearest neighbours, {start:.0%} before: the"
-        f" network is worse than at its start; is --learning_rate too high, or the augmentation too strong for these"
-        f" images? (python -m scripts.show_views shows it)"
+        f"warning: two views of an image share {now.mean():.0%} of their nearest neighbours, {np.mean(start):.0%}"
+        f" before: the network is worse than at its start; is --learning_rate too high, or the augmentation too strong"
+        f" for these images? (python -m scripts.show_views shows it)"
     )
 
 

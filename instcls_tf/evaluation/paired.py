@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import numpy as np
 
-# Standard errors beyond which a difference is no chance, of images that each ask others for their label.
-OF_HITS = 2.0
+# Standard errors beyond which a difference is no chance: of images that each ask others for their label; and of images
+# that are each other's neighbours, where the means of equally good networks scatter up to 1.4 times as widely.
+OF_HITS, OF_AGREEMENTS = 2.0, 3.0
 
 
-def compared(first: np.ndarray, second: np.ndarray, errors: float) -> int | None:
+def compared(first: np.ndarray, second: np.ndarray | float, errors: float) -> int | None:
     """1 if the first of two networks is better, -1 if it is worse, 0 if chance may make as much of a difference.
 
     Args:
-      first, second: `[M]`, what each network makes of the same images: hits (bool), or shares in 0..1.
+      first: `[M]`, what a network makes of some images: hits (bool), or shares in 0..1.
+      second: what the other makes of the same images; their mean where no more is known.
       errors: see above.
 
     Returns:

@@ -75,9 +75,23 @@ def test_the_table_with_labels():
     )
 
 
+def without_labels(fall: float, images: int = 400, **about) -> Judgement:
+    """Of images in which the run's views share fewer neighbours than the start's, by so much in the mean."""
+    shares = np.resize([0.1, 0.3, 0.5], images)
+    unlike = np.resize([0.3, -0.3, 0.0, 0.1], images)  # what the networks differ by, image by image
+    of_images = {"pixels": shares, "start": shares, "run": shares + unlike - unlike.mean() - fall}
+    about = {**UNLABELLED, "gauge_images": images, **about}
+    return Judgement(networks(0.3, 0.3 - fall, has_labels=False), about, of_images)
+
+
+@pytest.mark.parametrize(("fall", "verdict"), [(0.04, WORSE), (0.03, LIKE), (-0.03, LIKE), (-0.04, BETTER)])
+def test_without_labels_it_is_beyond_three_standard_errors_of_what_images_differ_by(fall, verdict):
+    """3.3 points of 400 images; were each a coin toss, 2 errors would be 6.5."""
+    assert without_labels(fall).verdict() == verdict
+
+
 def test_the_table_without_labels():
-    found = Judgement(networks(0.3, 0.2, has_labels=False), UNLABELLED, {})
-    assert found.text() == (
+    assert without_labels(0.1).text() == (
         "                              views agree       RankMe\n"
         "raw pixels (32 px)                  99.0%          1.0\n"
         "starting weights (untrained)        30.0%         70.0\n"
@@ -86,27 +100,22 @@ def test_the_table_without_labels():
     )
 
 
-@pytest.mark.parametrize(("images", "said"), [(5, "nearest neighbour"), (40, "9 nearest neighbours")])
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (5, "not to be told from its start by so few images (no labels: nearest neighbour"),
+        (9, "not to be told from its start by so few images (no labels: 2 nearest neighbours"),
+        (40, "like its start (no labels: 9 nearest neighbours"),
+    ],
+)
 def test_the_neighbours_that_were_looked_at_stand_in_the_sentence(images, said):
-    found = Judgement(networks(0.9, 0.9, has_labels=False), {**UNLABELLED, "gauge_images": images}, {})
-    assert found.text().splitlines()[-1] == (
-        f"This run is like its start (no labels: {said} shared by two views of {images} images)."
-    )
-
-
-def test_a_handful_of_images_tells_nothing():
-    found = Judgement(networks(1.0, 1.0, has_labels=False), {**UNLABELLED, "gauge_images": 4}, {})
-    assert found.verdict() == TOO_FEW
-    assert found.text().splitlines()[-1] == (
-        "This run is not to be told from its start by so few images (no labels: nearest neighbour shared by two views"
-        " of 4 images)."
-    )
+    """And a handful of images tells nothing."""
+    last = without_labels(0.0, images).text().splitlines()[-1]
+    assert last == f"This run is {said} shared by two views of {images} images)."
 
 
 def test_folders_that_are_no_labels_are_told_before_the_verdict():
-    about = {**UNLABELLED, "not_labels": "Folders ('DCIM') are not."}
-    found = Judgement(networks(0.3, 0.2, has_labels=False), about, {})
-    *_, told, verdict = found.text().splitlines()
+    *_, told, verdict = without_labels(0.1, not_labels="Folders ('DCIM') are not.").text().splitlines()
     assert told == "Folders ('DCIM') are not." and verdict.startswith("This run is worse than its start (no labels: ")
 
 

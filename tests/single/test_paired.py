@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from instcls_tf.evaluation.paired import OF_HITS, compared
+from instcls_tf.evaluation.gauge import shared_neighbours
+from instcls_tf.evaluation.paired import OF_AGREEMENTS, OF_HITS, compared
 
 RANDOM = np.random.default_rng(0)
 
@@ -17,6 +18,16 @@ def test_equally_good_networks_are_rarely_told_apart_by_labels(count, accuracy):
     ease = RANDOM.beta(2 * accuracy, 2 * (1 - accuracy), size=[1000, 1, count])
     hits = RANDOM.random([1000, 2, count]) < ease
     assert np.mean([bool(compared(*both, OF_HITS)) for both in hits]) < 0.08
+
+
+def test_equally_good_networks_are_rarely_told_apart_by_the_agreement_of_views():
+    """Whose images are not independent: at two standard errors one pair in eight would be told apart."""
+    found = []
+    for _ in range(150):
+        views = RANDOM.normal(size=[1, 64, 16]) + 0.7 * RANDOM.normal(size=[2, 64, 16])
+        both = [shared_neighbours(*(views + 0.7 * RANDOM.normal(size=views.shape))) for _ in range(2)]
+        found.append(bool(compared(*both, OF_AGREEMENTS)))
+    assert np.mean(found) < 0.06
 
 
 def test_better_networks_are_found():

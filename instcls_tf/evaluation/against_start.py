@@ -37,6 +37,7 @@ _NAMES = ("pixels", "start", "run")
 BETTER, WORSE, LIKE = "better than its start", "worse than its start", "like its start"
 TOO_FEW = "not to be told from its start by so few images"
 _VERDICTS = {1: BETTER, -1: WORSE, 0: LIKE, None: TOO_FEW}
+_AGAINST_PIXELS = {1: "above raw pixels", -1: "below raw pixels", 0: "like raw pixels", None: ""}
 
 
 class Judgement(NamedTuple):
@@ -48,7 +49,7 @@ class Judgement(NamedTuple):
 
     def result(self) -> dict[str, Any]:
         """The JSON object of the command."""
-        return {**self.networks, **self.about, "verdict": self.verdict()}
+        return {**self.networks, **self.about, "verdict": self.verdict(), "against_pixels": self.against_pixels()}
 
     @property
     def measure(self) -> str:
@@ -57,8 +58,15 @@ class Judgement(NamedTuple):
 
     def verdict(self) -> str:
         """Whether the run is better than its start, by more than chance."""
+        return _VERDICTS[self._compared_with("start")]
+
+    def against_pixels(self) -> str:
+        """Whether the run is above raw pixels, likewise; empty of so few images that it is not to be told."""
+        return _AGAINST_PIXELS[self._compared_with("pixels")]
+
+    def _compared_with(self, name: str) -> int | None:
         errors = paired.OF_HITS if self.measure == "top1" else paired.OF_AGREEMENTS
-        return _VERDICTS[paired.compared(self.of_images["run"], self.of_images["start"], errors)]
+        return paired.compared(self.of_images["run"], self.of_images[name], errors)
 
     def text(self) -> str:
         """The table, for people."""
@@ -78,7 +86,8 @@ class Judgement(NamedTuple):
             lines.append(f"{labels[name]:<{width}}{shares}  {found['rank_me']:>11.1f}")
         grown = ", the run it extends" if self.about["extend_from"] else ""
         lines += filter(None, [self.about["not_labels"]])
-        return "\n".join([*lines, f"This run is {self.verdict()}{grown} ({self._what()})."])
+        pixels = f", and {self.against_pixels()}" if self.against_pixels() else ""
+        return "\n".join([*lines, f"This run is {self.verdict()}{grown}{pixels} ({self._what()})."])
 
     def _origin(self) -> str:
         if self.about["extend_from"]:

@@ -41,7 +41,7 @@ def networks(start: float, run: float, has_labels: bool) -> dict[str, dict[str, 
 def with_labels(start: int, run: int, both: int = 100, neither: int = 250, **about) -> Judgement:
     """Of images that only the start, only the run, both and neither get right."""
     kinds = np.repeat([[1, 0], [0, 1], [1, 1], [0, 0]], [start, run, both, neither], axis=0).astype(bool)
-    hits = {"pixels": np.zeros(len(kinds), bool), "start": kinds[:, 0], "run": kinds[:, 1]}
+    hits = {"pixels": np.ones(len(kinds), bool), "start": kinds[:, 0], "run": kinds[:, 1]}
     accuracies = hits["start"].mean(), hits["run"].mean()
     return Judgement(networks(*accuracies, has_labels=True), {**LABELLED, "test_examples": len(kinds), **about}, hits)
 
@@ -54,7 +54,16 @@ def test_the_verdict_is_beyond_two_standard_errors(start, run, verdict):
     """Of the images that only one of the two gets right: 50 of them differ by 14 with luck."""
     found = with_labels(start, run)
     assert found.verdict() == verdict
-    assert found.result() == {**found.networks, **found.about, "verdict": verdict}
+    words = {"verdict": verdict, "against_pixels": "below raw pixels"}
+    assert found.result() == {**found.networks, **found.about, **words}
+
+
+@pytest.mark.parametrize(("right", "word"), [(32, "like"), (33, "above"), (18, "like"), (17, "below")])
+def test_the_run_is_held_against_raw_pixels_in_the_same_way(right, word):
+    """Of 50 images that only the run or only the pixels get right."""
+    found = with_labels(0, 0, both=right, neither=50 - right)
+    found.of_images["pixels"][:] = ~found.of_images["run"]
+    assert found.against_pixels() == f"{word} raw pixels"
 
 
 @pytest.mark.parametrize(("run", "both"), [(1, 0), (2, 2), (4, 0)])
@@ -71,7 +80,7 @@ def test_the_table_with_labels():
         "raw pixels (32 px)                1.0%        99.0%         1.0%         20.0\n"
         "starting weights (--init)        70.0%        30.0%        70.0%         20.0\n"
         "this run (step 8)                55.0%        45.0%        55.0%         20.0\n"
-        "This run is better than its start (20-NN of 400 images among 5000)."
+        "This run is better than its start, and below raw pixels (20-NN of 400 images among 5000)."
     )
 
 
@@ -79,7 +88,7 @@ def without_labels(fall: float, images: int = 400, **about) -> Judgement:
     """Of images in which the run's views share fewer neighbours than the start's, by so much in the mean."""
     shares = np.resize([0.1, 0.3, 0.5], images)
     unlike = np.resize([0.3, -0.3, 0.0, 0.1], images)  # what the networks differ by, image by image
-    of_images = {"pixels": shares, "start": shares, "run": shares + unlike - unlike.mean() - fall}
+    of_images = {"pixels": shares - 0.4, "start": shares, "run": shares + unlike - unlike.mean() - fall}
     about = {**UNLABELLED, "gauge_images": images, **about}
     return Judgement(networks(0.3, 0.3 - fall, has_labels=False), about, of_images)
 
@@ -96,7 +105,8 @@ def test_the_table_without_labels():
         "raw pixels (32 px)                  99.0%          1.0\n"
         "starting weights (untrained)        30.0%         70.0\n"
         "this run (step 8)                   20.0%         80.0\n"
-        "This run is worse than its start (no labels: 10 nearest neighbours shared by two views of 400 images)."
+        "This run is worse than its start, and above raw pixels (no labels: 10 nearest neighbours shared by two views"
+        " of 400 images)."
     )
 
 
@@ -105,7 +115,7 @@ def test_the_table_without_labels():
     [
         (5, "not to be told from its start by so few images (no labels: nearest neighbour"),
         (9, "not to be told from its start by so few images (no labels: 2 nearest neighbours"),
-        (40, "like its start (no labels: 9 nearest neighbours"),
+        (40, "like its start, and above raw pixels (no labels: 9 nearest neighbours"),
     ],
 )
 def test_the_neighbours_that_were_looked_at_stand_in_the_sentence(images, said):
@@ -116,7 +126,7 @@ def test_the_neighbours_that_were_looked_at_stand_in_the_sentence(images, said):
 
 def test_folders_that_are_no_labels_are_told_before_the_verdict():
     *_, told, verdict = without_labels(0.1, not_labels="Folders ('DCIM') are not.").text().splitlines()
-    assert told == "Folders ('DCIM') are not." and verdict.startswith("This run is worse than its start (no labels: ")
+    assert told == "Folders ('DCIM') are not." and verdict.startswith("This run is worse than its start, and above raw")
 
 
 def test_a_grown_run_starts_from_the_one_it_extends():
@@ -124,7 +134,10 @@ def test_a_grown_run_starts_from_the_one_it_extends():
     assert [line.split("  ")[0] for line in found.text().splitlines()][2:4] == [
         "starting weights (of the run it extends)", "this run (step 8)",
     ]  # fmt: skip
-    assert "\nThis run is better than its start, the run it extends (20-NN of 400 images among 5000)." in found.text()
+    last = (
+        "This run is better than its start, the run it extends, and below raw pixels (20-NN of 400 images among 5000)."
+    )
+    assert found.text().splitlines()[-1] == last
 
 
 def splits_of(root: Path) -> tuple:

@@ -117,6 +117,7 @@ def checked_similarity() -> flags.FlagValues:
 def define_report() -> None:
     """The flags of `report`."""
     define_run()
+    _define_dataset()
     flags.DEFINE_integer(
         "images", 10_000, "At most so many training images, and a fifth as many test images, spread over the dataset."
     )
@@ -145,10 +146,14 @@ def define_run() -> None:
     paths.define("data_dir", None, "Where TFDS keeps its datasets (TFDS datasets only).")
 
 
-def _define_labelled() -> None:
+def _define_dataset() -> None:
     flags.DEFINE_string(
         "dataset", None, "Evaluate on this dataset instead of the run's own (same forms as in pretrain)."
     )
+
+
+def _define_labelled() -> None:
+    _define_dataset()
     flags.DEFINE_string(
         "train_split",
         "train",

@@ -4,7 +4,7 @@ Writes WORKDIR/report.json, and WORKDIR/report.html, a page about the run with i
 
 Examples:
   python -m scripts.report --workdir=runs/photos
-  python -m scripts.launch -np 2 report --workdir=runs/photos --images=2000
+  python -m scripts.launch -np 2 report --workdir=runs/photos --dataset=folder:/data/labelled --images=2000
 """
 
 from flags import command, evaluation
@@ -18,7 +18,7 @@ def main() -> None:
     from instcls_tf.evaluation.against_start import judge_run
     from instcls_tf.report import page
 
-    found = judge_run(workdir, values.data_dir, values.images)
+    found = judge_run(workdir, values.data_dir, values.images, values.dataset)
     answer = Answer(found.result(), found.text(), picture=page.picture_of(workdir, values.data_dir))
     command.give(answer, "report", workdir)
 

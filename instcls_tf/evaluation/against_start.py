@@ -11,12 +11,12 @@ import tensorflow as tf
 from instcls_tf.checks import require_value
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.decoding import reading_of
-from instcls_tf.data.labelled import Splits, open_splits, why_unlabelled
+from instcls_tf.data.labelled import Splits, open_labelled, open_splits, why_unlabelled
 from instcls_tf.data.sample import sample
 from instcls_tf.data.source import Source, notes_of
 from instcls_tf.data.sources import open_training_source
 from instcls_tf.distributed import workers
-from instcls_tf.errors import NoSplitError, UserError
+from instcls_tf.errors import NoSplitError, UserError, shown
 from instcls_tf.evaluation import features, paired
 from instcls_tf.evaluation.features import Embedder, Features
 from instcls_tf.evaluation.gauge import neighbours_among, read_gauges
@@ -97,28 +97,31 @@ class Judgement(NamedTuple):
     def _what(self) -> str:
         about = self.about
         if self.measure == "top1":
-            return f"{KNN_NEIGHBORS}-NN of {about['test_examples']} images among {about['train_examples']}"
+            of = f" of {shown(about['labelled_dataset'])}" if about["labelled_dataset"] else ""
+            return f"{KNN_NEIGHBORS}-NN of {about['test_examples']} images among {about['train_examples']}{of}"
         k = neighbours_among(about["gauge_images"])
         neighbours = "nearest neighbour" if k == 1 else f"{k} nearest neighbours"
         return f"no labels: {neighbours} shared by two views of {about['gauge_images']} images"
 
 
-def judge_run(workdir: str, data_dir: str | None = None, images: int = IMAGES) -> Judgement:
+def judge_run(workdir: str, data_dir: str | None = None, images: int = IMAGES, dataset: str | None = None) -> Judgement:
     """Holds a run against its start and raw pixels; all workers together.
 
     Args:
       workdir: the run's folder.
       data_dir: TFDS's folder; None for the run's own.
       images: at most so many training images, and a fifth as many test images, evenly spread over the dataset.
+      dataset: labelled images that judge, in the place of the run's own; the gauges look at the run's own all the same.
 
     Raises:
-      UserError: no run, no checkpoint, starting weights that were not kept, or images that cannot be read.
+      UserError: no run, no checkpoint, starting weights that were not kept, images that cannot be read, or a `dataset`
+        without labels.
     """
     require_value("images", images, images >= 10, "at least 10")
     config = judged_config(workdir, None)
     source = open_training_source(config, data_dir, workdir)
-    splits, note = _splits(config, source, data_dir)
-    progress = workers.start(config.seed, notes_of(source))
+    splits, note = _splits(config, source, data_dir, dataset)
+    progress = workers.start(config.seed, notes_of(source, *(splits or ())))
     if note:
         progress.say(note)
     networks = [load_starting_encoder(workdir, config), load_encoder(workdir)]
@@ -132,7 +135,7 @@ def judge_run(workdir: str, data_dir: str | None = None, images: int = IMAGES) -
     of_images = [of_labels[:, 0] for of_labels in hits] or [reading.shares for reading in readings]
     origin = {"init": config.init or "", "extend_from": config.extend_from or ""}
     about = {"dataset": config.dataset, "step": step_of(newest(workdir)), **origin, **examples}
-    about["not_labels"] = why_unlabelled(source)
+    about.update(labelled_dataset=dataset or "", not_labels="" if dataset else why_unlabelled(source))
     about.update(gauge_images=len(readings[0].shares), pixel_side=min(features.PIXEL_SIDE, config.image_size))
     return Judgement(found, about, dict(zip(_NAMES, of_images)))
 
@@ -147,15 +150,20 @@ def _side_by_side(config: PretrainConfig, backbones: list[tf.keras.Model]) -> Ca
     return outputs
 
 
-def _splits(config: PretrainConfig, source: Source, data_dir: str | None) -> tuple[Splits | None, str]:
+def _splits(
+    config: PretrainConfig, source: Source, data_dir: str | None, dataset: str | None
+) -> tuple[Splits | None, str]:
     """Images that answer and others that ask: train and test, or the same for both where there is no test split.
 
     And what the user should know: why a test split that is there does not ask.
     """
+    data_dir, reading = data_dir or config.data_dir, reading_of(config)
+    if dataset is not None:
+        source = open_labelled(dataset, "train", data_dir, reading)
     if source.class_names is None:
         return None, ""
     try:
-        return open_splits(config.dataset, data_dir or config.data_dir, reading=reading_of(config)), ""
+        return open_splits(dataset or config.dataset, data_dir, reading=reading), ""
     except NoSplitError:
         return Splits(source, source), ""
     except UserError as error:

@@ -94,12 +94,18 @@ def test_a_run_goes_on_without_its_file_and_ends_with_a_table(folder, parts):
 
 
 def test_the_command_answers_the_same(folder, parts):
-    finished = run_script("report", f"--workdir={folder / 'run'}")
+    """Also where the labels are given as those of images elsewhere."""
+    of_run = json.loads((folder / "run" / "report.json").read_text())
+    finished = run_script("report", f"--workdir={folder / 'run'}", f"--dataset=folder:{folder / 'images'}")
     assert finished.status == 0, finished.output
     *table, last = finished.stdout.splitlines()
-    assert json.loads(last) == json.loads((folder / "run" / "report.json").read_text())
+    found = json.loads(last)
+    assert found == json.loads((folder / "run" / "report.json").read_text())
+    assert found["labelled_dataset"] == f"folder:{folder / 'images'}" and not of_run["labelled_dataset"]
+    same = ("train_examples", "test_examples", "test_split", "step", "gauge_images")
+    assert [found[name] for name in same] == [of_run[name] for name in same]
     assert table[0].split() == ["1-NN", "20-NN", "views", "agree", "RankMe"]
-    assert table[-1].startswith("This run is ")
+    assert table[-1].startswith("This run is ") and table[-1].endswith(f"among 32 of folder:{folder / 'images'}).")
 
 
 def test_features_come_in_the_order_of_paths(folder, parts):

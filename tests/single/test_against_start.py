@@ -10,6 +10,7 @@ import pytest
 
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.sources import open_training_source
+from instcls_tf.errors import UserError
 from instcls_tf.evaluation.against_start import BETTER, LIKE, TOO_FEW, WORSE, Judgement, _splits
 from tests.images import write_images
 
@@ -21,6 +22,7 @@ ABOUT = {
     "pixel_side": 32,
     "gauge_images": 400,
     "not_labels": "",
+    "labelled_dataset": "",
 }
 LABELLED = {**ABOUT, "train_examples": 5000, "test_examples": 400, "test_split": "test"}
 UNLABELLED = {**ABOUT, "train_examples": 0, "test_examples": 0, "test_split": ""}
@@ -141,7 +143,7 @@ def test_a_grown_run_starts_from_the_one_it_extends():
 
 
 def splits_of(root: Path) -> tuple:
-    splits, note = _splits(*given(root), None)
+    splits, note = _splits(*given(root), None, None)
     return len({id(split) for split in splits}), note
 
 
@@ -151,7 +153,18 @@ def splits_of(root: Path) -> tuple:
 )
 def test_folders_that_nobody_meant_as_labels_do_not_judge(tmp_path, names):
     write_images(tmp_path, names)
-    assert _splits(*given(tmp_path), None) == (None, "")
+    assert _splits(*given(tmp_path), None, None) == (None, "")
+
+
+def test_labelled_images_elsewhere_judge(tmp_path):
+    write_images(tmp_path / "photos", ["0.jpg", "1.jpg"])
+    write_images(tmp_path / "labelled" / "train", [f"{'ab'[number % 2]}/{number}.jpg" for number in range(6)])
+    dataset = f"folder:{tmp_path / 'labelled'}"
+    splits, _ = _splits(*given(tmp_path / "photos"), None, dataset)
+    assert (splits.test is splits.train, splits.train.name, splits.train.num_instances) == (True, dataset, 6)
+    with pytest.raises(UserError, match=f"^--dataset=folder:{tmp_path}/photos: the train split has no labels, wanted"):
+        _splits(*given(tmp_path / "labelled"), None, f"folder:{tmp_path}/photos")
+    assert with_labels(0, 60, labelled_dataset=dataset).text().endswith(f" images among 5000 of {dataset}).")
 
 
 def given(root: Path) -> tuple:

@@ -119,7 +119,10 @@ def define_report() -> None:
     define_run()
     _define_dataset()
     flags.DEFINE_integer(
-        "images", 10_000, "At most so many training images, and a fifth as many test images, spread over the dataset."
+        "images",
+        None,
+        "At most so many labelled training images, and a fifth as many test images, spread over the dataset; by default"
+        " 10,000.",
     )
 
 

@@ -33,6 +33,9 @@ from instcls_tf.run.encoder import load_encoder
 IMAGES = 10_000
 _TEST_PART = 5
 _NAMES = ("pixels", "start", "run")
+_GIVEN_WITHOUT_LABELS = (
+    "left out without labels, where gauges look at 128 to 512 images (--dataset names labelled ones)"
+)
 # Of a run against its start.
 BETTER, WORSE, LIKE = "better than its start", "worse than its start", "like its start"
 TOO_FEW = "not to be told from its start by so few images"
@@ -104,23 +107,27 @@ class Judgement(NamedTuple):
         return f"no labels: {neighbours} shared by two views of {about['gauge_images']} images"
 
 
-def judge_run(workdir: str, data_dir: str | None = None, images: int = IMAGES, dataset: str | None = None) -> Judgement:
+def judge_run(
+    workdir: str, data_dir: str | None = None, images: int | None = None, dataset: str | None = None
+) -> Judgement:
     """Holds a run against its start and raw pixels; all workers together.
 
     Args:
       workdir: the run's folder.
       data_dir: TFDS's folder; None for the run's own.
-      images: at most so many training images, and a fifth as many test images, evenly spread over the dataset.
+      images: at most so many labelled training images, and a fifth as many test images, evenly spread over the dataset;
+        None for `IMAGES`.
       dataset: labelled images that judge, in the place of the run's own; the gauges look at the run's own all the same.
 
     Raises:
-      UserError: no run, no checkpoint, starting weights that were not kept, images that cannot be read, or a `dataset`
-        without labels.
+      UserError: no run, no checkpoint, starting weights that were not kept, images that cannot be read, a `dataset`
+        without labels, or `images` where nothing has labels.
     """
-    require_value("images", images, images >= 10, "at least 10")
+    require_value("images", images, images is None or images >= 10, "at least 10")
     config = judged_config(workdir, None)
     source = open_training_source(config, data_dir, workdir)
     splits, note = _splits(config, source, data_dir, dataset)
+    require_value("images", images, images is None or splits is not None, _GIVEN_WITHOUT_LABELS)
     progress = workers.start(config.seed, notes_of(source, *(splits or ())))
     if note:
         progress.say(note)
@@ -128,7 +135,7 @@ def judge_run(workdir: str, data_dir: str | None = None, images: int = IMAGES, d
     embedder = Embedder(_side_by_side(config, [network.get_layer("backbone") for network in networks]))
     views = TwoViews(config, source).features(embedder)
     readings = [read_gauges(*both) for both in views]
-    hits, examples = _hits(embedder, splits, config, images, progress)
+    hits, examples = _hits(embedder, splits, config, images or IMAGES, progress)
     progress.close()
     accuracies = [_accuracies(of_images) for of_images in hits] or [{} for _ in _NAMES]
     found = {name: {**of_labels, **reading.figures()} for name, of_labels, reading in zip(_NAMES, accuracies, readings)}

@@ -11,7 +11,8 @@ import pytest
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.sources import open_training_source
 from instcls_tf.errors import UserError
-from instcls_tf.evaluation.against_start import BETTER, LIKE, TOO_FEW, WORSE, Judgement, _splits
+from instcls_tf.evaluation.against_start import BETTER, LIKE, TOO_FEW, WORSE, Judgement, _splits, judge_run
+from instcls_tf.run.workdir import begin_run
 from tests.images import write_images
 
 ABOUT = {
@@ -154,6 +155,14 @@ def splits_of(root: Path) -> tuple:
 def test_folders_that_nobody_meant_as_labels_do_not_judge(tmp_path, names):
     write_images(tmp_path, names)
     assert _splits(*given(tmp_path), None, None) == (None, "")
+
+
+def test_a_number_of_images_is_refused_where_nothing_has_labels(tmp_path):
+    write_images(tmp_path / "photos", ["0.jpg", "1.jpg"])
+    config, _ = given(tmp_path / "photos")
+    begin_run(config.replace(workdir=str(tmp_path / "run")))
+    with pytest.raises(UserError, match=r"^--images=2000: must be left out without labels, where gauges look at 128"):
+        judge_run(str(tmp_path / "run"), images=2000)
 
 
 def test_labelled_images_elsewhere_judge(tmp_path):

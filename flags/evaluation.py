@@ -206,6 +206,19 @@ def feature_files() -> tuple[str, str] | None:
     return files if all(files) else None
 
 
+def kept_as(name: str, files: tuple[str, str] | None, kind: str = BACKBONE) -> str:
+    """The file's name of an answer: what is not of the run's network leaves alone what the command found of that.
+
+    Args:
+      name: of the command.
+      files: see `feature_files`.
+      kind: of features.
+    """
+    if files:
+        return f"{name}_files"
+    return f"{name}_{PIXELS}" if kind == PIXELS else name
+
+
 def subject(files: tuple[str, str] | None = None) -> Subject | None:
     """The run and the labelled images that the command line names, opened; None with features from files."""
     if files:

@@ -19,7 +19,7 @@ def main() -> None:
     from instcls_tf.evaluation.commands import knn_of_run
 
     result = knn_of_run(subject, kind, k=values.num_neighbors, temperature=values.knn_temperature, files=files)
-    command.give(Answer(result), "knn_eval", workdir)
+    command.give(Answer(result), evaluation.kept_as("knn_eval", files, kind), workdir)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def main() -> None:
         result = cached_linear_of_run(subject, recipe, files)
     else:
         result = linear_of_run(subject, recipe)
-    command.give(Answer(result), "linear_eval", workdir)
+    command.give(Answer(result), evaluation.kept_as("linear_eval", files), workdir)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@ from instcls_tf.errors import DivergedError, UserError
 from instcls_tf.optimizer import MomentumSGD
 from instcls_tf.progress import Progress
 from instcls_tf.report.answer import Answer, Picture
+from instcls_tf.run.checkpoint import newest
+from instcls_tf.run.checkpoint_choice import step_of
 from instcls_tf.run.encoder import load_encoder
 from instcls_tf.run.workdir import load_run
 
@@ -51,8 +53,8 @@ def detect(config: DetectConfig, train: DetectionSource, test: DetectionSource) 
       train, test: the splits, from `open_detection_data`.
 
     Returns:
-      `AP`, `AP50`, `AP75`, `voc07_AP`, `voc07_AP50`, `voc07_AP75` (fractions), `examples` and the main settings on
-      rank 0; None elsewhere.
+      `AP`, `AP50`, `AP75`, `voc07_AP`, `voc07_AP50`, `voc07_AP75` (fractions), `examples`, the main settings and, of a
+      run's encoder, its `step` on rank 0; None elsewhere.
 
     Raises:
       UserError: a setting, the run or an image is not right, or the loss is no longer finite.
@@ -63,7 +65,9 @@ def detect(config: DetectConfig, train: DetectionSource, test: DetectionSource) 
     is_chief = collectives.rank() == 0
 
     # ---- Model
+    step = {}
     if config.init == CHECKPOINT:
+        step = {"step": step_of(newest(config.workdir))}
         encoder = load_encoder(config.workdir)
     else:
         encoder = make_encoder(load_run(config.workdir))
@@ -94,6 +98,7 @@ def detect(config: DetectConfig, train: DetectionSource, test: DetectionSource) 
         "examples": len(test.annotations),
         "steps": steps,
         **{name: getattr(config, name) for name in settings},
+        **step,
     }
     path = os.path.join(config.workdir, "detect.png")
     return Answer(result, picture=Picture(path, lambda path: draw_detections(path, test, found)))

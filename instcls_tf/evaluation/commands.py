@@ -22,6 +22,7 @@ from instcls_tf.evaluation.features import Features
 from instcls_tf.evaluation.knn import shared_knn_accuracy
 from instcls_tf.evaluation.linear_cached import cached_accuracy
 from instcls_tf.evaluation.recipes import (
+    CHECKPOINT,
     PIXELS,
     STANDARDIZE,
     CachedRecipe,
@@ -115,6 +116,7 @@ def knn_of_run(
     require_value("num_neighbors", k, k >= 1, "at least 1")
     require_value("knn_temperature", temperature, temperature > 0, "above 0")
     progress = workers.start(notes=notes_of(*subject.splits) if subject else ())
+    step = {} if files or kind == PIXELS else _step_of(_given(subject))
     if files:
         train, test = features_from_files(files, kind)
     elif kind == PIXELS:
@@ -126,9 +128,7 @@ def knn_of_run(
     progress.close()
     result = shared_knn_accuracy(*train, *test, k=k, temperature=temperature)
     about = {"features": kind, "num_neighbors": k, **_about(result["examples"], subject, files)}
-    if subject and kind != PIXELS:
-        about["step"] = step_of(newest(subject.workdir))
-    return {**result, **about}
+    return {**result, **about, **step}
 
 
 def linear_of_run(subject: Subject | None, recipe: LinearRecipe) -> dict:
@@ -140,6 +140,7 @@ def linear_of_run(subject: Subject | None, recipe: LinearRecipe) -> dict:
     subject = _given(subject)
     refuse_untrained(subject.config, recipe.features)
     progress = workers.start(recipe.seed, notes_of(*subject.splits))
+    step = _step_of(subject)
     encoder = load_encoder(subject.workdir)
     seen = np.zeros([1, encoder.get_layer(recipe.features).output_shape[-1]], np.float32)
     if recipe.normalize_features == STANDARDIZE:
@@ -154,12 +155,13 @@ def linear_of_run(subject: Subject | None, recipe: LinearRecipe) -> dict:
     )
     progress.close()
     about = {"protocol": "augmented", "epochs": recipe.epochs, "features": recipe.features}
-    return {**result, **about, **_about(result["examples"], subject)}
+    return {**result, **about, **_about(result["examples"], subject), **step}
 
 
 def cached_linear_of_run(subject: Subject | None, recipe: CachedRecipe, files: tuple[str, str] | None = None) -> dict:
     """Linear evaluation on stored features; arguments and errors as for `knn_of_run` and `linear_of_run`."""
     progress = workers.start(recipe.seed, notes_of(*subject.splits) if subject else ())
+    step = {} if files else _step_of(_given(subject))
     if files:
         train, test = features_from_files(files, recipe.features)
         num_classes = int(train.labels.max()) + 1
@@ -170,7 +172,7 @@ def cached_linear_of_run(subject: Subject | None, recipe: CachedRecipe, files: t
     result = cached_accuracy(train, test, num_classes, recipe, progress)
     progress.close()
     about = {"protocol": "cached", "epochs": recipe.epochs, "features": recipe.features}
-    return {**result, **about, **_about(result["examples"], subject, files)}
+    return {**result, **about, **_about(result["examples"], subject, files), **step}
 
 
 def finetune_of_run(subject: Subject | None, recipe: FinetuneRecipe) -> dict:
@@ -184,13 +186,15 @@ def finetune_of_run(subject: Subject | None, recipe: FinetuneRecipe) -> dict:
     progress = workers.start(recipe.seed, notes_of(*subject.splits))
     reading = reading_of(subject.config)
     train = open_fraction(subject.splits, subject.dataset, subject.data_dir, recipe.fraction, recipe.seed, reading)
+    step = _step_of(subject) if recipe.init == CHECKPOINT else {}
     backbone = finetune.initial_backbone(recipe.init, subject.workdir, subject.config, progress.say)
     settings = _seen_of_images(subject.config)
     settings["image_size"] = recipe.image_size or settings["image_size"]
     result = finetune.finetuned_accuracy(backbone, train, subject.splits, recipe, progress=progress, **settings)
     progress.close()
     about = {"metric": recipe.metric, "score": result[recipe.metric], "init": recipe.init, "fraction": recipe.fraction}
-    return {**result, **about, "epochs": recipe.epochs, "seed": recipe.seed, **_about(result["examples"], subject)}
+    about.update(epochs=recipe.epochs, seed=recipe.seed)
+    return {**result, **about, **_about(result["examples"], subject), **step}
 
 
 def backbone_of_run(workdir: str) -> tf.keras.Model:
@@ -236,6 +240,11 @@ def _given(subject: Subject | None) -> Subject:
 def _seen_of_images(config: PretrainConfig) -> dict[str, Any]:
     """What a judgement shows to the encoder, as keyword arguments."""
     return {"image_size": config.image_size, "center_crop_fraction": config.center_crop_fraction}
+
+
+def _step_of(subject: Subject) -> dict[str, int]:
+    """Which state of the run is judged, for the answer; asked before it is loaded, as the run may go on meanwhile."""
+    return {"step": step_of(newest(subject.workdir))}
 
 
 def _about(examples: float, subject: Subject | None, files: tuple[str, str] | None = None) -> dict:

@@ -86,7 +86,7 @@ def write_page(workdir: str, data_dir: str | None = None, neighbours: Iterable[N
     run = _open(workdir, data_dir)
     sections = [
         ("Training", _charts(run)),
-        ("Results", _results(workdir)),
+        ("Results", _results(run)),
         ("What the network saw", _views(run)),
         ("Neighbours", _neighbours(list(neighbours))),
         ("Settings", _settings(run.config)),
@@ -213,15 +213,22 @@ def _marks(run: _Run) -> list[Mark]:
 # -------------------------------------------------------------------------------------------------------------- results
 
 
-def _results(workdir: str) -> str:
+def _results(run: _Run) -> str:
     """What commands have left in the workdir, as tables."""
     found = []
     for name in RESULTS:
-        values = _numbers_of(os.path.join(workdir, f"{name}.json"))
+        values = _numbers_of(os.path.join(run.workdir, f"{name}.json"))
         if values:
             rows = [(key, value) for key, value in values.items()][:_MOST_RESULTS]
-            found.append(f"<h3>{name}</h3>{_pairs(rows)}")
+            found.append(f"<h3>{name}</h3>{_age(values.get('step', ''), _last_step(run))}{_pairs(rows)}")
     return "".join(found) or "<p>No evaluation has been made yet.</p>"
+
+
+def _age(step: str, now: int) -> str:
+    """A sentence about a result that is of an earlier step of the run."""
+    if not step.isdecimal() or int(step) >= now:
+        return ""
+    return f"<p>Of step {step}, before the run went on to step {now}: the same command measures it anew.</p>"
 
 
 def _numbers_of(path: str) -> dict[str, str]:

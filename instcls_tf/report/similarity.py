@@ -13,16 +13,19 @@ from instcls_tf.evaluation.similarity import Similarities, similarities_of_run
 from instcls_tf.evaluation.weight_index import WeightNeighbours, weight_neighbours_of_run
 from instcls_tf.report.answer import Answer, Picture
 from instcls_tf.report.figures import new_figure, save_figure
+from instcls_tf.run.checkpoint import newest
+from instcls_tf.run.checkpoint_choice import step_of
 
 _PICTURED = 10
 _PIXELS = 96
 
 
 def similarities_with_picture(workdir: str, data_dir: str | None, instances: int) -> Answer:
-    """`similarities_of_run`, to be drawn into `WORKDIR/similarity.png`; all workers together."""
+    """`similarities_of_run` and its `step`, to be drawn into `WORKDIR/similarity.png`; all workers together."""
     summaries, cosines = similarities_of_run(workdir, data_dir, instances)
     path = os.path.join(workdir, "similarity.png")
-    return Answer(summaries, picture=Picture(path, lambda path: draw_histograms(path, cosines)))
+    result = {**summaries, "step": step_of(newest(workdir))}
+    return Answer(result, picture=Picture(path, lambda path: draw_histograms(path, cosines)))
 
 
 def draw_histograms(path: str, cosines: dict[str, Similarities]) -> None:
@@ -41,10 +44,11 @@ def draw_histograms(path: str, cosines: dict[str, Similarities]) -> None:
 
 
 def index_with_picture(workdir: str, data_dir: str | None, threshold: float, listed: int) -> Answer:
-    """`weight_neighbours_of_run`, to be drawn into `WORKDIR/similarity_index.png`; all workers together."""
+    """`weight_neighbours_of_run` and its `step`, to be drawn into `WORKDIR/similarity_index.png`; all together."""
     neighbours = weight_neighbours_of_run(workdir, data_dir, threshold, listed)
     path = os.path.join(workdir, "similarity_index.png")
-    return Answer(neighbours.summary(listed), picture=Picture(path, lambda path: draw_index(path, neighbours)))
+    result = {**neighbours.summary(listed), "step": step_of(newest(workdir))}
+    return Answer(result, picture=Picture(path, lambda path: draw_index(path, neighbours)))
 
 
 def draw_index(path: str, neighbours: WeightNeighbours) -> None:

@@ -56,7 +56,10 @@ _OF_THE_RUN = (MANIFEST_NAME, CONTENTS_NAME, BAD_FILES_NAME)
 # What a run replaces besides, once it has begun: where none has, they are another program's.
 _REPLACED = (*_OF_THE_RUN, METRICS_NAME, STARTING_WEIGHTS_NAME)
 # What commands leave in a workdir: their results, and in which order these are told.
-RESULTS = ("report", "knn_eval", "linear_eval", "finetune", "detect", "similarity", "correlation")
+RESULTS = (
+    *("report", "knn_eval", "knn_eval_pixels", "knn_eval_files", "linear_eval", "linear_eval_files"),
+    *("finetune", "detect", "similarity", "correlation"),
+)
 # And what would be shown as its successor's; it may be a user's where no run has begun.
 _RESULTS = (STARTING_WEIGHTS_NAME, PAGE_NAME, *(f"{name}.json" for name in RESULTS))
 # The last line that a run.flags had for certain before files ended with a mark.

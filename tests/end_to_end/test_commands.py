@@ -49,14 +49,15 @@ def test_knn_eval(workdir):
 
 def test_similarity(workdir):
     answer = answer_of("similarity", workdir, f"--workdir={workdir}", "--instances=500")
-    assert set(answer) == {"raw_running_bn", "raw_batch_bn", "raw_fixed_bn", "random", "trained"}
-    for of_init in answer.values():
+    inits = {"raw_running_bn", "raw_batch_bn", "raw_fixed_bn", "random", "trained"}
+    assert set(answer) == {*inits, "step"}
+    for of_init in map(answer.get, inits):
         assert of_init["gap"] == pytest.approx(of_init["intra"] - of_init["inter"])
     assert answer["raw_running_bn"]["gap"] > 1.5 * answer["raw_fixed_bn"]["gap"]  # Fig. 4
     assert abs(answer["random"]["gap"]) < 0.05
     picture = (workdir / "similarity.png").read_bytes()
     index = answer_of("similarity", workdir, f"--workdir={workdir}", "--index", kept_as="similarity_index")
-    assert index["examples"] == 1437
+    assert index["examples"] == 1437 and index["step"] == answer["step"] == 8
     assert json.loads((workdir / "similarity.json").read_text()) == answer
     assert (workdir / "similarity.png").read_bytes() == picture != (workdir / "similarity_index.png").read_bytes()
 

@@ -45,6 +45,7 @@ def test_two_workers_learn_what_an_untrained_detector_cannot(workdir, data):
     trained = result_of(workdir, data, "--epochs=12", "--init=scratch", workers=2)
     assert trained["steps"] == 72 and trained["init"] == "scratch"
     assert trained["AP50"] > untrained["AP50"] + 0.2
+    assert "step" in untrained and "step" not in trained  # of the run
     assert trained["voc07_AP50"] > trained["voc07_AP"] > 0
     # The same settings again, now on one worker: nothing is left to train.
     assert result_of(workdir, data, "--epochs=12", "--init=scratch") == pytest.approx(trained, abs=1e-3)

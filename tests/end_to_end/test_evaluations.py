@@ -55,7 +55,7 @@ def test_two_workers_judge_as_one(workdir, tmp_path):
     for name, tolerance in {"knn": 0.006, "cached": 0.006, "linear": 0.006, "finetune": 0.15}.items():
         for key in ("top1", "top5"):
             assert shared[name][key] == pytest.approx(alone[name][key], abs=tolerance), name
-        assert shared[name]["examples"] == 360
+        assert shared[name]["examples"] == 360 and shared[name]["step"] == alone[name]["step"] == 8
     assert shared["linear"]["loss"] == pytest.approx(alone["linear"]["loss"], rel=1e-3)
     assert shared["finetune"]["loss"] == pytest.approx(alone["finetune"]["loss"], rel=0.2)
     assert shared["cached"]["learning_rate"] == pytest.approx(alone["cached"]["learning_rate"], rel=1e-4)

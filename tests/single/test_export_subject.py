@@ -6,7 +6,10 @@ import json
 
 import pytest
 
+from flags import evaluation
+from instcls_tf.evaluation.recipes import BACKBONE, PIXELS, PROJECTION
 from instcls_tf.export.subject import knn_of_step
+from instcls_tf.run.workdir import RESULTS
 
 MEASURED = {
     "top1": 0.5,
@@ -32,3 +35,13 @@ def test_nothing_else_is_told(tmp_path, text):
     assert knn_of_step(str(tmp_path), 8) is None
     (tmp_path / "knn_eval.json").write_text(text)
     assert knn_of_step(str(tmp_path), 8) is None
+
+
+def test_what_is_not_of_the_network_leaves_its_accuracy_alone():
+    files = ("train.npz", "test.npz")
+    assert (
+        evaluation.kept_as("knn_eval", None, BACKBONE) == evaluation.kept_as("knn_eval", None, PROJECTION) == "knn_eval"
+    )
+    others = [evaluation.kept_as("knn_eval", None, PIXELS), evaluation.kept_as("knn_eval", files)]
+    others.append(evaluation.kept_as("linear_eval", files))
+    assert others == ["knn_eval_pixels", "knn_eval_files", "linear_eval_files"] and set(others) < set(RESULTS)

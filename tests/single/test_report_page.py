@@ -83,7 +83,12 @@ def test_an_unfinished_run_and_a_finished_one(workdir):
     assert f"Step 5 of {STEPS}: unfinished." in text
     assert "scripts.pretrain" in section(text, "Next")
     log(workdir, line(1), line(5), line(STEPS, knn_top1=0.5, gauge_agreement=0.7, rank_me=31.5))
+    for name, step in {"knn_eval": {"step": 5}, "linear_eval": {"step": STEPS}, "knn_eval_pixels": {}}.items():
+        (workdir / f"{name}.json").write_text(json.dumps({"top1": 0.5, **step}))
     text = written(workdir)
+    results = section(text, "Results")
+    old = f"<p>Of step 5, before the run went on to step {STEPS}: the same command measures it anew.</p>"
+    assert results.count("<p>") == 1 and f"<h3>knn_eval</h3>{old}" in results and "<h3>knn_eval_pixels</h3>" in results
     assert f"Step {STEPS} of {STEPS}: finished." in text
     assert "scripts.knn_eval" in section(text, "Next") and "scripts.pretrain" not in section(text, "Next")
     training = section(text, "Training")

@@ -24,6 +24,8 @@ from PIL import Image
 from instcls_tf import files
 from instcls_tf.classifier.expected_loss import expected_losses
 from instcls_tf.config import INSTANCE, PretrainConfig
+from instcls_tf.data.decoding import reading_of
+from instcls_tf.data.labelled import open_splits
 from instcls_tf.data.source import Source
 from instcls_tf.data.sources import open_training_source
 from instcls_tf.errors import UserError, shown
@@ -52,6 +54,7 @@ class _Run(NamedTuple):
     """What is known of a run."""
 
     workdir: str
+    data_dir: str | None
     config: PretrainConfig
     lines: list[dict]
     source: Source | None
@@ -113,7 +116,7 @@ def _open(workdir: str, data_dir: str | None) -> _Run:
 
         instances = _instances(source)
         total = Steps(config.for_instances(instances), instances).total
-    return _Run(workdir, config, lines, source, problem, total)
+    return _Run(workdir, data_dir or config.data_dir, config, lines, source, problem, total)
 
 
 def _instances(source: Source) -> int:
@@ -320,6 +323,15 @@ def _version(package: str) -> str:
         return ""
 
 
+def _can_be_judged(run: _Run) -> bool:
+    """Whether there are labels to learn from, and a test split."""
+    try:
+        open_splits(run.config.dataset, run.data_dir, reading=reading_of(run.config))
+    except UserError:
+        return False
+    return True
+
+
 def _next(run: _Run) -> str:
     """Commands that make sense now."""
     workdir = f"--workdir={shlex.quote(run.workdir)}"
@@ -327,8 +339,7 @@ def _next(run: _Run) -> str:
         more = f" --max_steps={run.total}" if run.config.max_steps is not None and run.total else ""
         commands = [f"pretrain --flagfile={shlex.quote(run_flags_path(run.workdir))} {workdir}{more}"]
     else:
-        labelled = run.source is not None and run.source.class_names is not None
-        commands = [f"knn_eval {workdir}", f"linear_eval {workdir} --cached"] if labelled else []
+        commands = [f"knn_eval {workdir}", f"linear_eval {workdir} --cached"] if _can_be_judged(run) else []
         commands.append(f"export {workdir} --format=saved_model --output={shlex.quote(run.workdir + '/saved_model')}")
     if has_checkpoints(run.workdir):
         commands.append(f"gallery {workdir}")

@@ -191,14 +191,16 @@ def test_two_lines_have_a_legend_and_names_are_escaped():
 
 
 def test_images_that_were_added_since_are_none_of_the_run(tmp_path):
+    """Which have labels, and no test split: what needs one is not proposed."""
     photos = tmp_path / "photos"
-    write_images(photos, [f"{index}.jpg" for index in range(8)])
+    write_images(photos, [f"train/{'ab'[index % 2]}/{index}.jpg" for index in range(8)])
     sizes = {"image_size": 8, "batch_size": 4, "epochs": 2, "hard_negatives": 2}
     config = PretrainConfig(workdir=str(tmp_path / "run"), dataset=f"folder:{photos}", **sizes)
     begin_run(config)
     open_training_source(config, begins=True).write_manifest(config.workdir)
     log(tmp_path / "run", line(4))
-    write_images(photos, [f"{index}.jpg" for index in range(11)])
+    write_images(photos, [f"train/{'ab'[index % 2]}/{index}.jpg" for index in range(11)])
     text = written(tmp_path / "run")
+    assert "scripts.knn_eval" not in section(text, "Next") and "scripts.export" in section(text, "Next")
     assert "8 images of" in text and "11 images" not in text
     assert "finished" in text and "unfinished" not in text

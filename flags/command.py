@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import json
 import logging
 import os
 import re
@@ -25,6 +27,8 @@ from instcls_tf.run import interrupted, signals
 _GRACE_SECONDS = 5.0
 # How long a worker that was asked to end gives the others to remove what they had begun: mpirun kills them at its end.
 _LINGER_SECONDS = 0.5
+# The name of what `say` does with letters that its encoding lacks.
+_AS_IN_JSON = "instcls_tf.as_in_json"
 
 _WANTED = {
     "int": "a whole number",
@@ -145,20 +149,28 @@ def say(text: str) -> None:
     """Prints lines in one piece, because launchers mark each piece with its worker.
 
     A reader that has seen enough (`| head`) is no mistake: the rest is dropped, and the command goes on. What the
-    output's encoding does not have, such as a name in another one, is escaped.
+    output's encoding does not have, such as a name in another one, is escaped as in JSON, which a line may be.
 
     Raises:
       UserError: standard output cannot be written.
     """
     try:
         encoding = sys.stdout.encoding or "utf-8"
-        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        sys.stdout.write(text.encode(encoding, _AS_IN_JSON).decode(encoding) + "\n")
         sys.stdout.flush()
     except OSError as error:
         # What is left in the buffer would fail once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             raise UserError(f"standard output: cannot be written ({error.strerror})") from error
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+codecs.register_error(_AS_IN_JSON, _escaped)
 
 
 def _write_error(line: str) -> None:

@@ -56,7 +56,7 @@ def shown(name: object) -> str:
     terminal, a newline must not break the sentence, and bytes of another encoding must not break the print.
     """
     text = str(name)
-    return repr(text) if any(map(_is_unseen, text)) else text
+    return repr(text) if any(map(is_unseen, text)) else text
 
 
 def some_of(names: Iterable[str], most: int = 10, separator: str = ", ") -> str:
@@ -67,7 +67,7 @@ def some_of(names: Iterable[str], most: int = 10, separator: str = ", ") -> str:
 
 def one_line(message: str) -> str:
     """A whole message with what cannot be seen escaped, whatever it quotes: the last thing before it is printed."""
-    return "".join(ascii(letter)[1:-1] if _is_unseen(letter) else letter for letter in message)
+    return "".join(ascii(letter)[1:-1] if is_unseen(letter) else letter for letter in message)
 
 
 def reason_of(error: Exception) -> str:
@@ -76,5 +76,6 @@ def reason_of(error: Exception) -> str:
     return " ".join(line.strip() for line in lines) or str(error)
 
 
-def _is_unseen(letter: str) -> bool:
+def is_unseen(letter: str) -> bool:
+    """Whether a character moves, hides or turns other text, or is none."""
     return unicodedata.category(letter) in _UNSEEN

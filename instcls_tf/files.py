@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Callable, TypeVar
 
-from instcls_tf.errors import MachineError, UserError, shown
+from instcls_tf.errors import MachineError, UserError, is_unseen, shown
 
 Result = TypeVar("Result")
 
@@ -118,8 +118,13 @@ def write(path: str, content: bytes) -> None:
 
 
 def json_of(answer: Any) -> str:
-    """An answer as JSON in one line: null where a number is not finite, for which JSON has no word."""
-    return json.dumps(_finite(answer), allow_nan=False)
+    """An answer as JSON in one line: null where a number is not finite, for which JSON has no word.
+
+    Letters of all scripts stand as they are, so that a name can be given to the next command; escaped is what cannot be
+    seen, and bytes that are no text.
+    """
+    text = json.dumps(_finite(answer), allow_nan=False, ensure_ascii=False)
+    return "".join(json.dumps(letter)[1:-1] if is_unseen(letter) else letter for letter in text)
 
 
 def _finite(value: Any) -> Any:

@@ -45,7 +45,21 @@ def test_names_in_other_encodings_are_escaped(tmp_path, capsys, monkeypatch):
     output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr("sys.stdout", output)
     command.give(Answer(RESULT, text))
-    assert output.buffer.getvalue().splitlines()[0] == rb"\xb1 \udce9"
+    assert output.buffer.getvalue().splitlines()[0] == rb"\u00b1 \udce9"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
+def test_names_in_an_answer_can_be_given_to_another_command(tmp_path, monkeypatch, encoding):
+    """And none can reach the terminal as a command, hide a part of a name or break the print."""
+    output = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr("sys.stdout", output)
+    result = {"path": "café ☕😀.jpg", "odd": os.fsdecode(b'\xe9"') + "\x9b2J \u202e\u2028\x7f"}
+    command.give(Answer(result), "search", str(tmp_path))
+    printed, kept = output.buffer.getvalue().decode(encoding), (tmp_path / "search.json").read_text("utf-8")
+    assert json.loads(printed) == json.loads(kept) == result
+    odd = r"\udce9\"\u009b2J \u202e\u2028\u007f"
+    assert kept == f'{{"path": "café ☕😀.jpg", "odd": "{odd}"}}' and odd in printed
+    assert printed.splitlines() == [kept] if encoding == "utf-8" else r"\u2615\ud83d\ude00" in printed
 
 
 def test_an_answer_without_a_file(tmp_path, capsys, monkeypatch):

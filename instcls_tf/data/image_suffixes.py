@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from PIL import features
 
+from instcls_tf.config import PretrainConfig
+
 _NEWER = ("avif", (".avif",)), ("jpg_2000", (".jp2", ".j2k", ".jpx", ".jpf"))
 # What folders were searched for before the others were read: a run that began then goes on without the others.
 FIRST_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
@@ -26,16 +28,17 @@ _OTHERS = (
 UNREAD_SUFFIXES = tuple(suffix for suffix in _OTHERS if suffix not in IMAGE_SUFFIXES)
 
 
-def unread_sentence(counts: dict[str, int]) -> str:
-    """What a user is told about images that are not read.
+def unread_sentence(counts: dict[str, int], read: int) -> str:
+    """What a user is told about images that are not read: a warning if they are more than a run takes of bad ones.
 
     Args:
       counts: files by suffix; not empty.
+      read: how many others there are, which are read.
     """
-    total, suffixes = sum(counts.values()), ", ".join(sorted(counts))
-    kinds = "suffix" if len(counts) == 1 else "suffixes"
-    if total == 1:
-        return f"1 file with {kinds} {suffixes} is an image that this installation does not read: convert it to JPEG"
+    unread, suffixes = sum(counts.values()), ", ".join(sorted(counts))
+    are_many = read > 0 and unread > PretrainConfig.max_bad_fraction * (unread + read)
+    are, them = ("is", "it") if unread == 1 else ("are", "them")
     return (
-        f"{total} files with {kinds} {suffixes} are images that this installation does not read: convert them to JPEG"
+        f"{'warning: ' if are_many else ''}{unread:,} of {unread + read:,} images ({suffixes}) {are} not read by this"
+        f" installation: convert {them} to JPEG"
     )

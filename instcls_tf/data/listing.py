@@ -65,6 +65,7 @@ class LeftOut:
     runs: list[bytes] = dataclasses.field(default_factory=list)
     unlisted: list[tuple[bytes, str]] = dataclasses.field(default_factory=list)  # (path, reason)
     unread: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)  # images, by suffix
+    read: int = 0  # the images that are not left out
 
     def add(self, entries: _Entries) -> None:
         """Counts what one folder holds that is left out."""
@@ -77,8 +78,8 @@ class LeftOut:
                 self.programs_names.add(name.rstrip(b"/"))
 
     def sentences(self) -> tuple[str, ...]:
-        """One line for each kind of thing that was left out."""
-        said = [unread_sentence(self.unread)] if self.unread else []
+        """One line for each kind of thing that was left out; what is much begins with "warning: "."""
+        said = [unread_sentence(self.unread, self.read)] if self.unread else []
         if self.programs_names:
             kinds = ((self.programs_folders, "folder"), (self.programs_files, "file"))
             number = " and ".join(_count(number, kind) for number, kind in kinds if number)
@@ -148,6 +149,7 @@ def list_images(root: str, passed_over: Iterable[str] = ()) -> Listing:
                 irregular.append(len(lengths))
             block.extend(prefix + name)
             lengths.append(len(prefix) + len(name))
+    left_out.read = len(lengths)
     sizes = np.frombuffer(lengths, np.int64) if lengths else np.array([], np.int64)
     paths = ImagePaths(bytes(block), np.cumsum(sizes) - sizes, sizes)
     return Listing(paths, np.array(irregular, np.int64), left_out)

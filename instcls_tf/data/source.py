@@ -136,7 +136,13 @@ class FixedIds:
 
 def notes_of(*sources: Images) -> tuple[str, ...]:
     """What the user should know of the sources, with their names, each thing once."""
-    return tuple(dict.fromkeys(f"{source.name}: {note}" for source in sources for note in source.notes))
+    return tuple(dict.fromkeys(note_about(source.name, note) for source in sources for note in source.notes))
+
+
+def note_about(name: str, note: str) -> str:
+    """A note with the name of what it is about; a warning says first that it is one."""
+    text = note.removeprefix("warning: ")
+    return f"{'warning: ' if text != note else ''}{name}: {text}"
 
 
 def classes_that_tell(names: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -15,7 +15,7 @@ from instcls_tf.data.folder import root_of
 from instcls_tf.data.image_suffixes import IMAGE_SUFFIXES
 from instcls_tf.data.listing import list_images
 from instcls_tf.data.names import names_of
-from instcls_tf.data.source import Source
+from instcls_tf.data.source import Source, note_about
 from instcls_tf.data.sources import chosen_split, open_source
 from instcls_tf.distributed import collectives, workers
 from instcls_tf.errors import UserError, shown
@@ -185,7 +185,7 @@ def _files_of(paths: Sequence[str]) -> tuple[list[str], list[str]]:
                 raise UserError(f"--add={shown(path)}: cannot be read ({error.strerror})") from error
             found += [os.path.join(os.path.abspath(path), name) for name in listing.paths]
             empty = [] if len(listing.paths) else [f"no images ({', '.join(IMAGE_SUFFIXES)}) in that folder"]
-            notes += [f"--add={shown(path)}: {note}" for note in [*empty, *listing.left_out.sentences()]]
+            notes += [note_about(f"--add={shown(path)}", note) for note in [*empty, *listing.left_out.sentences()]]
         elif os.path.exists(path):
             found.append(os.path.abspath(path))
         else:

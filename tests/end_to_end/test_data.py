@@ -196,8 +196,8 @@ def test_a_run_and_its_evaluation_read_images_by_the_same_recipe(tmp_path):
         assert finished.status == 0, finished.output
         finished = run_script("extract", f"--workdir={config.workdir}", f"--output={tmp_path / background}.npz")
         assert finished.status == 0, finished.output
-        remark = "1 file with suffix .heic is an image that this installation does not read: convert it to JPEG"
-        assert finished.stderr.count(f"folder:{tmp_path / 'photos'}: {remark}") == 1
+        remark = "1 of 9 images (.heic) is not read by this installation: convert it to JPEG"
+        assert finished.stderr.count(f"warning: folder:{tmp_path / 'photos'}: {remark}") == 1
         seen[background] = np.load(f"{tmp_path / background}.npz")["backbone"]
     assert np.abs(seen["white"] - seen["black"]).max() > 0.1
     # A run that began before there was a choice is read as it is now.

@@ -59,11 +59,11 @@ def test_what_is_not_read_of_a_folder_is_told(workdir, tmp_path, capsys):
     for number in range(3):
         (tmp_path / "phone" / f"{number}.HEIC").write_bytes(b"x")
     assert searched(workdir, tmp_path / "phone").summary()["examples"] == 3
-    unread = "3 files with suffix .heic are images that this installation does not read: convert them to JPEG"
+    unread = "images (.heic) are not read by this installation: convert them to JPEG"
     begin = f"--add={tmp_path}/phone: "
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith(begin)]
-    assert said == [f"{begin}no images ({', '.join(IMAGE_SUFFIXES)}) in that folder", f"{begin}{unread}"]
+    assert said == [f"{begin}no images ({', '.join(IMAGE_SUFFIXES)}) in that folder", f"{begin}3 of 3 {unread}"]
     write_images(tmp_path / "phone", ["4.png"])
     assert searched(workdir, tmp_path / "phone").summary()["examples"] == 4
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith(begin)]
-    assert said == [f"{begin}{unread}"]
+    said = [line for line in capsys.readouterr().err.splitlines() if begin in line]
+    assert said == [f"warning: {begin}3 of 4 {unread}"]

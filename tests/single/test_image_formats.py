@@ -14,6 +14,7 @@ from PIL import Image
 from instcls_tf.config import LARGEST_MAX_PIXELS
 from instcls_tf.data.decoding import Reading
 from instcls_tf.data.image_suffixes import IMAGE_SUFFIXES, UNREAD_SUFFIXES, unread_sentence
+from instcls_tf.data.source import notes_of
 from instcls_tf.data.sources import open_source
 from instcls_tf.errors import UserError
 from tests.reading import decode, encode, refusal, smooth
@@ -123,11 +124,15 @@ def test_images_that_are_not_read_are_counted(tmp_path):
     source = open_source(f"folder:{tmp_path}")
     assert tuple(source.paths) == ("0.jpg", "1.JPEG")
     assert source.notes == (
-        "4 files with suffixes .cr2, .heic are images that this installation does not read: convert them to JPEG",
+        "warning: 4 of 6 images (.cr2, .heic) are not read by this installation: convert them to JPEG",
     )
-    assert unread_sentence({".nef": 1}) == (
-        "1 file with suffix .nef is an image that this installation does not read: convert it to JPEG"
+    (note,) = notes_of(source)
+    assert note.startswith(f"warning: folder:{tmp_path}: 4 of 6 images (.cr2, .heic) are not read by this")
+    assert (
+        unread_sentence({".nef": 1}, 99)
+        == "1 of 100 images (.nef) is not read by this installation: convert it to JPEG"
     )
+    assert unread_sentence({".heic": 2500}, 500).startswith("warning: 2,500 of 3,000 images (.heic) are not read")
     assert not set(UNREAD_SUFFIXES) & set(IMAGE_SUFFIXES)
     assert ".jps" in UNREAD_SUFFIXES, "two images beside each other"
 
@@ -138,8 +143,8 @@ def test_a_folder_of_unread_images_alone_says_so(tmp_path):
     with pytest.raises(UserError) as error:
         open_source(f"folder:{tmp_path}")
     assert str(error.value) == (
-        f"--dataset=folder:{tmp_path}: no images ({', '.join(IMAGE_SUFFIXES)}) in that folder; 2 files with suffix"
-        " .heic are images that this installation does not read: convert them to JPEG"
+        f"--dataset=folder:{tmp_path}: no images ({', '.join(IMAGE_SUFFIXES)}) in that folder; 2 of 2"
+        " images (.heic) are not read by this installation: convert them to JPEG"
     )
 
 

@@ -152,6 +152,17 @@ def known_ids(before: np.ndarray, now: np.ndarray) -> np.ndarray:
     return np.where(found, ids, -1)
 
 
+def copies_among(hashes: np.ndarray) -> int:
+    """How many images are copies of one before them, byte for byte.
+
+    Args:
+      hashes: of all images, uint64 `[N, 2]`.
+    """
+    ordered = hashes[np.lexsort(hashes.T)]
+    same = (ordered[1:] == ordered[:-1]).all(axis=1)
+    return int(np.sum(same & ordered[1:].any(axis=1)))
+
+
 def _copy_number(image: np.ndarray) -> np.ndarray:
     """How many of the same image come before each, int64 `[n]`."""
     order = np.argsort(image, kind="stable")

@@ -22,7 +22,7 @@ from instcls_tf.data import contents
 from instcls_tf.data.source import Source
 from instcls_tf.data.sources import open_training_source
 from instcls_tf.distributed import collectives, workers
-from instcls_tf.errors import UserError, naming
+from instcls_tf.errors import UserError, naming, shown
 from instcls_tf.methods.class_tables import read_rows
 from instcls_tf.methods.instance import CLASS_MOMENTUM_KEY, CLASS_WEIGHTS_KEY
 from instcls_tf.pretraining import agreement
@@ -64,6 +64,23 @@ def contents_of(source: Source, progress: OnProgress) -> np.ndarray:
     """
     own = contents.hashes_of(source, *collectives.own_bounds(source.num_instances), progress)
     return collectives.all_gather(tf.constant(own.view(np.int64)), "contents").numpy().view(np.uint64)
+
+
+def note_of_copies(hashes: np.ndarray, workdir: str) -> str:
+    """What to say of images that are there twice; nothing if none is.
+
+    Args:
+      hashes: of all images, uint64 `[N, 2]`.
+      workdir: of the run.
+    """
+    copies = contents.copies_among(hashes)
+    if not copies:
+        return ""
+    are = "is a copy of another" if copies == 1 else "are copies of others"
+    return (
+        f"{copies:,} of {len(hashes):,} images {are}, byte for byte, and each is a class of its own: python -m"
+        f" scripts.duplicates --workdir={shown(workdir)} lists them"
+    )
 
 
 def find(config: PretrainConfig, hashes: np.ndarray, progress: Progress) -> Growth:

@@ -109,6 +109,8 @@ def _pretrain(
     _announce(source, steps, run.method.note, first_step, progress)
     if length := note_of_length(config, source.num_instances, begins):
         progress.say(length)
+    if is_chief and hashes is not None and (copies := growth.note_of_copies(hashes, config.workdir)):
+        progress.say(copies)
     if is_chief:
         for warning in advice.warnings_of(config, source, collectives.size(), begins):
             progress.say(f"warning: {warning}")

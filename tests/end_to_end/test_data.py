@@ -194,6 +194,7 @@ def test_a_run_and_its_evaluation_read_images_by_the_same_recipe(tmp_path):
         config = config_of(tmp_path / background, tmp_path / "photos", background=background, max_steps=0)
         finished = run_script("pretrain", *config.as_flags().splitlines()[:-1])  # without the mark at the end
         assert finished.status == 0, finished.output
+        assert finished.stderr.count("4 of 8 images are copies of others, byte for byte") == 1
         finished = run_script("extract", f"--workdir={config.workdir}", f"--output={tmp_path / background}.npz")
         assert finished.status == 0, finished.output
         remark = "1 of 9 images (.heic) is not read by this installation: convert it to JPEG"

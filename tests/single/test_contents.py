@@ -14,6 +14,7 @@ from instcls_tf.data.labelled import take
 from instcls_tf.data.prepare import prepare
 from instcls_tf.data.sources import open_source
 from instcls_tf.errors import UserError
+from instcls_tf.pretraining.growth import note_of_copies
 from tests.images import write_images
 
 NAMES = ["a.png", "b/c.png", "b/d.jpg"]
@@ -88,6 +89,19 @@ def test_copies_follow_each_other_and_one_more_is_new():
     before = random_hashes(3)[[0, 1, 0, 2]]
     now = random_hashes(3)[[1, 0, 0, 0]]
     assert contents.known_ids(before, now).tolist() == [1, 0, 2, -1]
+
+
+def test_copies_are_counted_and_told():
+    hashes = random_hashes(5)[[0, 1, 0, 2, 0, 1, 3, 4]]
+    assert contents.copies_among(hashes) == 3
+    assert contents.copies_among(hashes[:2]) == contents.copies_among(hashes[:0]) == 0
+    hashes[[0, 2, 3, 6, 7]] = 0  # cannot be read, and are no copies of each other
+    assert contents.copies_among(hashes) == 1
+    assert note_of_copies(hashes[:4], "runs/a") == ""
+    assert note_of_copies(hashes, "runs/a") == (
+        "1 of 8 images is a copy of another, byte for byte, and each is a class of its own: python -m"
+        " scripts.duplicates --workdir=runs/a lists them"
+    )
 
 
 @pytest.mark.parametrize("counts", [(0, 3), (3, 0), (0, 0)])

@@ -20,6 +20,7 @@ from instcls_tf import files, flagfiles
 from instcls_tf.distributed import job, watchdog
 from instcls_tf.distributed.launcher import launched_rank_and_size
 from instcls_tf.errors import MachineError, UserError, one_line, reason_of, shown
+from instcls_tf.json_text import json_of
 from instcls_tf.report.answer import Answer, Picture, Written
 from instcls_tf.run import interrupted, signals
 
@@ -101,7 +102,7 @@ def give(answer: Answer | None, name: str = "", folder: str = "") -> None:
     rank, _ = launched_rank_and_size() or (0, 1)
     if rank != 0 or answer is None:
         return
-    last_line = files.json_of(answer.result)
+    last_line = json_of(answer.result)
     unwritten = []
     for file in _files_of(answer, name, folder, last_line):
         try:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
-import json
-import math
 import os
 import re
 import shutil
@@ -14,9 +12,9 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from typing import Any, BinaryIO, Callable, TypeVar
+from typing import BinaryIO, Callable, TypeVar
 
-from instcls_tf.errors import MachineError, UserError, is_unseen, shown
+from instcls_tf.errors import MachineError, UserError, shown
 
 Result = TypeVar("Result")
 
@@ -115,24 +113,6 @@ def write(path: str, content: bytes) -> None:
             file.write(content)
     except OSError as error:
         raise error_of(error, f"{shown(path)}: cannot write this file ({error.strerror})") from error
-
-
-def json_of(answer: Any) -> str:
-    """An answer as JSON in one line: null where a number is not finite, for which JSON has no word.
-
-    Letters of all scripts stand as they are, so that a name can be given to the next command; escaped is what cannot be
-    seen, and bytes that are no text.
-    """
-    text = json.dumps(_finite(answer), allow_nan=False, ensure_ascii=False)
-    return "".join(json.dumps(letter)[1:-1] if is_unseen(letter) else letter for letter in text)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def flush_to_disk(path: str) -> None:

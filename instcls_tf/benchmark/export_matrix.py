@@ -19,11 +19,11 @@ from typing import Any, Callable
 
 import numpy as np
 
-from instcls_tf import files
 from instcls_tf.benchmark.environments import interpreter
 from instcls_tf.errors import UserError
 from instcls_tf.export.measure import OTHER_SHAPES, batch_of, name_of
 from instcls_tf.export.self_check import relative_error
+from instcls_tf.json_text import json_of
 from instcls_tf.report.answer import Answer
 
 # Environment, format and runtime.
@@ -73,14 +73,14 @@ def measure_exports(
             say(f"{form} in {environment}")
             python = interpreter(environments, environment, say)
             runs.append(_run(python, folder, environment, form, runtime))
-            say(files.json_of(runs[-1]))
+            say(json_of(runs[-1]))
         examples = []
         is_whole = set(formats) == {form for _, form, _ in RUNS}
         for environment, setting, code in _EXAMPLE.findall(Path(page).read_text("utf-8")) if is_whole else ():
             python = interpreter(environments, environment, say)
             error = _error_of_example(python, folder, image_size, setting, code)
             examples.append({"environment": environment, "setting": setting.strip(), "error": error})
-            say(files.json_of(examples[-1]))
+            say(json_of(examples[-1]))
     facts = {"image_size": image_size, "processor": _processor()}
     result = {**facts, "runs": runs, "examples": examples}
     if is_whole:

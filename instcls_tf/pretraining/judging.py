@@ -9,6 +9,7 @@ from instcls_tf.config import PretrainConfig
 from instcls_tf.distributed import collectives, workers
 from instcls_tf.errors import UserError, reason_of
 from instcls_tf.evaluation.against_start import WORSE, judge_run
+from instcls_tf.json_text import json_of
 from instcls_tf.progress import Progress
 from instcls_tf.run import signals
 
@@ -29,7 +30,7 @@ def report_help(config: PretrainConfig, progress: Progress) -> None:
     try:
         found = judge_run(config.workdir, config.data_dir)
         if collectives.rank() == 0:
-            files.write(os.path.join(config.workdir, REPORT_NAME), files.json_of(found.result()).encode())
+            files.write(os.path.join(config.workdir, REPORT_NAME), json_of(found.result()).encode())
     except Exception as error:
         rank = collectives.rank()
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {reason_of(error)}"

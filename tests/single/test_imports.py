@@ -31,6 +31,7 @@ LEVELS = (
         "errors",
         "files",
         "flagfiles",
+        "json_text",
         "optimizer",
         "progress",
         "stamps",
@@ -58,6 +59,7 @@ SIDEWAYS = {
     ("files", "errors"),
     ("flagfiles", "errors"),
     ("flagfiles", "files"),
+    ("json_text", "errors"),
     ("progress", "errors"),
     ("progress", "stamps"),
 }

@@ -24,6 +24,7 @@ from instcls_tf.evaluation.knn import shared_knn_hits
 from instcls_tf.evaluation.recipes import KNN_NEIGHBORS
 from instcls_tf.evaluation.subject import judged_config
 from instcls_tf.evaluation.two_views import TwoViews
+from instcls_tf.evaluation.unseen import fill_statistics
 from instcls_tf.initial.start import load_starting_encoder
 from instcls_tf.run.checkpoint import newest
 from instcls_tf.run.checkpoint_choice import step_of
@@ -132,6 +133,7 @@ def judge_run(
     if note:
         progress.say(note)
     networks = [load_starting_encoder(workdir, config), load_encoder(workdir)]
+    fill_statistics(networks[0], config, source)
     embedder = Embedder(_side_by_side(config, [network.get_layer("backbone") for network in networks]))
     views = TwoViews(config, source).features(embedder)
     readings = [read_gauges(*both) for both in views]

@@ -56,7 +56,7 @@ class OnlineGauge:
         """Reads the gauges of the starting weights, which are logged beside all later ones.
 
         Args:
-          encoder: has them; None for the run's own, which has made no step yet.
+          encoder: has them; None for the run's own, which has made no step yet and has seen images.
         """
         backbone = self._backbone if encoder is None else Embedder(encoder.get_layer("backbone"))
         reading = self._read(backbone)

@@ -11,9 +11,11 @@ from instcls_tf.classifier.sharded_classifier import ShardedClassifier
 from instcls_tf.config import RANDOM, RAW_BATCH_BN, PretrainConfig
 from instcls_tf.data.source import Source
 from instcls_tf.distributed import collectives, workers
+from instcls_tf.encoder.networks import make_encoder
 from instcls_tf.errors import UserError, shown
 from instcls_tf.evaluation.online_gauge import OnlineGauge, start_in
 from instcls_tf.evaluation.similarity import gap_of_weights
+from instcls_tf.evaluation.unseen import fill_statistics, has_seen_nothing
 from instcls_tf.files import is_there
 from instcls_tf.initial.start import initialize_encoder, load_starting_encoder
 from instcls_tf.progress import Progress
@@ -56,13 +58,21 @@ def make_gauge(
         return None
     logged = {} if begins else _logged_start(config.workdir)
     gauge = OnlineGauge(config, encoder, source, progress.say, logged)
-    if begins:
+    if begins and not has_seen_nothing(encoder):
         gauge.measure_start()
-    elif not logged:  # cut before its first gauge, or without gauges until now
-        start = _kept_start(config, progress)
+    elif not logged:  # it begins without a prior, was cut before its first gauge, or had no gauges until now
+        start = _copy_of(encoder, config) if begins else _kept_start(config, progress)
         if start is not None:
+            fill_statistics(start, config, source)
             gauge.measure_start(start)
     return gauge
+
+
+def _copy_of(encoder: tf.keras.Model, config: PretrainConfig) -> tf.keras.Model:
+    """Whose statistics are for judging alone: the run trains from those that it has."""
+    copy = make_encoder(config, config.precision)
+    copy.set_weights(encoder.get_weights())
+    return copy
 
 
 def _logged_start(workdir: str) -> dict[str, float]:

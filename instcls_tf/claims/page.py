@@ -35,7 +35,7 @@ CPU time of a run's process, on processors that stand beside, of which two machi
 differ by a factor of two.
 
 What was chosen on which images: the batches, rates and views of runs with NT-Xent or eight views on other training
-images ([how](measurements.md#short-runs)), 25 settings of ours and 8 of SimCLR; the rates and lengths of the preset
+images ([how](measurements.md#short-runs)), 26 settings of ours and 8 of SimCLR; the rates and lengths of the preset
 `cifar10` with its views, on images that are not recorded; the views and the class weights' rate of the preset
 `digits` with an eye on its test digits; the temperature of SimCLR's plain rows, 0.2, by nobody (its paper has 0.1 on
 ImageNet and 0.5 on CIFAR-10); all else by the published defaults. Presets are made for the paper's method: the rate

@@ -133,7 +133,8 @@ def judge_run(
     if note:
         progress.say(note)
     networks = [load_starting_encoder(workdir, config), load_encoder(workdir)]
-    fill_statistics(networks[0], config, source)
+    for network in networks:  # a run without any step has seen as little as its start
+        fill_statistics(network, config, source)
     embedder = Embedder(_side_by_side(config, [network.get_layer("backbone") for network in networks]))
     views = TwoViews(config, source).features(embedder)
     readings = [read_gauges(*both) for both in views]

@@ -43,7 +43,7 @@ class OnlineGauge:
         self._every = config.gauge_every
         self._backbone = Embedder(encoder.get_layer("backbone"))
         self._views = TwoViews(config, source)
-        self._say, self._warned = say, False
+        self._say, self._warned, self._settles = say, False, 0
         self._start = start or {}
         # Of each image or, where the start was measured by an earlier part of the run, their mean.
         self._agreement_before: np.ndarray | float | None = self._start.get(f"gauge_agreement{_START}")
@@ -52,12 +52,14 @@ class OnlineGauge:
         """Whether to measure at the end of this epoch, counted from 0."""
         return (epoch + 1) % self._every == 0
 
-    def measure_start(self, encoder: tf.keras.Model | None = None) -> None:
+    def measure_start(self, encoder: tf.keras.Model | None = None, settles: int = 0) -> None:
         """Reads the gauges of the starting weights, which are logged beside all later ones.
 
         Args:
           encoder: has them; None for the run's own, which has made no step yet and has seen images.
+          settles: measurements that warn of nothing, until moving statistics of 0 and 1 are forgotten in the run.
         """
+        self._settles = settles
         backbone = self._backbone if encoder is None else Embedder(encoder.get_layer("backbone"))
         reading = self._read(backbone)
         self._start = {f"{name}{_START}": value for name, value in reading.figures().items()}
@@ -71,7 +73,8 @@ class OnlineGauge:
         """
         started = time.monotonic()
         now = self._read(self._backbone, progress)
-        if not self._warned:
+        self._settles -= 1
+        if not self._warned and self._settles < 0:
             warning = if_worse(now.shares, self._agreement_before)
             self._warned = bool(warning)
             if warning:
@@ -90,7 +93,11 @@ def if_worse(now: np.ndarray, start: np.ndarray | float | None) -> str:
       now: `[M]`, the agreement of each image, see `gauge.shared_neighbours`.
       start: likewise, or the mean of all; None if nobody has measured it.
     """
-    if start is None or now.mean() > np.mean(start) - _CLEARLY or compared(now, start, OF_AGREEMENTS) != -1:
+    if start is None or now.mean() > np.mean(start) - _CLEARLY:
+        return ""
+    # A mean has an error of its own, as large as that of what is held against it.
+    errors = OF_AGREEMENTS * (1.0 if np.ndim(start) else np.sqrt(2.0))
+    if compared(now, start, errors) != -1:
         return ""
     return (
         f"warning: two views of an image share {now.mean():.0%} of their nearest neighbours, {np.mean(start):.0%}"

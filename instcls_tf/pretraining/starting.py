@@ -11,6 +11,7 @@ from instcls_tf.classifier.sharded_classifier import ShardedClassifier
 from instcls_tf.config import RANDOM, RAW_BATCH_BN, PretrainConfig
 from instcls_tf.data.source import Source
 from instcls_tf.distributed import collectives, workers
+from instcls_tf.distributed.partition import steps_per_epoch
 from instcls_tf.encoder.networks import make_encoder
 from instcls_tf.errors import UserError, shown
 from instcls_tf.evaluation.online_gauge import OnlineGauge, start_in
@@ -21,6 +22,8 @@ from instcls_tf.initial.start import initialize_encoder, load_starting_encoder
 from instcls_tf.progress import Progress
 from instcls_tf.run.metrics import metrics_path, read_metrics
 
+# Steps after which less than a twentieth is left of the moving statistics that BN has begun with.
+_SETTLED = 30
 # Instances whose views the gap is measured with.
 _GAP_INSTANCES = 1000
 
@@ -64,7 +67,8 @@ def make_gauge(
         start = _copy_of(encoder, config) if begins else _kept_start(config, progress)
         if start is not None:
             fill_statistics(start, config, source)
-            gauge.measure_start(start)
+            steps = steps_per_epoch(source.num_instances, config.batch_size)
+            gauge.measure_start(start, settles=_SETTLED // (steps * config.gauge_every) if begins else 0)
     return gauge
 
 

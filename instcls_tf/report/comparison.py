@@ -123,7 +123,8 @@ def _draw(
     test_features: features.Features,
 ) -> None:
     """Draws the loss of all runs that have one, and neighbours in the last run's features."""
-    curves = {name: pictures.load_metrics(workdir) for name, workdir in runs.items()}
+    # What comes before the classification is another loss.
+    curves = {name: pictures.load_metrics(workdir, configs[name].contrast_epochs) for name, workdir in runs.items()}
     curves = {name: metrics for name, metrics in curves.items() if metrics}
     _, queries = np.unique(test_features.labels, return_index=True)  # the first image of each class
     queries = queries[:: max(1, len(queries) // _PICTURED_QUERIES)][:_PICTURED_QUERIES]

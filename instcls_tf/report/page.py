@@ -32,6 +32,7 @@ from instcls_tf.errors import UserError, shown
 from instcls_tf.report import page_style
 from instcls_tf.report.answer import Picture
 from instcls_tf.report.charts import Line, Mark, chart
+from instcls_tf.run.checkpoint_choice import prefixes, step_of
 from instcls_tf.run.metrics import metrics_path, read_metrics
 from instcls_tf.run.workdir import RESULTS, has_checkpoints, load_run, run_flags_path
 from instcls_tf.workdir_files import PAGE_NAME
@@ -223,12 +224,13 @@ def _results(run: _Run) -> str:
         values = _numbers_of(os.path.join(run.workdir, f"{name}.json"))
         if values:
             rows = [(key, value) for key, value in values.items()][:_MOST_RESULTS]
-            found.append(f"<h3>{name}</h3>{_age(values.get('step', ''), _last_step(run))}{_pairs(rows)}")
+            found.append(f"<h3>{name}</h3>{_age(values.get('step', ''), run.workdir)}{_pairs(rows)}")
     return "".join(found) or "<p>No evaluation has been made yet.</p>"
 
 
-def _age(step: str, now: int) -> str:
-    """A sentence about a result that is of an earlier step of the run."""
+def _age(step: str, workdir: str) -> str:
+    """A sentence about a result that is of an earlier step of the run than its newest checkpoint."""
+    now = max(map(step_of, prefixes(workdir)), default=0)
     if not step.isdecimal() or int(step) >= now:
         return ""
     return f"<p>Of step {step}, before the run went on to step {now}: the same command measures it anew.</p>"

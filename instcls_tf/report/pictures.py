@@ -13,9 +13,15 @@ from instcls_tf.report.figures import add_legend, new_figure, save_figure
 from instcls_tf.run.metrics import metrics_path, read_metrics
 
 
-def load_metrics(workdir: str) -> dict[str, np.ndarray]:
-    """The columns of a run's `metrics.jsonl` that all its lines have; none if it has logged nothing."""
+def load_metrics(workdir: str, after_epoch: int = 0) -> dict[str, np.ndarray]:
+    """The columns of a run's `metrics.jsonl` that all its lines have; none if it has logged nothing.
+
+    Args:
+      workdir: the run's folder.
+      after_epoch: lines of so many first epochs are left out, such as those of `--contrast_epochs`.
+    """
     lines = read_metrics(workdir) if is_there(metrics_path(workdir)) else []
+    lines = [line for line in lines if not after_epoch or line.get("epoch", np.inf) > after_epoch]
     names = [name for name in (lines[0] if lines else ()) if all(name in line for line in lines)]
     return {name: np.array([line[name] for line in lines]) for name in names}
 

@@ -10,8 +10,12 @@ import pytest
 
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.sources import open_training_source
+from instcls_tf.encoder.networks import make_encoder
 from instcls_tf.errors import UserError
+from instcls_tf.evaluation import against_start
 from instcls_tf.evaluation.against_start import BETTER, LIKE, TOO_FEW, WORSE, Judgement, _splits, judge_run
+from instcls_tf.evaluation.unseen import has_seen_nothing
+from instcls_tf.initial.start import keep_starting_weights
 from instcls_tf.run.workdir import begin_run
 from tests.images import write_images
 
@@ -192,3 +196,26 @@ def test_only_a_test_split_that_is_missing_is_passed_over_in_silence(tmp_path):
     ))  # fmt: skip
     shutil.rmtree(tmp_path / "test")
     assert splits_of(tmp_path) == (1, "")
+
+
+def test_a_run_without_a_step_is_like_its_start_whatever_its_method(tmp_path, monkeypatch):
+    """No prior has shown either network an image: both are judged with the same statistics."""
+    write_images(tmp_path / "photos", [f"{number}.jpg" for number in range(20)])
+    config = PretrainConfig(
+        dataset=f"folder:{tmp_path / 'photos'}",
+        workdir=str(tmp_path / "run"),
+        method="simclr",
+        encoder="resnet10",
+        width_multiplier=0.125,
+        stem="small",
+        image_size=16,
+        embedding_size=8,
+    )
+    begin_run(config)
+    run = make_encoder(config)
+    keep_starting_weights(config.workdir, run)
+    monkeypatch.setattr(against_start, "load_encoder", lambda workdir: run)
+    monkeypatch.setattr(against_start, "newest", lambda workdir: f"{workdir}/checkpoints/ckpt-00000000")
+    found = judge_run(config.workdir)
+    assert found.networks["start"] == found.networks["run"] and found.verdict() == LIKE
+    assert not has_seen_nothing(run)

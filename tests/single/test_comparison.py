@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -122,3 +123,14 @@ def test_curves_are_those_that_the_marks_of_eq_1_are_for(tmp_path):
         pictures._draw_curves(axes, {"a": metrics, "b": metrics}, {"a": plain, "b": plain.replace(**changes)}, 1000)
         assert len(axes.get_lines()) == num_lines, changes
         np.testing.assert_allclose(axes.get_lines()[1].get_ydata(), losses)
+
+
+def test_the_epochs_of_contrast_are_no_part_of_the_classification(tmp_path):
+    """Their lines have no NT-Xent beside the loss, which is NT-Xent."""
+    lines = [{"step": 10 * epoch, "epoch": float(epoch), "loss": 9.0 - epoch} for epoch in range(1, 5)]
+    log = [line if line["epoch"] <= 2 else {**line, "contrast_loss": 2.0} for line in lines]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in log))
+    config = PretrainConfig(workdir=str(tmp_path), batch_contrast=0.5, contrast_epochs=2)
+    metrics = pictures.load_metrics(config.workdir, config.contrast_epochs)
+    assert pictures._loss(metrics, config).tolist() == [5.0, 4.0] and metrics["epoch"].tolist() == [3.0, 4.0]
+    assert len(pictures.load_metrics(config.workdir)["loss"]) == 4

@@ -134,6 +134,7 @@ def test_a_network_that_gets_worse_is_told_of():
     now = start - np.resize([0.3, 0.0], 128)
     assert if_worse(now, None) == if_worse(start - 0.04, start) == if_worse(start, now) == ""
     assert if_worse(now[:20], start[:20]) != "" and if_worse(now[:16], start[:16]) == ""
+    assert if_worse(now[:64], start[:64]) != "" == if_worse(now[:64], 0.35)  # a mean leaves more of it to chance
     for known in (start, 0.35):  # of each image, or their mean
         assert if_worse(now, known).startswith(
             "warning: two views of an image share 20% of their nearest neighbours, 35% before: the network"

@@ -85,6 +85,11 @@ def test_an_unfinished_run_and_a_finished_one(workdir):
     log(workdir, line(1), line(5), line(STEPS, knn_top1=0.5, gauge_agreement=0.7, rank_me=31.5))
     for name, step in {"knn_eval": {"step": 5}, "linear_eval": {"step": STEPS}, "knn_eval_pixels": {}}.items():
         (workdir / f"{name}.json").write_text(json.dumps({"top1": 0.5, **step}))
+    (workdir / "checkpoints").mkdir()
+    for step in (5, STEPS):
+        assert "<p>" not in section(written(workdir), "Results")  # the log is ahead of what can be measured
+        for ending in (".index", ".json"):
+            (workdir / "checkpoints" / f"ckpt-{step:08d}{ending}").touch()
     text = written(workdir)
     results = section(text, "Results")
     old = f"<p>Of step 5, before the run went on to step {STEPS}: the same command measures it anew.</p>"

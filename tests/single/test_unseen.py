@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -10,7 +12,9 @@ from instcls_tf.config import PretrainConfig
 from instcls_tf.data import pipeline
 from instcls_tf.data.sources import open_source
 from instcls_tf.encoder.networks import batch_norm_layers, make_encoder
-from instcls_tf.evaluation import unseen
+from instcls_tf.evaluation import online_gauge, unseen
+from instcls_tf.initial.start import keep_starting_weights
+from instcls_tf.pretraining import starting
 from instcls_tf.pretraining.starting import make_gauge
 from instcls_tf.progress import Progress
 from tests.images import write_images
@@ -78,3 +82,24 @@ def test_a_run_is_held_against_its_start_as_if_that_had_seen_images(config):
     found = begun.measure()
     assert found["rank_me"] == seen["rank_me"] == pytest.approx(found["rank_me_start"])
     assert found["gauge_agreement_start"] == seen["gauge_agreement_start"] == seen["gauge_agreement"]
+
+
+def test_a_run_that_goes_on_without_a_logged_start_is_held_against_it_likewise(config):
+    """By the weights that it has kept."""
+    encoder, source = make_encoder(config), open_source(config.dataset)
+    Path(config.workdir).mkdir()
+    keep_starting_weights(config.workdir, encoder)
+    begun, later = (make_gauge(config, encoder, source, Progress(visible=False), begins) for begins in (True, False))
+    assert later.measure()["rank_me_start"] == pytest.approx(begun.measure()["rank_me_start"], rel=1e-5)
+    assert later.measure()["rank_me_start"] != pytest.approx(later.measure()["rank_me"], rel=1e-3)
+
+
+def test_a_run_is_not_called_worse_while_its_own_statistics_are_hardly_of_images(config, monkeypatch):
+    """Of steps of 20 images: the warning may come at the end of the third epoch."""
+    monkeypatch.setattr(online_gauge, "if_worse", lambda now, start: "worse")
+    monkeypatch.setattr(starting, "_SETTLED", 2)
+    said = []
+    monkeypatch.setattr(Progress, "say", lambda self, message: said.append(message))
+    gauge = make_gauge(config, make_encoder(config), open_source(config.dataset), Progress(visible=False), begins=True)
+    told = [gauge.measure() and list(said) for _ in range(4)]
+    assert told == [[], [], ["worse"], ["worse"]]

@@ -33,7 +33,7 @@ from instcls_tf.progress import Progress
 from instcls_tf.report.answer import Answer, Picture
 from instcls_tf.run.checkpoint import newest
 from instcls_tf.run.checkpoint_choice import step_of
-from instcls_tf.run.encoder import load_encoder
+from instcls_tf.run.encoder import encoder_of
 from instcls_tf.run.workdir import load_run
 
 # Single anchors of a fresh box head can have gradients of hundreds; keras-cv's guides clip at the same norm.
@@ -67,8 +67,8 @@ def detect(config: DetectConfig, train: DetectionSource, test: DetectionSource) 
     # ---- Model
     step = {}
     if config.init == CHECKPOINT:
-        step = {"step": step_of(newest(config.workdir))}
-        encoder = load_encoder(config.workdir)
+        prefix = newest(config.workdir)
+        step, encoder = {"step": step_of(prefix)}, encoder_of(load_run(config.workdir), prefix)
     else:
         encoder = make_encoder(load_run(config.workdir))
     origin = f"{encoder_digest(encoder)} {train.digest()}"

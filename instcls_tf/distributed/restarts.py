@@ -65,10 +65,13 @@ class Restarts:
             return False
         self._count += 1
         saved = newest(self._workdir)
-        has_moved = saved != self._saved
+        # Where the folder cannot be looked at, nobody knows of anything new.
+        has_moved = saved is not None and saved != self._saved
+        self._saved = saved or self._saved
         self._pause(outcome, has_moved)
-        self._ask()
+        self._look()
         self._leave_out(outcome, has_moved)
+        self._wait()
         hosts = machines.take(self._answering(), self._options.workers)
         count = sum(host.slots for host in hosts)
         if count < self._options.min_workers:
@@ -76,9 +79,9 @@ class Restarts:
             return False
         # On other places a rank is another worker's.
         self._before = outcome if hosts == self.hosts else Outcome(0, None)
-        self.hosts, self._saved = hosts, saved
+        self.hosts = hosts
         told = f"restart {self._count} of {self._options.max_restarts}, with {count} worker(s)"
-        self._say(f"{told}, from {saved or 'the start'}")
+        self._say(f"{told}, from {self._saved or 'the start'}")
         return True
 
     def _pause(self, outcome: Outcome, has_moved: bool) -> None:
@@ -90,11 +93,13 @@ class Restarts:
             self._say(f"waiting {seconds:g} s, as nothing was saved since the last start")
             time.sleep(seconds)
 
-    def _ask(self) -> None:
-        """Looks at all machines, with some patience if too few workers are left without those that do not answer."""
+    def _look(self) -> None:
         self.seen = machines.look(self._all)
         for problem in machines.problems(self.seen).values():
             self._say(problem)
+
+    def _wait(self) -> None:
+        """Has some patience with machines that do not answer, if too few workers are left without them."""
         patience, is_told = self._options.wait_for_hosts, False
         end = time.monotonic() + patience
         while self._lacks_workers() and time.monotonic() < end:

@@ -34,7 +34,7 @@ from instcls_tf.files import refuse_unwritable
 from instcls_tf.progress import Progress
 from instcls_tf.run.checkpoint import newest
 from instcls_tf.run.checkpoint_choice import step_of
-from instcls_tf.run.encoder import load_encoder
+from instcls_tf.run.encoder import encoder_of, load_encoder
 
 
 def extract_of_run(
@@ -116,7 +116,7 @@ def knn_of_run(
     require_value("num_neighbors", k, k >= 1, "at least 1")
     require_value("knn_temperature", temperature, temperature > 0, "above 0")
     progress = workers.start(notes=notes_of(*subject.splits) if subject else ())
-    step = {} if files or kind == PIXELS else _step_of(_given(subject))
+    step: dict[str, int] = {}
     if files:
         train, test = features_from_files(files, kind)
     elif kind == PIXELS:
@@ -124,7 +124,8 @@ def knn_of_run(
         pixels = features.pixels_of(settings["image_size"])
         train, test = (features.extract(pixels, source, **settings) for source in splits)
     else:
-        train, test = _features_of(_given(subject), kind, load_encoder(_given(subject).workdir), progress)
+        encoder, step = _newest_of(_given(subject))
+        train, test = _features_of(_given(subject), kind, encoder, progress)
     progress.close()
     result = shared_knn_accuracy(*train, *test, k=k, temperature=temperature)
     about = {"features": kind, "num_neighbors": k, **_about(result["examples"], subject, files)}
@@ -140,8 +141,7 @@ def linear_of_run(subject: Subject | None, recipe: LinearRecipe) -> dict:
     subject = _given(subject)
     refuse_untrained(subject.config, recipe.features)
     progress = workers.start(recipe.seed, notes_of(*subject.splits))
-    step = _step_of(subject)
-    encoder = load_encoder(subject.workdir)
+    encoder, step = _newest_of(subject)
     seen = np.zeros([1, encoder.get_layer(recipe.features).output_shape[-1]], np.float32)
     if recipe.normalize_features == STANDARDIZE:
         seen = _features_of(subject, recipe.features, encoder, progress)[0].vectors
@@ -161,13 +161,14 @@ def linear_of_run(subject: Subject | None, recipe: LinearRecipe) -> dict:
 def cached_linear_of_run(subject: Subject | None, recipe: CachedRecipe, files: tuple[str, str] | None = None) -> dict:
     """Linear evaluation on stored features; arguments and errors as for `knn_of_run` and `linear_of_run`."""
     progress = workers.start(recipe.seed, notes_of(*subject.splits) if subject else ())
-    step = {} if files else _step_of(_given(subject))
+    step: dict[str, int] = {}
     if files:
         train, test = features_from_files(files, recipe.features)
         num_classes = int(train.labels.max()) + 1
     else:
         subject = _given(subject)
-        train, test = _features_of(subject, recipe.features, load_encoder(subject.workdir), progress)
+        encoder, step = _newest_of(subject)
+        train, test = _features_of(subject, recipe.features, encoder, progress)
         num_classes = subject.splits.num_classes
     result = cached_accuracy(train, test, num_classes, recipe, progress)
     progress.close()
@@ -186,8 +187,11 @@ def finetune_of_run(subject: Subject | None, recipe: FinetuneRecipe) -> dict:
     progress = workers.start(recipe.seed, notes_of(*subject.splits))
     reading = reading_of(subject.config)
     train = open_fraction(subject.splits, subject.dataset, subject.data_dir, recipe.fraction, recipe.seed, reading)
-    step = _step_of(subject) if recipe.init == CHECKPOINT else {}
-    backbone = finetune.initial_backbone(recipe.init, subject.workdir, subject.config, progress.say)
+    if recipe.init == CHECKPOINT:
+        encoder, step = _newest_of(subject)
+        backbone = encoder.get_layer("backbone")
+    else:
+        backbone, step = finetune.initial_backbone(recipe.init, subject.config, progress.say), {}
     settings = _seen_of_images(subject.config)
     settings["image_size"] = recipe.image_size or settings["image_size"]
     result = finetune.finetuned_accuracy(backbone, train, subject.splits, recipe, progress=progress, **settings)
@@ -242,9 +246,10 @@ def _seen_of_images(config: PretrainConfig) -> dict[str, Any]:
     return {"image_size": config.image_size, "center_crop_fraction": config.center_crop_fraction}
 
 
-def _step_of(subject: Subject) -> dict[str, int]:
-    """Which state of the run is judged, for the answer; asked before it is loaded, as the run may go on meanwhile."""
-    return {"step": step_of(newest(subject.workdir))}
+def _newest_of(subject: Subject) -> tuple[tf.keras.Model, dict[str, int]]:
+    """The encoder of a run as it is now, and its step for the answer; the run may go on meanwhile."""
+    prefix = newest(subject.workdir)
+    return encoder_of(subject.config, prefix), {"step": step_of(prefix)}
 
 
 def _about(examples: float, subject: Subject | None, files: tuple[str, str] | None = None) -> dict:

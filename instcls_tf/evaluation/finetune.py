@@ -15,33 +15,29 @@ from instcls_tf.encoder import networks
 from instcls_tf.errors import DivergedError, UserError, shown
 from instcls_tf.evaluation.accuracy import accuracy_of
 from instcls_tf.evaluation.linear import global_cross_entropy, labelled_batches, new_classifier
-from instcls_tf.evaluation.recipes import CHECKPOINT, INITS, SCRATCH, FinetuneRecipe
+from instcls_tf.evaluation.recipes import INITS, SCRATCH, FinetuneRecipe
 from instcls_tf.files import is_there
 from instcls_tf.initial.start import initialize_encoder
 from instcls_tf.optimizer import MomentumSGD, WarmupCosine
 from instcls_tf.progress import Progress
-from instcls_tf.run.encoder import load_encoder
 
 
 def initial_backbone(
-    init: str, workdir: str, config: PretrainConfig, say: Callable[[str], None] = lambda text: None
+    init: str, config: PretrainConfig, say: Callable[[str], None] = lambda text: None
 ) -> tf.keras.Model:
-    """The network that fine-tuning starts from; all workers together.
+    """The network that fine-tuning starts from, other than the run's own; all workers together.
 
     Args:
-      init: `checkpoint` (of the run), `scratch` (the run's architecture with random weights), or the folder of a Keras
+      init: `scratch` (the run's architecture with random weights), or the folder of a Keras
         SavedModel that maps images `[b, H, W, 3]` with pixel values 0..255 to features `[b, F]`; of one that holds a
         part named "backbone", as `export` writes it, that part is taken. Or weights for the run's architecture: another
         run or a file, see `initial.kinds`.
-      workdir: the run's folder.
-      config: its recipe.
+      config: the run's recipe.
       say: called with a line for what is left out of such weights.
 
     Raises:
       UserError: there is nothing, or what lies there cannot be fine-tuned.
     """
-    if init == CHECKPOINT:
-        return load_encoder(workdir).get_layer("backbone")
     if init == SCRATCH:
         return networks.make_encoder(config).get_layer("backbone")
     if not is_there(init):

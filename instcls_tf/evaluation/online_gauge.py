@@ -30,6 +30,7 @@ class OnlineGauge:
       source: its images.
       say: told, once, if the network has become worse than it was at the start.
       start: what an earlier part of the run has logged of its start; None where `measure_start` follows.
+      settles: measurements that warn of nothing, until the run has forgotten moving statistics of 0 and 1.
     """
 
     def __init__(
@@ -39,11 +40,12 @@ class OnlineGauge:
         source: Source,
         say: Callable[[str], None],
         start: dict[str, float] | None = None,
+        settles: int = 0,
     ):
         self._every = config.gauge_every
         self._backbone = Embedder(encoder.get_layer("backbone"))
         self._views = TwoViews(config, source)
-        self._say, self._warned, self._settles = say, False, 0
+        self._say, self._warned, self._settles = say, False, settles
         self._start = start or {}
         # Of each image or, where the start was measured by an earlier part of the run, their mean.
         self._agreement_before: np.ndarray | float | None = self._start.get(f"gauge_agreement{_START}")
@@ -52,14 +54,12 @@ class OnlineGauge:
         """Whether to measure at the end of this epoch, counted from 0."""
         return (epoch + 1) % self._every == 0
 
-    def measure_start(self, encoder: tf.keras.Model | None = None, settles: int = 0) -> None:
+    def measure_start(self, encoder: tf.keras.Model | None = None) -> None:
         """Reads the gauges of the starting weights, which are logged beside all later ones.
 
         Args:
           encoder: has them; None for the run's own, which has made no step yet and has seen images.
-          settles: measurements that warn of nothing, until moving statistics of 0 and 1 are forgotten in the run.
         """
-        self._settles = settles
         backbone = self._backbone if encoder is None else Embedder(encoder.get_layer("backbone"))
         reading = self._read(backbone)
         self._start = {f"{name}{_START}": value for name, value in reading.figures().items()}

@@ -137,7 +137,7 @@ def _pretrain(
             run.save(config.workdir, with_lists=False)
 
     # ---- Training
-    gauge = starting.make_gauge(config, run.encoder, source, progress, begins)
+    gauge = starting.make_gauge(config, run.encoder, source, progress, begins, first_step)
     last_step, window = max(first_step, steps.end), config.window(source.num_instances)
     batches = iter(
         pipeline.training_batches_of(config, source, first_step=first_step, last_step=last_step, window=window)

@@ -11,7 +11,6 @@ from instcls_tf.classifier.sharded_classifier import ShardedClassifier
 from instcls_tf.config import RANDOM, RAW_BATCH_BN, PretrainConfig
 from instcls_tf.data.source import Source
 from instcls_tf.distributed import collectives, workers
-from instcls_tf.distributed.partition import steps_per_epoch
 from instcls_tf.encoder.networks import make_encoder
 from instcls_tf.errors import UserError, shown
 from instcls_tf.evaluation.online_gauge import OnlineGauge, start_in
@@ -19,6 +18,7 @@ from instcls_tf.evaluation.similarity import gap_of_weights
 from instcls_tf.evaluation.unseen import fill_statistics, has_seen_nothing
 from instcls_tf.files import is_there
 from instcls_tf.initial.start import initialize_encoder, load_starting_encoder
+from instcls_tf.pretraining.steps import Steps
 from instcls_tf.progress import Progress
 from instcls_tf.run.metrics import metrics_path, read_metrics
 
@@ -54,21 +54,28 @@ def report_gap(
 
 
 def make_gauge(
-    config: PretrainConfig, encoder: tf.keras.Model, source: Source, progress: Progress, begins: bool
+    config: PretrainConfig,
+    encoder: tf.keras.Model,
+    source: Source,
+    progress: Progress,
+    begins: bool,
+    first_step: int = 0,
 ) -> OnlineGauge | None:
     """The gauges of a run, which have seen its start; None without `--gauge_every`. All workers together."""
     if not config.gauge_every:
         return None
     logged = {} if begins else _logged_start(config.workdir)
-    gauge = OnlineGauge(config, encoder, source, progress.say, logged)
-    if begins and not has_seen_nothing(encoder):
+    has_seen = begins and not has_seen_nothing(encoder)
+    per_measurement = Steps(config, source.num_instances).per_epoch * config.gauge_every
+    settles = 0 if has_seen else max(0, _SETTLED - first_step) // per_measurement
+    gauge = OnlineGauge(config, encoder, source, progress.say, logged, settles)
+    if has_seen:
         gauge.measure_start()
     elif not logged:  # it begins without a prior, was cut before its first gauge, or had no gauges until now
         start = _copy_of(encoder, config) if begins else _kept_start(config, progress)
         if start is not None:
             fill_statistics(start, config, source)
-            steps = steps_per_epoch(source.num_instances, config.batch_size)
-            gauge.measure_start(start, settles=_SETTLED // (steps * config.gauge_every) if begins else 0)
+            gauge.measure_start(start)
     return gauge
 
 

@@ -15,15 +15,8 @@ from instcls_tf.pretraining import pretrain
 from instcls_tf.run.workdir import load_run
 from tests.commands import snapshot
 from tests.end_to_end.conftest import PastRun, launched
-from tests.end_to_end.runs import (
-    NUM_INSTANCES,
-    STEPS,
-    STEPS_PER_EPOCH,
-    TINY,
-    metrics_of,
-    searches_of,
-    write_images,
-)
+from tests.end_to_end.runs import NUM_INSTANCES, STEPS, STEPS_PER_EPOCH, TINY, metrics_of, searches_of
+from tests.images import write_images
 
 INTERRUPTED_AT = 3  # in mid-epoch
 METRICS = {"step", "epoch", "loss", "instance_top1", "learning_rate", "images_per_second", "data_wait_fraction"}

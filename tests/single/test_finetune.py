@@ -34,7 +34,7 @@ def finetune(recipe: FinetuneRecipe, backbone: tf.keras.Model, progress: Progres
 
 
 def test_learns_with_some_labels():
-    backbone = initial_backbone("scratch", "", CONFIG)
+    backbone = initial_backbone("scratch", CONFIG)
     before = [variable.numpy() for variable in backbone.variables]
     recipe = FinetuneRecipe(
         fraction=0.1, epochs=20, batch_size=32, encoder_learning_rate=0.05, classifier_learning_rate=0.5,
@@ -51,7 +51,7 @@ def test_rates_of_encoder_and_classifier_are_separate():
     recipe = FinetuneRecipe(
         epochs=1, batch_size=500, encoder_learning_rate=0.0, classifier_learning_rate=1.0, augmentation="none"
     )
-    backbone = initial_backbone("scratch", "", CONFIG)
+    backbone = initial_backbone("scratch", CONFIG)
     before = [variable.numpy() for variable in backbone.trainable_variables]
     finetune(recipe, backbone)
     for variable, value in zip(backbone.trainable_variables, before):
@@ -64,7 +64,7 @@ def test_divergence_is_one_sentence(capsys):
         r"^--encoder_learning_rate=0.5 --classifier_learning_rate=1e\+38: diverged at step \d+, wanted lower ones$"
     )
     with pytest.raises(UserError, match=sentence):
-        finetune(recipe, initial_backbone("scratch", "", CONFIG), Progress(visible=True))
+        finetune(recipe, initial_backbone("scratch", CONFIG), Progress(visible=True))
     assert "warning: --batch_size=256 of 140 labels: an epoch is a single step" in capsys.readouterr().err
 
 
@@ -73,14 +73,14 @@ def test_starts_from_an_exported_model_or_from_weights_alone(tmp_path):
     kernel = encoder.get_layer("backbone").trainable_variables[0]
     kernel.assign_add(tf.ones_like(kernel))
     export(SAVED_MODEL, Subject(encoder, 8), str(tmp_path / "1"))
-    loaded = initial_backbone(str(tmp_path / "1"), "", CONFIG)
+    loaded = initial_backbone(str(tmp_path / "1"), CONFIG)
     images = np.random.default_rng(0).integers(0, 256, [2, 8, 8, 3], np.uint8)
     expected = encoder.get_layer("backbone")(images, training=False)
     np.testing.assert_allclose(loaded(images, training=False), expected, atol=1e-5)
     assert loaded.output_shape == (None, 128)
     keep_starting_weights(str(tmp_path), encoder)
     notes, weights = [], str(tmp_path / "start.safetensors")
-    loaded = initial_backbone(weights, "", CONFIG.replace(seed=1), notes.append)
+    loaded = initial_backbone(weights, CONFIG.replace(seed=1), notes.append)
     np.testing.assert_allclose(loaded(images, training=False), expected, atol=1e-5)
     assert notes == [f"--init={weights}: its projection head is taken as well"]
 
@@ -89,14 +89,14 @@ def test_starts_from_somebody_elses_model(tmp_path):
     inputs = tf.keras.Input([None, None, 3])
     pooled = tf.keras.layers.GlobalAveragePooling2D()(tf.keras.layers.Conv2D(5, 3)(inputs))
     tf.keras.Model(inputs, pooled).save(tmp_path / "pooled", save_format="tf")
-    assert initial_backbone(str(tmp_path / "pooled"), "", CONFIG).output_shape == (None, 5)
+    assert initial_backbone(str(tmp_path / "pooled"), CONFIG).output_shape == (None, 5)
     tf.keras.Model(inputs, tf.keras.layers.Conv2D(5, 3)(inputs)).save(tmp_path / "map", save_format="tf")
     with pytest.raises(UserError, match=r"wanted a model whose output is \[batch, features\], this one's is \(None,"):
-        initial_backbone(str(tmp_path / "map"), "", CONFIG)
+        initial_backbone(str(tmp_path / "map"), CONFIG)
     with pytest.raises(
         UserError, match=r"no such file or folder, wanted checkpoint, scratch, a run, a SavedModel or weights$"
     ):
-        initial_backbone(str(tmp_path / "none"), "", CONFIG)
+        initial_backbone(str(tmp_path / "none"), CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_images_that_cannot_be_read_are_left_out(tmp_path):
         (tmp_path / split / "a" / "1.jpg").write_bytes(b"")
     splits = open_splits(f"folder:{tmp_path}")
     recipe = FinetuneRecipe(epochs=1, batch_size=2, encoder_learning_rate=0.01, classifier_learning_rate=0.1)
-    backbone = initial_backbone("scratch", "", CONFIG)
+    backbone = initial_backbone("scratch", CONFIG)
     result = finetuned_accuracy(
         backbone, splits.train, splits, recipe, image_size=8, center_crop_fraction=1.0, progress=QUIET
     )

@@ -99,6 +99,18 @@ def test_one_whose_machine_is_gone_is_not_left_out(tmp_path, gone):
     assert job.follow(UNKNOWN) and job.hosts == (Host("a", 2), Host("b", 2))
 
 
+def test_a_worker_that_is_left_out_is_waited_for_on_machines_that_do_not_answer(tmp_path, gone, monkeypatch):
+    """Four are wanted: without the one that is left out there are three, until `c` is back."""
+    job, said = job_on("a:2,b:2,c:1", 4, tmp_path, min_workers=4)
+    job._options = job._options._replace(wait_for_hosts=60.0)
+    gone.add("c")
+    monkeypatch.setattr(restarts.time, "sleep", lambda seconds: gone.clear())
+    assert job.follow(Outcome(1, 3)) and job.hosts == (Host("a", 2), Host("b", 2))
+    gone.add("c")
+    assert job.follow(Outcome(1, 3)) and job.hosts == (Host("a", 2), Host("b", 1, (1,)), Host("c", 1))
+    assert "waiting for c, up to 60 s (--wait_for_hosts)" in said
+
+
 def test_what_a_machine_lacks_may_take_its_time(tmp_path, gone, slept):
     """Not where the job had come further, nor where a worker has died of its own."""
     job, said = job_on("a:2", 2, tmp_path)
@@ -112,3 +124,17 @@ def test_what_a_machine_lacks_may_take_its_time(tmp_path, gone, slept):
     assert len(slept) == 6
     job.follow(UNKNOWN)
     assert slept[6:] == [5]
+
+
+def test_a_folder_that_cannot_be_looked_at_says_nothing_of_steps(tmp_path, gone, slept):
+    """Nor that there were none."""
+    save(tmp_path, 3)
+    job, said = job_on("a:2", 2, tmp_path)
+    (tmp_path / "checkpoints").rename(tmp_path / "away")
+    job.follow(UNKNOWN)
+    (tmp_path / "away").rename(tmp_path / "checkpoints")
+    job.follow(UNKNOWN)
+    assert slept == [5, 10]
+    assert [line for line in said if line.startswith("restart")] == [
+        f"restart {count} of 9, with 2 worker(s), from ckpt-00000003" for count in (1, 2)
+    ]

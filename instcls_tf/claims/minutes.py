@@ -11,6 +11,8 @@ from instcls_tf.claims.page import cpu_seconds_of, short_name
 from instcls_tf.claims.runs import Run
 from instcls_tf.report.figures import add_legend, new_figure, save_figure
 
+_COLOURS = 10  # in matplotlib's cycle
+
 
 class Point(NamedTuple):
     """The runs of one recipe and length, of all seeds that have not diverged."""
@@ -48,15 +50,17 @@ def draw_minutes(path: str, about: Minutes, scale: Scale, results: dict[str, dic
     Raises:
       UserError: the file cannot be written.
     """
-    figure = new_figure(7.5, 4.5)
+    figure = new_figure(9, 6)
     axes: Any = figure.subplots()
-    lines, names, processors = [], [], set()
+    lines: list[Any] = []
+    names, processors = [], set()
     for name, flags in about.series.items():
         points = points_of(flags, scale, results)
         if not points:
             continue
         means = [100 * np.mean(point.accuracies) for point in points]
-        (line,) = axes.plot([np.mean(point.minutes) for point in points], means, marker="o", markersize=4)
+        marker = "o" if len(lines) < _COLOURS else "s"
+        (line,) = axes.plot([np.mean(point.minutes) for point in points], means, marker=marker, markersize=4)
         for point in points:
             dots = 100 * np.array(point.accuracies)
             axes.plot(point.minutes, dots, ".", color=line.get_color(), alpha=0.4, markersize=4)
@@ -64,7 +68,7 @@ def draw_minutes(path: str, about: Minutes, scale: Scale, results: dict[str, dic
         lines.append(line)
         names.append(f"{name} ({', '.join(str(len(point.accuracies)) for point in points)})")
     axes.set_xscale("log")
-    ticks = [3, 5, 8, 15, 30, 90]
+    ticks = [tick for tick in (3, 5, 8, 15, 30, 90) if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
     axes.set(
@@ -73,5 +77,6 @@ def draw_minutes(path: str, about: Minutes, scale: Scale, results: dict[str, dic
         title=about.title,
     )
     axes.grid(alpha=0.3)
-    add_legend(axes, lines, names, title="method (seeds at each length)", fontsize="small", loc="upper left")
+    about_names = {"title": "method (seeds at each length)", "fontsize": "small"}
+    add_legend(figure, lines, names, loc="outside lower center", ncols=2, **about_names)
     save_figure(path, figure)

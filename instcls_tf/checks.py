@@ -206,7 +206,7 @@ def without_effect(settings: Any) -> dict[str, str]:
 
 
 def refuse_idle(settings: Any, given: Collection[str]) -> None:
-    """Refuses settings `without_effect` that a run's user has given himself.
+    """Refuses settings `without_effect` that a run's user has given himself, other than their defaults.
 
     Args:
       settings: a `PretrainConfig`, of a run that begins.
@@ -217,7 +217,7 @@ def refuse_idle(settings: Any, given: Collection[str]) -> None:
     """
     for name, why in without_effect(settings).items():
         value = getattr(settings, name)
-        if name in given and value is not None:
+        if name in given and value != getattr(type(settings), name):
             raise UserError(f"--{name}={shown(value)}: {why}: leave it out")
 
 

@@ -11,9 +11,10 @@ import tensorflow as tf
 
 from instcls_tf import files
 from instcls_tf.data import manifest
+from instcls_tf.data.decoding import FAILED
 from instcls_tf.data.source import Source
 from instcls_tf.distributed import collectives, workers
-from instcls_tf.errors import UserError, shown, some_of
+from instcls_tf.errors import MachineError, UserError, shown, some_of
 from instcls_tf.workdir_files import BAD_FILES_NAME
 
 # Steps of a pass over the data between two looks at the bad files, which cost a message.
@@ -61,8 +62,9 @@ class BadFiles:
     def check(self) -> None:
         """Merges the workers' findings and writes the list; all workers call it together.
 
-        Raises:
-          UserError: a record file is damaged, or too many images are bad; on all workers alike.
+          Raises:
+            UserError: a record file is damaged, or too many images are bad; on all workers alike.
+        MachineError: likewise, as the file system fails.
         """
         reasons, damage = self._source.bad.reasons, self._source.bad.damage
         news = dict(itertools.islice(reasons.items(), self._told, None))
@@ -71,10 +73,10 @@ class BadFiles:
         if not counts.any():
             return
         self._told = len(reasons)
-        mine = sorted(damage.values()), sorted(map(_line, news, news.values()))
-        sentences, lines = (list(itertools.chain(*parts)) for parts in zip(*workers.everybodys(mine)))
+        mine = sorted(damage.values()), sorted(map(_line, news, news.values())), [self._source.bad.is_of_machine]
+        sentences, lines, of_machine = (list(itertools.chain(*parts)) for parts in zip(*workers.everybodys(mine)))
         if sentences:
-            raise UserError(f"--dataset={self._source.name}: {sentences[0]}")
+            raise (MachineError if any(of_machine) else UserError)(f"--dataset={self._source.name}: {sentences[0]}")
         self._remember(lines)
         self._met |= {line.partition("\t")[0] for line in lines} - self._gone
         if collectives.rank() == 0:
@@ -83,7 +85,9 @@ class BadFiles:
         num_there = self._source.num_instances - len(self._gone)
         if len(self._met) > self._max_fraction * num_there:
             names = some_of(map(shown, sorted(self._met)))
-            raise UserError(
+            failed = sum(self._reasons[name] == FAILED for name in self._met)
+            is_of_machine = len(self._met) - failed <= self._max_fraction * num_there
+            raise (MachineError if is_of_machine else UserError)(
                 f"--max_bad_fraction={self._max_fraction}: {len(self._met)} of {num_there} images cannot be read, see"
                 f" {self._path}: {names}"
             )

@@ -16,9 +16,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from instcls_tf import files
 from instcls_tf.checks import background_colour
 from instcls_tf.config import PretrainConfig
 from instcls_tf.data.image_header import plain_orientation
+from instcls_tf.errors import MachineError
 
 # A JPEG's headers nearly always end before; if not, Pillow reads the image.
 _HEAD_BYTES = 2**16
@@ -50,28 +52,35 @@ def reading_of(config: PretrainConfig) -> Reading:
     return Reading(config.max_pixels, config.background)
 
 
+# Why an image cannot be read that may be sound: after some patience, of which others may need more.
+FAILED = "the file system fails"
+
+
 class BadImages:
     """The images of a source that could not be read so far, in this process; filled by the threads of a pipeline.
 
     Attributes:
       reasons: why, by the image's name.
       damage: sentences about record files that hold less than they should, by path.
+      is_of_machine: whether one of them is there whole after all, and the file system has failed.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._reasons: dict[str, str] = {}
         self._damage: dict[str, str] = {}
+        self.is_of_machine = False
 
     def add(self, name: str, reason: str) -> None:
         """Reports an image; once is enough, however often it is met."""
         with self._lock:
             self._reasons[name] = reason
 
-    def add_damage(self, path: str, sentence: str) -> None:
+    def add_damage(self, path: str, sentence: str, is_of_machine: bool = False) -> None:
         """Reports a record file."""
         with self._lock:
             self._damage[path] = sentence
+            self.is_of_machine |= is_of_machine
 
     @property
     def reasons(self) -> dict[str, str]:
@@ -170,11 +179,13 @@ def _turn_upright(image: Any, orientation: Any) -> Any:
 def _read_slowly(bad: BadImages | None, reading: Reading, path: bytes | np.ndarray) -> np.ndarray:
     path = _as_bytes(path)
     try:
+        name = os.fsdecode(path)
         # Opening a pipe would wait for somebody to write to it.
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        if not stat.S_ISREG(files.patiently(lambda: os.stat(path), name).st_mode):
             return _give_up(bad, path, "not a regular file")
-        with open(path, "rb") as file:
-            return _read_with_pillow(file, path, bad, reading)
+        return _read_with_pillow(io.BytesIO(files.content_of(name)), path, bad, reading)
+    except MachineError:
+        return _give_up(bad, path, FAILED)
     except OSError as error:
         return _give_up(bad, path, (error.strerror or str(error)).lower())
 

@@ -18,7 +18,7 @@ from instcls_tf.data.image_suffixes import FIRST_SUFFIXES, IMAGE_SUFFIXES
 from instcls_tf.data.listing import Listing, is_in_a_listed_folder, list_images
 from instcls_tf.data.manifest import Changes, ImagePaths
 from instcls_tf.data.source import Images, classes_that_tell, digest_of_content, digest_of_ids, file_identity
-from instcls_tf.errors import NoSplitError, UserError, shown
+from instcls_tf.errors import MachineError, NoSplitError, UserError, shown
 from instcls_tf.workdir_files import MANIFEST_NAME
 
 PREFIX = "folder:"
@@ -70,13 +70,12 @@ class FolderSource:
         return self.paths[instance_id]
 
     def content_of(self, instance_id: int) -> bytes:
-        """The bytes of a file; none if it cannot be read."""
+        """The bytes of a file; none if it cannot be read, also after some patience with the file system."""
         if instance_id in self.irregular:
             return b""
         try:
-            with open(os.path.join(os.fsencode(self.root), self.paths.bytes_of(instance_id)), "rb") as file:
-                return file.read()
-        except OSError:
+            return files.content_of(os.path.join(self.root, os.fsdecode(self.paths.bytes_of(instance_id))))
+        except (OSError, MachineError):
             return b""
 
     def holds_images_in(self, folder: str) -> bool:

@@ -141,7 +141,9 @@ class Shards:
             readable = tf.data.TFRecordDataset(path, buffer_size=2**20).ignore_errors()
             count = int(readable.reduce(np.int64(0), lambda count, _: count + 1))
             why = f"damaged or cut off, {count} of its {wanted} records can be read"
-            self.bad.add_damage(name, f"{name}: {why if os.path.exists(path) else 'no such file'}")
+            if is_whole := count >= int(wanted):
+                why = "could not be read for a moment: the file system fails"
+            self.bad.add_damage(name, f"{name}: {why if os.path.exists(path) else 'no such file'}", is_whole)
         return np.bool_(True)
 
 

@@ -12,7 +12,7 @@ from instcls_tf import stamps
 from instcls_tf.data import pipeline
 from instcls_tf.data.source import Source
 from instcls_tf.distributed import collectives, workers
-from instcls_tf.errors import UserError
+from instcls_tf.errors import MachineError, UserError
 from instcls_tf.progress import OnProgress
 
 # Pixels that raw images are compared by; larger ones are averaged down to it, or they would not fit into memory.
@@ -140,9 +140,11 @@ def refuse_damage(source: Source) -> None:
 
     Raises:
       UserError: names the file; on all workers alike, whichever of them has read it.
+      MachineError: likewise, as the file system fails.
     """
     for _, sentence in sorted(workers.merged(source.bad.damage).items()):
-        raise UserError(f"--dataset={source.name}: {sentence}")
+        is_of_machine = any(workers.everybodys(source.bad.is_of_machine))
+        raise (MachineError if is_of_machine else UserError)(f"--dataset={source.name}: {sentence}")
 
 
 def pixels(images: tf.Tensor) -> tf.Tensor:

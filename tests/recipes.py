@@ -99,6 +99,17 @@ PLANNED = PretrainConfig(
     hard_negatives=3,
 )
 
+# Without a prior, and so small that its network is made and judged in a moment.
+WITHOUT_PRIOR = PretrainConfig(
+    workdir="unused",
+    method="simclr",
+    encoder="resnet10",
+    stem="small",
+    width_multiplier=0.125,
+    image_size=16,
+    embedding_size=8,
+)
+
 
 def write_run(folder: Path, config: PretrainConfig) -> str:
     """Writes a recipe where a run in that folder has it; returns its path."""

@@ -28,7 +28,7 @@ from instcls_tf.evaluation.unseen import fill_statistics
 from instcls_tf.initial.start import load_starting_encoder
 from instcls_tf.run.checkpoint import newest
 from instcls_tf.run.checkpoint_choice import step_of
-from instcls_tf.run.encoder import load_encoder
+from instcls_tf.run.encoder import encoder_of
 
 # Training images that are looked at, and a fifth as many test images.
 IMAGES = 10_000
@@ -132,7 +132,8 @@ def judge_run(
     progress = workers.start(config.seed, notes_of(source, *(splits or ())))
     if note:
         progress.say(note)
-    networks = [load_starting_encoder(workdir, config), load_encoder(workdir)]
+    prefix = newest(workdir)  # the run may go on meanwhile
+    networks = [load_starting_encoder(workdir, config), encoder_of(config, prefix)]
     for network in networks:  # a run without any step has seen as little as its start
         fill_statistics(network, config, source)
     embedder = Embedder(_side_by_side(config, [network.get_layer("backbone") for network in networks]))
@@ -144,7 +145,7 @@ def judge_run(
     found = {name: {**of_labels, **reading.figures()} for name, of_labels, reading in zip(_NAMES, accuracies, readings)}
     of_images = [of_labels[:, 0] for of_labels in hits] or [reading.shares for reading in readings]
     origin = {"init": config.init or "", "extend_from": config.extend_from or ""}
-    about = {"dataset": config.dataset, "step": step_of(newest(workdir)), **origin, **examples}
+    about = {"dataset": config.dataset, "step": step_of(prefix), **origin, **examples}
     about.update(labelled_dataset=dataset or "", not_labels="" if dataset else why_unlabelled(source))
     about.update(gauge_images=len(readings[0].shares), pixel_side=min(features.PIXEL_SIDE, config.image_size))
     return Judgement(found, about, dict(zip(_NAMES, of_images)))

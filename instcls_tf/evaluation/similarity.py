@@ -22,8 +22,8 @@ from instcls_tf.encoder import networks
 from instcls_tf.evaluation import weight_index
 from instcls_tf.evaluation.knn import nearest
 from instcls_tf.initial.start import initialize_encoder
-from instcls_tf.run import checkpoint
-from instcls_tf.run.encoder import load_encoder
+from instcls_tf.run import checkpoint, checkpoint_choice
+from instcls_tf.run.encoder import encoder_of
 from instcls_tf.run.workdir import load_classification
 
 # Other class weights to which a view is compared one by one, for the histogram; the mean over all others is exact.
@@ -47,7 +47,7 @@ class Similarities(NamedTuple):
 
 def similarities_of_run(
     workdir: str, data_dir: str | None, instances: int
-) -> tuple[dict[str, dict[str, float]], dict[str, Similarities]]:
+) -> tuple[dict[str, dict[str, float]], dict[str, Similarities], int]:
     """Intra- and inter-instance cosines of the recipe's four initialisations and of the run itself.
 
     All workers call it together.
@@ -60,7 +60,7 @@ def similarities_of_run(
     Returns:
       By the name of the initialisation, and for `trained`: `intra`, `inter` and `gap`, their difference; and, where
       the images have labels, `retrieval_top1`: how often the most similar other weight is of the same category. Then
-      the cosines themselves, under the same names.
+      the cosines themselves, under the same names, and the step of the run.
 
     Raises:
       UserError: no run, no checkpoint, or no images.
@@ -71,7 +71,7 @@ def similarities_of_run(
     prefix = checkpoint.newest(workdir)
     weight_index.refuse_other_number(prefix, source)
     progress = workers.start(config.seed, notes_of(source))
-    trained = load_encoder(workdir)
+    trained = encoder_of(config, prefix)
     if config.extend_from or config.contrast_epochs:
         network = "random" if not config.init else "given"
         progress.say(
@@ -91,7 +91,7 @@ def similarities_of_run(
         summaries[init] = cosines[init].summary()
         if labels is not None:
             summaries[init]["retrieval_top1"] = retrieval_top1(weights, labels, instances)
-    return summaries, cosines
+    return summaries, cosines, checkpoint_choice.step_of(prefix)
 
 
 def _initial_weights(config: PretrainConfig, source: Source) -> tuple[tf.keras.Model, tf.Tensor]:

@@ -22,7 +22,7 @@ from instcls_tf.errors import UserError
 from instcls_tf.methods.class_tables import read_rows
 from instcls_tf.methods.instance import CLASS_WEIGHTS_KEY as KEY
 from instcls_tf.progress import OnProgress, no_progress
-from instcls_tf.run import checkpoint
+from instcls_tf.run import checkpoint, checkpoint_choice
 from instcls_tf.run.workdir import load_classification
 
 # Classes of a block, of queries and of candidates: [8192, 8192] similarities take 256 MB.
@@ -37,6 +37,7 @@ class WeightNeighbours(NamedTuple):
     nearest: np.ndarray  # [N] int32, which one that is
     pairs: list[tuple[int, int]]
     outliers: list[int]
+    step: int  # of the run
 
     def summary(self, listed: int) -> dict:
         """What `similarity --index` answers, with the first `listed` pairs and outliers by name.
@@ -92,7 +93,8 @@ def weight_neighbours_of_run(workdir: str, data_dir: str | None, threshold: floa
     alike = np.flatnonzero(cosines >= threshold).tolist()
     pairs = {(min(i, int(places[i])), max(i, int(places[i]))): -float(cosines[i]) for i in alike}
     ranked = sorted(pairs, key=lambda pair: (pairs[pair], pair))
-    return WeightNeighbours(source, cosines, places, ranked, np.argsort(cosines, kind="stable")[:listed].tolist())
+    outliers = np.argsort(cosines, kind="stable")[:listed].tolist()
+    return WeightNeighbours(source, cosines, places, ranked, outliers, checkpoint_choice.step_of(prefix))
 
 
 def num_classes(prefix: str) -> int:

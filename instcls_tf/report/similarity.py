@@ -13,8 +13,6 @@ from instcls_tf.evaluation.similarity import Similarities, similarities_of_run
 from instcls_tf.evaluation.weight_index import WeightNeighbours, weight_neighbours_of_run
 from instcls_tf.report.answer import Answer, Picture
 from instcls_tf.report.figures import new_figure, save_figure
-from instcls_tf.run.checkpoint import newest
-from instcls_tf.run.checkpoint_choice import step_of
 
 _PICTURED = 10
 _PIXELS = 96
@@ -22,10 +20,9 @@ _PIXELS = 96
 
 def similarities_with_picture(workdir: str, data_dir: str | None, instances: int) -> Answer:
     """`similarities_of_run` and its `step`, to be drawn into `WORKDIR/similarity.png`; all workers together."""
-    summaries, cosines = similarities_of_run(workdir, data_dir, instances)
+    summaries, cosines, step = similarities_of_run(workdir, data_dir, instances)
     path = os.path.join(workdir, "similarity.png")
-    result = {**summaries, "step": step_of(newest(workdir))}
-    return Answer(result, picture=Picture(path, lambda path: draw_histograms(path, cosines)))
+    return Answer({**summaries, "step": step}, picture=Picture(path, lambda path: draw_histograms(path, cosines)))
 
 
 def draw_histograms(path: str, cosines: dict[str, Similarities]) -> None:
@@ -47,7 +44,7 @@ def index_with_picture(workdir: str, data_dir: str | None, threshold: float, lis
     """`weight_neighbours_of_run` and its `step`, to be drawn into `WORKDIR/similarity_index.png`; all together."""
     neighbours = weight_neighbours_of_run(workdir, data_dir, threshold, listed)
     path = os.path.join(workdir, "similarity_index.png")
-    result = {**neighbours.summary(listed), "step": step_of(newest(workdir))}
+    result = {**neighbours.summary(listed), "step": neighbours.step}
     return Answer(result, picture=Picture(path, lambda path: draw_index(path, neighbours)))
 
 

@@ -18,6 +18,7 @@ from instcls_tf.evaluation.unseen import has_seen_nothing
 from instcls_tf.initial.start import keep_starting_weights
 from instcls_tf.run.workdir import begin_run
 from tests.images import write_images
+from tests.recipes import WITHOUT_PRIOR
 
 ABOUT = {
     "dataset": "d",
@@ -201,21 +202,13 @@ def test_only_a_test_split_that_is_missing_is_passed_over_in_silence(tmp_path):
 def test_a_run_without_a_step_is_like_its_start_whatever_its_method(tmp_path, monkeypatch):
     """No prior has shown either network an image: both are judged with the same statistics."""
     write_images(tmp_path / "photos", [f"{number}.jpg" for number in range(20)])
-    config = PretrainConfig(
-        dataset=f"folder:{tmp_path / 'photos'}",
-        workdir=str(tmp_path / "run"),
-        method="simclr",
-        encoder="resnet10",
-        width_multiplier=0.125,
-        stem="small",
-        image_size=16,
-        embedding_size=8,
-    )
+    config = WITHOUT_PRIOR.replace(dataset=f"folder:{tmp_path / 'photos'}", workdir=str(tmp_path / "run"))
     begin_run(config)
     run = make_encoder(config)
     keep_starting_weights(config.workdir, run)
-    monkeypatch.setattr(against_start, "load_encoder", lambda workdir: run)
-    monkeypatch.setattr(against_start, "newest", lambda workdir: f"{workdir}/checkpoints/ckpt-00000000")
+    monkeypatch.setattr(against_start, "encoder_of", lambda config, prefix: run)
+    asked = iter(["checkpoints/ckpt-00000007"])  # once: a run that goes on has another one later
+    monkeypatch.setattr(against_start, "newest", lambda workdir: next(asked))
     found = judge_run(config.workdir)
     assert found.networks["start"] == found.networks["run"] and found.verdict() == LIKE
-    assert not has_seen_nothing(run)
+    assert not has_seen_nothing(run) and found.about["step"] == 7

@@ -144,7 +144,7 @@ def test_a_bad_image_is_a_black_picture(tmp_path):
         (tmp_path / f"{index}.png").write_bytes(tf.io.encode_png(np.full([4, 4, 3], 50 + index, np.uint8)).numpy())
     (tmp_path / "1.png").write_bytes(b"torn")
     index = WeightNeighbours(
-        open_source(f"folder:{tmp_path}"), np.ones(3), np.array([1, 0, 0]), pairs=[(0, 1)], outliers=[2]
+        open_source(f"folder:{tmp_path}"), np.ones(3), np.array([1, 0, 0]), pairs=[(0, 1)], outliers=[2], step=5
     )
     draw_index(str(tmp_path / "drawn.png"), index)
     drawn = tf.io.decode_png((tmp_path / "drawn.png").read_bytes(), channels=3).numpy()

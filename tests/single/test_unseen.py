@@ -18,22 +18,14 @@ from instcls_tf.pretraining import starting
 from instcls_tf.pretraining.starting import make_gauge
 from instcls_tf.progress import Progress
 from tests.images import write_images
+from tests.recipes import WITHOUT_PRIOR
 
 
 @pytest.fixture
 def config(tmp_path) -> PretrainConfig:
     write_images(tmp_path / "images", [f"{index}.jpg" for index in range(20)])
     (tmp_path / "images" / "torn.png").write_bytes(b"torn")
-    return PretrainConfig(
-        dataset=f"folder:{tmp_path / 'images'}",
-        workdir=str(tmp_path / "run"),
-        method="simclr",
-        encoder="resnet10",
-        width_multiplier=0.125,
-        stem="small",
-        image_size=16,
-        embedding_size=8,
-    )
+    return WITHOUT_PRIOR.replace(dataset=f"folder:{tmp_path / 'images'}", workdir=str(tmp_path / "run"))
 
 
 def inputs_of_first(encoder: tf.keras.Model, images: np.ndarray) -> np.ndarray:

@@ -77,6 +77,6 @@ def draw_minutes(path: str, about: Minutes, scale: Scale, results: dict[str, dic
         title=about.title,
     )
     axes.grid(alpha=0.3)
-    about_names = {"title": "method (seeds at each length)", "fontsize": "small"}
-    add_legend(figure, lines, names, loc="outside lower center", ncols=2, **about_names)
+    title = "method (seeds at each length)"
+    add_legend(figure, lines, names, title=title, fontsize="small", loc="outside lower center", ncols=2)
     save_figure(path, figure)

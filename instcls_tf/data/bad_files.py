@@ -62,9 +62,9 @@ class BadFiles:
     def check(self) -> None:
         """Merges the workers' findings and writes the list; all workers call it together.
 
-          Raises:
-            UserError: a record file is damaged, or too many images are bad; on all workers alike.
-        MachineError: likewise, as the file system fails.
+        Raises:
+          UserError: a record file is damaged, or too many images are bad; on all workers alike.
+          MachineError: likewise, as the file system fails.
         """
         reasons, damage = self._source.bad.reasons, self._source.bad.damage
         news = dict(itertools.islice(reasons.items(), self._told, None))

@@ -100,14 +100,12 @@ class Restarts:
 
     def _wait(self) -> None:
         """Has some patience with machines that do not answer, if too few workers are left without them."""
-        patience, is_told = self._options.wait_for_hosts, False
+        patience = self._options.wait_for_hosts
         end = time.monotonic() + patience
+        if patience and self._lacks_workers():
+            names = ", ".join(machines.problems(self.seen))
+            self._say(f"waiting for {names}, up to {patience:g} s (--wait_for_hosts)")
         while self._lacks_workers() and time.monotonic() < end:
-            if not is_told:
-                self._say(
-                    f"waiting for {', '.join(machines.problems(self.seen))}, up to {patience:g} s (--wait_for_hosts)"
-                )
-            is_told = True
             time.sleep(_ASK_SECONDS)
             self.seen = machines.look(self._all)
 

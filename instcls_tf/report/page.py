@@ -219,18 +219,17 @@ def _marks(run: _Run) -> list[Mark]:
 
 def _results(run: _Run) -> str:
     """What commands have left in the workdir, as tables."""
-    found = []
+    found, now = [], max(map(step_of, prefixes(run.workdir)), default=0)
     for name in RESULTS:
         values = _numbers_of(os.path.join(run.workdir, f"{name}.json"))
         if values:
             rows = [(key, value) for key, value in values.items()][:_MOST_RESULTS]
-            found.append(f"<h3>{name}</h3>{_age(values.get('step', ''), run.workdir)}{_pairs(rows)}")
+            found.append(f"<h3>{name}</h3>{_age(values.get('step', ''), now)}{_pairs(rows)}")
     return "".join(found) or "<p>No evaluation has been made yet.</p>"
 
 
-def _age(step: str, workdir: str) -> str:
+def _age(step: str, now: int) -> str:
     """A sentence about a result that is of an earlier step of the run than its newest checkpoint."""
-    now = max(map(step_of, prefixes(workdir)), default=0)
     if not step.isdecimal() or int(step) >= now:
         return ""
     return f"<p>Of step {step}, before the run went on to step {now}: the same command measures it anew.</p>"
